@@ -1,0 +1,298 @@
+"""Floating-point building blocks: the only place that deals with rounding, overflow and zeros.
+
+Probabilities are kept as logarithms and `-inf` is an exact zero. Two ideas carry the accuracy:
+
+* the log-ratio `t = log p/q` is computed from the difference of the logits, which is exact for
+  nearly equal logits, and never from two rounded log-probabilities (`log_ratio`);
+* differences of exponentials are divided differences, which do not cancel (`phi_1`, `phi_2`,
+  `exp_difference`, `exp_difference_2`).
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+# ---------------------------------------------------------------------------------------- inputs
+
+
+def as_float(name: str, x: ArrayLike) -> Array:
+    """`x` as an array of float32 or float64; half precision is widened, other types are refused."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name} must be a floating-point array, got dtype {x.dtype}")
+    return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
+
+
+def same_shape(**arrays: Array) -> None:
+    """Refuses arrays of different shapes, naming them."""
+    shapes = {name: tuple(x.shape) for name, x in arrays.items()}
+    if len(set(shapes.values())) > 1:
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"{' and '.join(shapes)} must have the same shape, got {found}")
+
+
+def in_range(name: str, x: ArrayLike, low: float, high: float, allowed: str) -> ArrayLike:
+    """Refuses a value outside the open interval (low, high); traced values pass unchecked."""
+    if isinstance(x, jax.core.Tracer):
+        return x
+    value = np.asarray(x)
+    if value.dtype.kind not in "fiu" or not np.all((value > low) & (value < high)):
+        raise ValueError(f"{name} must be {allowed}, got {x}")
+    return x
+
+
+def logits_pair(
+    p_logits: ArrayLike, q_logits: ArrayLike, axis: int, where: ArrayLike | None
+) -> tuple[Array, Array]:
+    """Two checked arrays of logits with the categories last and masked categories at `-inf`.
+
+    A row with nothing left by `where` becomes twice the same distribution, so that every
+    divergence of it is 0 and so is its gradient.
+    """
+    p_logits, q_logits = as_float("p_logits", p_logits), as_float("q_logits", q_logits)
+    same_shape(p_logits=p_logits, q_logits=q_logits)
+    if p_logits.ndim == 0:
+        raise ValueError("p_logits must have an axis of categories, got a scalar")
+    if not -p_logits.ndim <= axis < p_logits.ndim:
+        raise ValueError(f"axis must be within shape {tuple(p_logits.shape)}, got {axis}")
+    dtype = jnp.promote_types(p_logits.dtype, q_logits.dtype)
+    p_logits, q_logits = p_logits.astype(dtype), q_logits.astype(dtype)
+    if where is not None:
+        where = jnp.asarray(where)
+        if where.dtype != jnp.bool_:
+            raise TypeError(f"where must be a boolean array, got dtype {where.dtype}")
+        where = jnp.broadcast_to(where, p_logits.shape)
+        empty = ~jnp.any(where, axis=axis, keepdims=True)
+        p_logits, q_logits = (
+            jnp.where(empty, 0, jnp.where(where, logits, -jnp.inf))
+            for logits in (p_logits, q_logits)
+        )
+    if p_logits.shape[axis] == 0:
+        raise ValueError(f"axis {axis} must have at least one category, got shape {p_logits.shape}")
+    return jnp.moveaxis(p_logits, axis, -1), jnp.moveaxis(q_logits, axis, -1)
+
+
+# ------------------------------------------------------------------------------ log-probabilities
+
+
+def _is_mode(logits: Array) -> Array:
+    """True at the first largest entry of each row, False elsewhere. Shape `[..., n]`."""
+    mode = jnp.argmax(logits, axis=-1, keepdims=True).astype(jnp.int32)
+    return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == mode
+
+
+@jax.custom_jvp
+def log_softmax(logits: Array) -> Array:
+    """Log-probabilities of `[..., n]` logits, relatively accurate also where p is nearly 1.
+
+    The derivative is taken relative to the mode: `1 - p_mode` is the sum of the other
+    probabilities and not a difference, so gradients of 1e-30 come out right. A row without a
+    finite entry is no distribution and gives NaN.
+    """
+    is_mode = _is_mode(logits)
+    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
+    others = jnp.sum(jnp.where(is_mode, 0, jnp.exp(shifted)), axis=-1, keepdims=True)
+    return shifted - jnp.log1p(others)
+
+
+@log_softmax.defjvp
+def _log_softmax_jvp(primals, tangents):
+    (logits,), (dlogits,) = primals, tangents
+    log_p, is_mode = log_softmax(logits), _is_mode(logits)
+    dmode = jnp.sum(jnp.where(is_mode, dlogits, 0), axis=-1, keepdims=True)
+    relative = jnp.where(is_mode, 0, dlogits - dmode)
+    return log_p, relative - jnp.sum(jnp.exp(log_p) * relative, axis=-1, keepdims=True)
+
+
+def log_ratio(p_logits: Array, q_logits: Array) -> tuple[Array, Array, Array]:
+    """`(log p, log q, log p/q)` of two `[..., n]` arrays of logits; the last is 0 outside both.
+
+    `log p/q = d + k` with `d = p_logits - q_logits - c` and `c` that difference at a category both
+    find likely. The constant `k = log(sum q e^k)` is `log1p` of a sum of small terms when p and q
+    are close, so log p/q keeps its relative accuracy however small it is. For identical
+    logits it is exactly 0.
+    """
+    log_p, log_q = log_softmax(p_logits), log_softmax(q_logits)
+    plain = log_p - log_q
+    both = (log_p != -jnp.inf) & (log_q != -jnp.inf)
+    anchor = _is_mode(jnp.where(both, log_p + log_q, -jnp.inf))
+
+    def at_anchor(x):
+        return jnp.sum(jnp.where(anchor & both, x, 0), axis=-1, keepdims=True)
+
+    difference = jnp.where(both, p_logits - q_logits, 0)
+    d = difference - at_anchor(difference)
+    k = at_anchor(plain)
+    close = both & (jnp.abs(d) < 1)
+    excess = jnp.where(
+        close,
+        jnp.exp(log_p) * jnp.expm1(jnp.where(close, -d, 0)),
+        jnp.exp(log_q + k) - jnp.exp(log_p),
+    )
+    excess = jnp.sum(excess, axis=-1, keepdims=True)
+    small = jnp.abs(k) < 0.5
+    accurate = d + jnp.where(small, jnp.log1p(jnp.where(small, excess, 0)), k)
+    plain = jnp.where(both, plain, 0)
+    # The derivative is that of the plain difference; only the rounding error is taken out.
+    t = plain + jax.lax.stop_gradient(jnp.where(both, accurate, 0) - plain)
+    return log_p, log_q, t
+
+
+def _log_mixture(t: Array, weight: ArrayLike) -> Array:
+    """`log(weight e^t + 1 - weight)`."""
+    far = t > 30
+    near = jnp.log1p(weight * jnp.expm1(jnp.where(far, 0, t)))
+    return jnp.where(far, t + jnp.log1p((1 - weight) * jnp.expm1(-jnp.where(far, t, 0))), near)
+
+
+def log_mixture(
+    log_p: Array, log_q: Array, t: Array, weight: ArrayLike
+) -> tuple[Array, Array, Array]:
+    """`(log m, log p/m, log q/m)` of `m = weight p + (1 - weight) q`; `t = log p/q`."""
+    over_p, over_q = _log_mixture(-t, 1 - weight), _log_mixture(t, weight)
+    return jnp.where(t > 0, log_p + over_p, log_q + over_q), -over_p, -over_q
+
+
+def probability_difference(log_p: Array, log_q: Array, t: Array) -> Array:
+    """`p - q`, relatively accurate also where p and q are nearly equal; `t = log p/q`."""
+    close = jnp.abs(t) < 1
+    return jnp.where(
+        close, jnp.exp(log_q) * jnp.expm1(jnp.where(close, t, 0)), jnp.exp(log_p) - jnp.exp(log_q)
+    )
+
+
+# --------------------------------------------------------- differences of exponentials without loss
+
+
+def _terms(dtype) -> int:
+    """Taylor terms of e^x that matter for |x| <= 1."""
+    return 10 if jnp.finfo(dtype).eps > 1e-10 else 19
+
+
+def phi_2(x: Array) -> Array:
+    """`(e^x - 1 - x) / x^2`, with value 1/2 at 0."""
+    near = jnp.abs(x) < 1
+    small, large = jnp.where(near, x, 0), jnp.where(near, 1, x)
+    series = jnp.zeros_like(x)
+    for k in reversed(range(_terms(x.dtype))):
+        series = series * small + 1 / math.factorial(k + 2)
+    # expm1(x)/x - 1 first: x^2 may overflow where the quotient does not.
+    return jnp.where(near, series, (jnp.expm1(large) / large - 1) / large)
+
+
+@jax.custom_jvp
+def phi_1(x: Array) -> Array:
+    """`(e^x - 1) / x`, with value 1 at 0."""
+    zero = x == 0
+    return jnp.where(zero, 1, jnp.expm1(x) / jnp.where(zero, 1, x))
+
+
+@phi_1.defjvp
+def _phi_1_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    value = phi_1(x)
+    return value, (value - phi_2(x)) * dx
+
+
+def exp_residual(x: Array) -> Array:
+    """`e^x - 1 - x >= 0`, relatively accurate near 0."""
+    return x * (x * phi_2(x))
+
+
+@jax.custom_jvp
+def exp_residual_root(r: Array) -> Array:
+    """The `x <= 0` with `e^x - 1 - x = r`, for `r >= 0`."""
+    positive = r > 0
+    safe = jnp.where(positive, r, 1)
+
+    def newton(_, x):
+        return x - (exp_residual(x) - safe) / jnp.expm1(x)
+
+    # A convex function, and a start left of the root: Newton's method is monotone.
+    x = jax.lax.fori_loop(0, 8, newton, -safe - jnp.sqrt(2 * safe))
+    return jnp.where(positive, x, 0)
+
+
+@exp_residual_root.defjvp
+def _exp_residual_root_jvp(primals, tangents):
+    (r,), (dr,) = primals, tangents
+    x = exp_residual_root(r)
+    return x, dr / jnp.expm1(x)
+
+
+def exp_difference(a: Array, b: Array) -> Array:
+    """First divided difference of exp, `(e^a - e^b) / (a - b)`; `e^a` where a = b."""
+    high = jnp.maximum(a, b)
+    return jnp.where(high == jnp.inf, jnp.inf, jnp.exp(high) * phi_1(-jnp.abs(a - b)))
+
+
+def exp_difference_2(a: Array, b: Array, c: Array) -> Array:
+    """Second divided difference of exp at three points: positive, symmetric, `e^a / 2` at a=b=c.
+
+    `e^a/((a-b)(a-c)) + e^b/((b-a)(b-c)) + e^c/((c-a)(c-b))`.
+    """
+    high = jnp.maximum(jnp.maximum(a, b), c)
+    low = jnp.minimum(jnp.minimum(a, b), c)
+    middle = jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
+    near = high - low < 1
+    x, y = jnp.where(near, middle - high, 0), jnp.where(near, low - high, 0)
+    # e^high * sum_k h_k(0, x, y) / (k+2)!, h_k the complete homogeneous polynomial.
+    series, homogeneous, power = jnp.full_like(x, 0.5), jnp.ones_like(x), jnp.ones_like(x)
+    for k in range(1, _terms(x.dtype)):
+        power = power * y
+        homogeneous = homogeneous * x + power
+        series = series + homogeneous / math.factorial(k + 2)
+    spread = jnp.where(near, 1, high - low)
+    upper = phi_1(jnp.where(near, 0, middle - high))
+    lower = jnp.exp(jnp.where(near, 0, middle - high)) * phi_1(jnp.where(near, 0, low - middle))
+    scale = jnp.where(near, series, (upper - lower) / spread)
+    return jnp.where(high == jnp.inf, jnp.inf, jnp.exp(high) * scale)
+
+
+def scaled_expm1(x: Array, c: ArrayLike) -> Array:
+    """`expm1(c x) / c`, with its limit x at c = 0: the deformed logarithm of e^x."""
+    return x * phi_1(c * x)
+
+
+def scaled_log1p(x: Array, c: ArrayLike) -> Array:
+    """`log1p(c x) / c`, with its limit x at c = 0; `-inf / c` where `c x <= -1`."""
+    x, c = jnp.broadcast_arrays(x, jnp.asarray(c, jnp.result_type(x)))
+    z = c * x
+    tiny = jnp.abs(z) < 1e-3
+    inside = z > -1
+    small, safe = jnp.where(tiny, z, 0), jnp.where(tiny | ~inside, 1, z)
+    series = jnp.zeros_like(z)
+    for k in reversed(range(1, 8)):
+        series = series * small + (-1) ** (k + 1) / k
+    divisor = jnp.where(tiny, 1, c)
+    return jnp.where(tiny, x * series, jnp.where(inside, jnp.log1p(safe), -jnp.inf) / divisor)
+
+
+# ---------------------------------------------------------------------------------------- inverses
+
+
+def log_expm1(x: Array) -> Array:
+    """`log(e^x - 1)` for x > 0, the inverse of softplus; `-inf` at 0."""
+    return x + jnp.log(-jnp.expm1(-x))
+
+
+@jax.custom_jvp
+def log_wright_omega(x: Array) -> Array:
+    """The y with `y + e^y = x`, so that e^y is Lambert's W of e^x; no overflow for large x."""
+
+    def newton(_, y):
+        return y - (y + jnp.exp(y) - x) / (1 + jnp.exp(y))
+
+    # A convex function, and a start right of the root: Newton's method is monotone.
+    return jax.lax.fori_loop(0, 8, newton, jnp.where(x < 1, x, jnp.log(jnp.maximum(x, 1))))
+
+
+@log_wright_omega.defjvp
+def _log_wright_omega_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    y = log_wright_omega(x)
+    return y, dx / (1 + jnp.exp(y))

@@ -1,0 +1,272 @@
+"""Regularised greedy policies: `argmax_pi <pi, v> - temperature * D(pi‖ref)` for every generator.
+
+The optimum gives every action `f'(pi/ref) = (v - normaliser) / temperature`, so the policy is
+`ref` times the inverse slope of the generator, and one number, the normaliser, is left to find.
+KL gives softmax, Pearson's chi2 a sparse policy, a uniform reference with the alpha divergence
+entmax. The conjugate value is the soft maximum of value iteration and of optimal aligned policies.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jdiv import numerics
+from jdiv.divergences import categorical, generators
+from jdiv.divergences.generators import KL, Generator, TotalVariation
+
+
+class Greedy(NamedTuple):
+    """The regularised greedy policy of each row, with the evidence that it is one."""
+
+    log_policy: Array
+    """`[..., n]` log-probabilities; -inf is an action that the policy drops."""
+    value: Array
+    """`[...]` the maximum `<pi, v> - temperature * D(pi‖ref)`; its gradient by v is the policy."""
+    normaliser: Array
+    """`[...]` the number with `f'(pi/ref) = (v - normaliser)/temperature` on the support, f centred."""
+    residual: Array
+    """`[...]` `|sum pi - 1|` before the last normalisation."""
+    iterations: Array
+    """Steps of the solver, 0 for closed forms; one number for the whole batch."""
+    converged: Array
+    """`[...]` whether the solver came to rest within rounding of its unknown."""
+
+
+def greedy(
+    values: ArrayLike,
+    ref_logits: ArrayLike,
+    temperature: ArrayLike,
+    generator: Generator,
+) -> Greedy:
+    """The policy that maximises `<pi, values> - temperature * D(pi‖ref)` over the simplex.
+
+    Shapes: values and ref_logits `[..., n]`, temperature a positive number or `[...]`. Actions
+    with zero reference probability stay at zero. Closed forms for KL and total variation, else a
+    safeguarded Newton iteration on the log-ratio of the best action. Differentiable to any order
+    in every argument, the parameters of the generator included; the gradient of `value` by
+    `values` is the policy.
+
+    >>> policy = greedy(jnp.array([1.0, 0.0]), jnp.zeros(2), 0.5, generators.pearson_chi2())
+    >>> print(jnp.exp(policy.log_policy), policy.value)
+
+    Reference: Geist, Scherrer and Pietquin 2019 (arXiv:1901.11275), section 3, for the regularised
+    greedy policy and its conjugate; Wang et al. 2024 (arXiv:2309.16240), Theorem 1, for the form
+    through the inverse slope.
+    """
+    values = numerics.as_float("values", values)
+    ref_logits = numerics.as_float("ref_logits", ref_logits)
+    numerics.same_shape(values=values, ref_logits=ref_logits)
+    if values.ndim == 0 or values.shape[-1] == 0:
+        raise ValueError(f"values must have at least one action, got shape {tuple(values.shape)}")
+    numerics.in_range("temperature", temperature, 0, jnp.inf, "positive and finite")
+    dtype = jnp.promote_types(values.dtype, ref_logits.dtype)
+    values, temperature = values.astype(dtype), jnp.asarray(temperature, dtype)
+    if temperature.shape not in ((), values.shape[:-1]):
+        raise ValueError(
+            f"temperature must be a number or of shape {values.shape[:-1]}, got {temperature.shape}"
+        )
+    temperature = jnp.broadcast_to(temperature, values.shape[:-1])
+    generator = jax.tree.map(lambda x: jnp.asarray(x, dtype), generator)
+    log_ref = numerics.log_softmax(ref_logits.astype(dtype))
+
+    # Only the reference's support competes, and only differences to its best value matter.
+    supported = log_ref != -jnp.inf
+    best = jnp.max(jnp.where(supported, values, -jnp.inf), axis=-1, keepdims=True)
+    best = jax.lax.stop_gradient(best)
+    drop = jnp.where(supported, values - best, 0)
+    solve = _CLOSED_FORMS.get(type(generator), _solve)
+    log_ratio, top, residual, iterations, converged = solve(generator, drop / temperature[..., None], log_ref)
+
+    log_policy = jnp.where(supported, log_ref + log_ratio, -jnp.inf)
+    return Greedy(
+        log_policy=log_policy,
+        value=best[..., 0] + _value(generator, drop, log_ref, temperature, log_policy, log_ratio),
+        normaliser=best[..., 0] - temperature * top,
+        residual=residual,
+        iterations=iterations,
+        converged=converged,
+    )
+
+
+def _payoff(generator, drop, log_ref, temperature, log_policy, log_ratio):
+    """`<pi, drop> - temperature * D(pi‖ref)`."""
+    taken = log_policy != -jnp.inf
+    payoff = jnp.exp(log_policy) * jnp.where(taken, drop, 0)
+    cost = categorical.terms(generator, log_policy, log_ref, log_ratio)
+    return jnp.sum(payoff, axis=-1) - temperature * jnp.sum(cost, axis=-1)
+
+
+_value = jax.custom_jvp(_payoff)
+
+
+@_value.defjvp
+def _value_jvp(primals, tangents):
+    """The envelope theorem: at the optimum the policy counts as a constant."""
+    *inputs, log_policy, log_ratio = primals
+    at_policy = lambda *inputs: _payoff(*inputs, log_policy, log_ratio)  # noqa: E731
+    return jax.jvp(at_policy, inputs, tangents[:4])
+
+
+def _closed_form_kl(generator: KL, scaled: Array, log_ref: Array):
+    """Softmax: `log(pi/ref) = v/temperature - log sum ref exp(v/temperature)`."""
+    log_sum = jax.nn.logsumexp(log_ref + scaled, axis=-1)
+    return scaled - log_sum[..., None], -log_sum, *_no_solver(log_sum)
+
+
+def _closed_form_total_variation(generator: TotalVariation, scaled: Array, log_ref: Array):
+    """Moving mass costs the temperature: what lies further below the best moves to the best.
+
+    Actions that tie for the best share what arrives in proportion to the reference.
+    """
+    supported = log_ref != -jnp.inf
+    best = supported & (scaled == 0)
+    dropped = supported & (scaled < -1)
+    moved, share = (
+        jnp.sum(jnp.where(chosen, jnp.exp(log_ref), 0), axis=-1, keepdims=True)
+        for chosen in (dropped, best)
+    )
+    log_ratio = jnp.where(best, jnp.log1p(moved / share), jnp.where(dropped, -jnp.inf, 0))
+    return log_ratio, jnp.full_like(scaled[..., 0], 0.5), *_no_solver(scaled[..., 0])
+
+
+def _no_solver(row: Array):
+    """Residual, iterations and convergence of a closed form."""
+    return jnp.zeros_like(row), jnp.zeros((), jnp.int32), jnp.ones(row.shape, bool)
+
+
+_CLOSED_FORMS = {KL: _closed_form_kl, TotalVariation: _closed_form_total_variation}
+
+
+def _solve(generator: Generator, scaled: Array, log_ref: Array):
+    """Any other generator, by one unknown: the log-ratio `top` of the best actions.
+
+    `scaled` is (v - max v)/temperature, 0 at the best actions, whose log-ratio lies between 0 and
+    minus the logarithm of their reference mass. All other log-ratios follow by `shift`, in which
+    nothing cancels where the slope saturates.
+    """
+    supported = log_ref != -jnp.inf
+
+    def log_ratios(top):
+        return generator.shift(jnp.broadcast_to(top[..., None], scaled.shape), scaled)
+
+    def log_total(top):
+        log_policy = jnp.where(supported, log_ref + log_ratios(top), -jnp.inf)
+        return jax.nn.logsumexp(log_policy, axis=-1)
+
+    best = supported & (scaled == 0)
+    low = jnp.zeros_like(scaled[..., 0])
+    high = -jax.nn.logsumexp(jnp.where(best, log_ref, -jnp.inf), axis=-1)
+    start = -jax.nn.logsumexp(log_ref + scaled, axis=-1)  # the answer for KL
+    low, high, start = jax.lax.stop_gradient((low, jnp.maximum(high, 0), start))
+    top, (residual, iterations, converged) = jax.lax.custom_root(
+        log_total,
+        jnp.clip(start, low, high),
+        lambda f, start: _bracketed_newton(f, start, low, high),
+        lambda g, y: y / g(jnp.ones_like(y)),
+        has_aux=True,
+    )
+    log_ratio = log_ratios(top) - log_total(top)[..., None]
+    return log_ratio, generator.slope(top), residual, iterations, converged
+
+
+def _bracketed_newton(f, start: Array, low: Array, high: Array):
+    """The root of an increasing f in [low, high]: Newton's step where it helps, else bisection.
+
+    A step has to stay inside the bracket, and the one before must have halved |f|. All rows of the batch step together until the last one rests.
+    """
+    resolution = 4 * jnp.finfo(start.dtype).eps
+
+    def unfinished(state):
+        *_, resting, iteration = state
+        return ~jnp.all(resting) & (iteration < 200)
+
+    def step(state):
+        x, low, high, previous, resting, iteration = state
+        value, slope = jax.jvp(f, (x,), (jnp.ones_like(x),))
+        low, high = jnp.where(value < 0, x, low), jnp.where(value > 0, x, high)
+        newton = x - value / slope
+        scale = resolution * jnp.maximum(jnp.abs(x), 1)
+        resting |= (jnp.abs(newton - x) <= scale) | (high - low <= scale)
+        usable = (newton > low - scale) & (newton < high + scale)
+        usable &= jnp.abs(value) <= previous / 2
+        inner = jnp.clip(newton, low + scale / 2, high - scale / 2)
+        moved = jnp.where(usable, inner, (low + high) / 2)
+        return jnp.where(resting, x, moved), low, high, jnp.abs(value), resting, iteration + 1
+
+    never = jnp.zeros(start.shape, bool)
+    state = start, low, high, jnp.full_like(start, jnp.inf), never, jnp.zeros((), jnp.int32)
+    x, *_, resting, iterations = jax.lax.while_loop(unfinished, step, state)
+    return x, (jnp.abs(jnp.expm1(f(x))), iterations, resting)
+
+
+# --------------------------------------------------------------------------- Fenchel-Young, entmax
+
+
+def fenchel_young(
+    values: ArrayLike,
+    target_logits: ArrayLike,
+    ref_logits: ArrayLike,
+    temperature: ArrayLike,
+    generator: Generator,
+) -> Array:
+    """Fenchel-Young loss: how far a target policy is from the optimum of the regularised problem.
+
+    `max_pi <pi, v> - temperature D(pi‖ref)`, minus the same at the target. Its gradient by values
+    is `greedy policy - target`, and it is 0 exactly where the two agree; for KL it is
+    temperature * KL(target‖greedy policy). Shapes: `[..., n]` three times to `[...]`.
+
+    >>> print(fenchel_young(jnp.array([1.0, 0.0]), jnp.zeros(2), jnp.zeros(2), 1.0, generators.kl()))
+
+    Reference: Blondel, Martins and Niculae 2020 (arXiv:1901.02324), Definition 2.
+    """
+    best = greedy(values, ref_logits, temperature, generator).value
+    cost = categorical.f_divergence(generator, target_logits, ref_logits)
+    target = jnp.exp(numerics.log_softmax(numerics.as_float("target_logits", target_logits)))
+    payoff = jnp.sum(jnp.where(target > 0, target * values, 0), axis=-1)
+    return best - payoff + temperature * cost
+
+
+def entmax(scores: ArrayLike, *, alpha: ArrayLike = 1.5) -> Array:
+    """`argmax_p <p, scores> + H_a(p)` with Tsallis' entropy; sparsemax at a = 2, softmax at 1.
+
+    `H_a(p) = sum (p - p^a) / (a (a - 1))`: the greedy policy of the alpha divergence against the
+    uniform reference at temperature n^(1 - a). Shapes: `[..., n]` to probabilities `[..., n]`.
+
+    >>> print(entmax(jnp.array([1.0, 0.5, -1.0]), alpha=2.0))
+
+    Reference: Peters, Niculae and Martins 2019 (arXiv:1905.05702), equation 10.
+    """
+    scores = numerics.as_float("scores", scores)
+    return jnp.exp(greedy(*_tsallis_entropy(scores, alpha)).log_policy)
+
+
+def entmax_loss(scores: ArrayLike, target_logits: ArrayLike, *, alpha: ArrayLike = 1.5) -> Array:
+    """The Fenchel-Young loss of entmax: `sparsemax loss` at a = 2, cross-entropy's regret at 1.
+
+    Shapes: `[..., n]` twice to `[...]`.
+
+    Reference: Peters, Niculae and Martins 2019 (arXiv:1905.05702), section 4.1.
+    """
+    scores = numerics.as_float("scores", scores)
+    _, uniform, temperature, generator = _tsallis_entropy(scores, alpha)
+    return fenchel_young(scores, target_logits, uniform, temperature, generator)
+
+
+def sparsemax(scores: ArrayLike) -> Array:
+    """Euclidean projection of the scores onto the simplex: entmax at a = 2.
+
+    >>> print(sparsemax(jnp.array([1.0, 0.5, -1.0])))
+
+    Reference: Martins and Astudillo 2016 (arXiv:1602.02068), equation 2.
+    """
+    return entmax(scores, alpha=2.0)
+
+
+def _tsallis_entropy(scores: Array, alpha: ArrayLike):
+    """Arguments of `greedy` whose divergence is minus Tsallis' entropy, up to a constant."""
+    numerics.in_range("alpha", alpha, 0, jnp.inf, "positive and finite")
+    temperature = jnp.asarray(scores.shape[-1], scores.dtype) ** (1 - jnp.asarray(alpha))
+    return scores, jnp.zeros_like(scores), temperature, generators.alpha(alpha)

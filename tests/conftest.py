@@ -1,0 +1,37 @@
+"""Strict settings for every test: eight simulated devices, double precision, no silent casts."""
+
+import pathlib
+
+import chex
+import jax
+import pytest
+
+# A second run on the same machine finds its programs compiled.
+CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    """Tests compare in float64; what is about float32 says so with its arrays."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def same_everywhere():
+    """Asserts that f of `[8, ...]` arrays is the same eagerly, jitted, vmapped and pmapped.
+
+    f maps over the leading axis by itself; vmap and pmap take it away.
+    """
+
+    def check(f, *arrays, rtol=1e-12):
+        eager = f(*arrays)
+        for transformed in (jax.jit(f), jax.vmap(f), jax.pmap(f)):
+            chex.assert_trees_all_close(transformed(*arrays), eager, rtol=rtol, atol=rtol)
+
+    return check
