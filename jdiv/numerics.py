@@ -268,8 +268,10 @@ def scaled_log1p(x: Array, c: ArrayLike) -> Array:
     series = jnp.zeros_like(z)
     for k in reversed(range(1, 8)):
         series = series * small + (-1) ** (k + 1) / k
-    divisor = jnp.where(tiny, 1, c)
-    return jnp.where(tiny, x * series, jnp.where(inside, jnp.log1p(safe), -jnp.inf) / divisor)
+    usual = jnp.log1p(safe) / jnp.where(tiny, 1, c)
+    # Constants beyond the domain: -inf / c would have NaN for its derivative by c.
+    beyond = jnp.where(c > 0, -jnp.inf, jnp.inf)
+    return jnp.where(tiny, x * series, jnp.where(inside, usual, beyond))
 
 
 # ---------------------------------------------------------------------------------------- inverses

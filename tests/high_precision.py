@@ -86,7 +86,9 @@ def divergence(name, p, q, **parameters):
             return mp.inf if cross == 0 else -mp.log(cross**2 / squares)
         case "bregman":
             a = x["alpha"]
-            terms = ((u**a - v**a) / (a * (a - 1)) - v ** (a - 1) * (u - v) / (a - 1) for u, v in pairs)
+            terms = (
+                (u**a - v**a) / (a * (a - 1)) - v ** (a - 1) * (u - v) / (a - 1) for u, v in pairs
+            )
             return mp.fsum(terms)
     raise ValueError(name)
 
@@ -126,7 +128,10 @@ def _report():
             if row[key] is None or gradient is None:
                 continue
             exact = [float(g) for g in gradient if g is not None]
-            error = max(abs(a - b) for a, b in zip(exact, [g for g in row[key] if g is not None], strict=True))
+            error = max(
+                abs(a - b)
+                for a, b in zip(exact, [g for g in row[key] if g is not None], strict=True)
+            )
             if error > 1e-9 * max(map(abs, exact)):
                 print(index, row["name"], key, exact, row[key])
 

@@ -68,7 +68,9 @@ class Generator(abc.ABC):
 
     def value(self, t: Array) -> Array:
         """`f(e^t)`."""
-        return _at_ends(t, self.at_zero, jnp.inf, lambda t: self.perspective(t, jnp.zeros_like(t), t))
+        return _at_ends(
+            t, self.at_zero, jnp.inf, lambda t: self.perspective(t, jnp.zeros_like(t), t)
+        )
 
     def slope(self, t: Array) -> Array:
         """`f'(e^t)`: the score of f-DPO, minus the pseudo-reward of f-DPG."""
@@ -111,10 +113,11 @@ def _power_shift(t: Array, step: Array, c: ArrayLike) -> Array:
     growth = jnp.where(
         size > 0,
         jax.nn.softplus(log_size),
-        jnp.where(shrinks, jnp.log1p(-jnp.exp(jnp.where(shrinks, log_size, -1))), -jnp.inf),
+        jnp.where(shrinks, jnp.log1p(-jnp.exp(jnp.where(shrinks, log_size, -1))), 0),
     )
-    beyond = t + jnp.where(size == 0, 0, growth) / jnp.where(far, c, 1)
-    return jnp.where(far, beyond, near)
+    beyond = t + growth / jnp.where(far, c, 1)
+    beyond = jnp.where((size < 0) & ~shrinks, jnp.where(c > 0, -jnp.inf, jnp.inf), beyond)
+    return jnp.where(far, jnp.where(size == 0, t, beyond), near)
 
 
 @row
@@ -254,7 +257,7 @@ class Jeffreys(Generator):
         guess = -numerics.log_wright_omega(jnp.exp(-t) - t - step)
         # One Newton step on the slope itself restores the accuracy near u = 1.
         safe = jnp.maximum(guess, -30)
-        error = safe - t - jnp.exp(-t) * jnp.expm1(t - safe) - step
+        error = safe - t + jnp.exp(-safe) * jnp.expm1(safe - t) - step
         return jnp.where(guess > -30, safe - error / (1 + jnp.exp(-safe)), guess)
 
 
@@ -349,7 +352,8 @@ def _logistic_shift(t: Array, step: Array, move: Callable, other: ArrayLike) -> 
     y = move(-jax.nn.softplus(k - t), step)
     inside = y < 0
     moved = k - numerics.log_expm1(-jnp.where(inside, y, -1))
-    return jnp.where(inside, moved, jnp.inf)
+    # A step down cannot lead to infinity: where y underflows, the log-ratio stays.
+    return jnp.where(inside, moved, jnp.where(step > 0, jnp.inf, t))
 
 
 @row
@@ -500,8 +504,8 @@ TABLE: dict[str, Callable[..., Generator]] = {
 def get(name: str, **parameters: ArrayLike) -> Generator:
     """The row of this name, with its parameters.
 
-    >>> get("alpha", alpha=2.0).slope(jnp.log(3.0))
-    Array(2., dtype=float32)
+    >>> print(f"{get('alpha', alpha=2.0).slope(jnp.log(3.0)):.4f}")
+    2.0000
     >>> get("jensen_shanon")
     Traceback (most recent call last):
     ValueError: name must be a generator, got 'jensen_shanon'; did you mean 'jensen_shannon'?

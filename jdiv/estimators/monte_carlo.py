@@ -293,7 +293,8 @@ def _customary_reverse_kl(generator: ReverseKL, log_p: Array, log_q: Array, t: A
 
 def _customary_skew_kl(generator: SkewKL, log_p: Array, log_q: Array, t: Array) -> Array:
     """`p log(p/m)`."""
-    return -jnp.exp(log_p) * numerics.log_mixture(-t, generator.skew)
+    _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - generator.skew)
+    return jnp.exp(log_p) * p_over_m
 
 
 def _customary_power(generator: Power, log_p: Array, log_q: Array, t: Array) -> Array:

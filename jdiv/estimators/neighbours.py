@@ -58,8 +58,9 @@ def knn_kl(x: ArrayLike, y: ArrayLike, k: int = 5, *, chunk_size: int = 256) -> 
 
     def share(x_i):
         to_x, to_y = (kernels.squared_distances(x_i[None, :], z)[0] for z in (x, y))
-        rho = -jax.lax.top_k(-to_x, k + 1)[0][k]  # squared; the nearest x is x_i itself
-        nu = -jax.lax.top_k(-to_y, k)[0][k - 1]
+        # Squared. The nearest x is x_i itself; max keeps top_k from becoming a full sort.
+        rho = jnp.max(-jax.lax.top_k(-to_x, k + 1)[0])
+        nu = jnp.max(-jax.lax.top_k(-to_y, k)[0])
         atom = (rho == 0) | (nu == 0)
         rho, nu = jnp.where(atom, 1, rho), jnp.where(atom, 1, nu)
         by_volume = d / 2 * (jnp.log(nu) - jnp.log(rho)) + math.log(m / (n - 1))

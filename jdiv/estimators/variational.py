@@ -96,7 +96,7 @@ def tuba(scores: ArrayLike, log_baseline: ArrayLike) -> Array:
     """Unnormalised Barber-Agakov, `1 + mean joint (f - log a) - mean product e^f / a`.
 
     The baseline a(y) > 0 is free; the best is the mean of e^f(x, y) over x, and the best critic is
-    then log p(x|y) up to a function of y, where the mean is the mutual information itself. Bias and
+    then log p(y|x) up to a function of y, where the mean is the mutual information itself. Bias and
     variance as of `nwj`, which is the baseline e.
     Shapes: scores `[..., n, n]`, log_baseline a number or `[..., n]` (one per y_j), to `[...]`.
 
@@ -123,7 +123,7 @@ def _baseline(log_baseline: ArrayLike, scores: Array) -> Array:
 def infonce(scores: ArrayLike) -> Array:
     """InfoNCE, `log n + mean_j log softmax_i(f)_jj`: which x belongs to y_j?
 
-    Best critic: log p(x|y) up to a function of y. Hardly any variance, but never above log n, so
+    Best critic: log p(y|x) up to a function of y. Hardly any variance, but never above log n, so
     far below a mutual information that is. Transposed scores ask which y belongs to x_i.
     Shapes: scores `[..., n, n]` to `[...]`, at most log n.
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from jdiv import divergences as dv
 from jdiv import generators
-
 from tests import high_precision
 
 ROWS = json.loads((pathlib.Path(__file__).parents[1] / "data" / "divergences.json").read_text())
@@ -62,7 +62,9 @@ def largest_logit(row):
 GROUPS = sorted({(row["name"], *row["params"].items()) for row in ROWS})
 
 
-@pytest.mark.parametrize("group", GROUPS, ids=lambda g: "-".join([g[0], *(str(x) for _, x in g[1:])]))
+@pytest.mark.parametrize(
+    "group", GROUPS, ids=lambda g: "-".join([g[0], *(str(x) for _, x in g[1:])])
+)
 def test_reference_values_and_gradients(group):
     """Value and gradient of every row, in float64 and float32.
 
@@ -73,8 +75,13 @@ def test_reference_values_and_gradients(group):
     name, *parameters = group
     rows = [row for row in ROWS if (row["name"], *row["params"].items()) == group]
     assert len(rows) == 12
-    f = functools.partial(getattr(dv, name), **{"q_index" if k == "q" else k: v for k, v in parameters})
-    p, q = (jnp.stack([logits(row, key, jnp.float64) for row in rows]) for key in ("p_logits", "q_logits"))
+    f = functools.partial(
+        getattr(dv, name), **{"q_index" if k == "q" else k: v for k, v in parameters}
+    )
+    p, q = (
+        jnp.stack([logits(row, key, jnp.float64) for row in rows])
+        for key in ("p_logits", "q_logits")
+    )
     values, gradients = jax.jit(jax.vmap(jax.value_and_grad(f, (0, 1))))(p, q)
     singles = jax.jit(f)(p.astype(jnp.float32), q.astype(jnp.float32))
     assert singles.dtype == jnp.float32
@@ -316,7 +323,9 @@ def test_gradient_against_finite_differences(name):
             for i in range(6):
                 step = np.zeros((2, 6))
                 step[which, i] = 1e-6
-                up, down = (f(jnp.array(p + s * step[0]), jnp.array(q + s * step[1])) for s in (1, -1))
+                up, down = (
+                    f(jnp.array(p + s * step[0]), jnp.array(q + s * step[1])) for s in (1, -1)
+                )
                 np.testing.assert_allclose(
                     gradient[i], (up - down) / 2e-6, rtol=2e-6, atol=2e-8 * (1 + float(f(p, q)))
                 )
@@ -370,9 +379,7 @@ def test_symmetry(name):
     rng = np.random.default_rng(11)
     p, q = (jnp.array(rng.normal(size=(20, 7))) for _ in range(2))
     np.testing.assert_allclose(function(name)(p, q), function(name)(q, p), rtol=1e-13)
-    np.testing.assert_allclose(
-        dv.jensen_shannon(p, q), dv.jensen_shannon(q, p), rtol=1e-13
-    )
+    np.testing.assert_allclose(dv.jensen_shannon(p, q), dv.jensen_shannon(q, p), rtol=1e-13)
 
 
 def test_limits_and_identities_between_rows():
@@ -398,7 +405,10 @@ def test_limits_and_identities_between_rows():
     same(dv.jensen_shannon(p, q, weight=1e-9) / 1e-9, kl, rtol=1e-4)
     same(dv.jensen_shannon(p, q, weight=1 - 1e-9) / 1e-9, reverse, rtol=1e-4)
     same(dv.skew_kl(p, q, skew=1 - 1e-12), kl, rtol=1e-9)
-    same(dv.skew_kl(p, q, skew=0.5), dv.kl(p, jnp.logaddexp(jax.nn.log_softmax(p), jax.nn.log_softmax(q))))
+    same(
+        dv.skew_kl(p, q, skew=0.5),
+        dv.kl(p, jnp.logaddexp(jax.nn.log_softmax(p), jax.nn.log_softmax(q))),
+    )
 
 
 def test_disjoint_supports_reach_the_bounds():
@@ -439,9 +449,15 @@ def test_a_sweep_over_a_parameter_is_one_program():
     p, q = (jnp.array(rng.normal(size=6)) for _ in range(2))
     orders = jnp.linspace(-2, 3, 11)
     sweep = jax.jit(jax.vmap(lambda a: dv.alpha(p, q, alpha=a)))
-    np.testing.assert_allclose(sweep(orders), [dv.alpha(p, q, alpha=float(a)) for a in orders], rtol=1e-12)
-    rows = jax.vmap(lambda a: dv.f_divergence(generators.get("tsallis", q_index=a), p, q))(orders[6:])
-    np.testing.assert_allclose(rows, [dv.tsallis(p, q, q_index=float(a)) for a in orders[6:]], rtol=1e-12)
+    np.testing.assert_allclose(
+        sweep(orders), [dv.alpha(p, q, alpha=float(a)) for a in orders], rtol=1e-12
+    )
+    rows = jax.vmap(lambda a: dv.f_divergence(generators.get("tsallis", q_index=a), p, q))(
+        orders[6:]
+    )
+    np.testing.assert_allclose(
+        rows, [dv.tsallis(p, q, q_index=float(a)) for a in orders[6:]], rtol=1e-12
+    )
 
 
 def test_half_precision_gradients_near_equality():
@@ -542,9 +558,13 @@ def test_kl_at_zeros_against_the_common_implementation():
 def test_refusals_name_the_argument(name):
     f = function(name)
     x = jnp.zeros(3)
-    with pytest.raises(ValueError, match=r"^p_logits and q_logits must have the same shape, got .*\(3,\).*\(4,\)$"):
+    with pytest.raises(
+        ValueError, match=r"^p_logits and q_logits must have the same shape, got .*\(3,\).*\(4,\)$"
+    ):
         f(x, jnp.zeros(4))
-    with pytest.raises(TypeError, match=r"^p_logits must be a floating-point array, got dtype int64$"):
+    with pytest.raises(
+        TypeError, match=r"^p_logits must be a floating-point array, got dtype int64$"
+    ):
         f(jnp.array([1, 2, 3]), x)
     with pytest.raises(TypeError, match=r"^q_logits must be a floating-point array"):
         f(x, jnp.array([1, 2, 3]))

@@ -1,0 +1,1 @@
+"""One config per experiment, under the same stem."""

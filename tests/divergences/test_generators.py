@@ -1,0 +1,192 @@
+"""Each row of the table against its definition at 60 digits: value, slope, inverse, conjugate."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import pytest
+
+from jdiv import generators
+
+# The customary generators, as their papers write them, and the parameters to try.
+CUSTOMARY = {
+    "kl": ({}, lambda u: u * mp.log(u)),
+    "reverse_kl": ({}, lambda u: -mp.log(u)),
+    "jeffreys": ({}, lambda u: (u - 1) * mp.log(u)),
+    "jensen_shannon": (
+        {"weight": 0.3},
+        lambda u, weight: (
+            weight * u * mp.log(u) - (weight * u + 1 - weight) * mp.log(weight * u + 1 - weight)
+        ),
+    ),
+    "skew_kl": ({"skew": 0.2}, lambda u, skew: u * mp.log(u / ((1 - skew) * u + skew))),
+    "total_variation": ({}, lambda u: abs(u - 1) / 2),
+    "squared_hellinger": ({}, lambda u: 1 - mp.sqrt(u)),
+    "pearson_chi2": ({}, lambda u: (u - 1) ** 2),
+    "neyman_chi2": ({}, lambda u: (u - 1) ** 2 / u),
+    "le_cam": ({}, lambda u: (u - 1) ** 2 / (2 * (u + 1))),
+    "alpha": (
+        {"alpha": 0.7},
+        lambda u, alpha: (u**alpha - alpha * u + alpha - 1) / (alpha * (alpha - 1)),
+    ),
+    "tsallis": ({"q_index": 1.6}, lambda u, q_index: (u**q_index - u) / (q_index - 1)),
+}
+SMOOTH = [name for name in CUSTOMARY if name != "total_variation"]
+POINTS = [-6.0, -1.5, -1e-3, -1e-8, 0.0, 1e-8, 1e-3, 0.4, 2.0, 8.0]
+
+
+def both(name):
+    parameters, customary = CUSTOMARY[name]
+    exact = {key: mp.mpf(value) for key, value in parameters.items()}
+    return generators.get(name, **parameters), functools.partial(customary, **exact)
+
+
+def test_the_table_is_covered():
+    assert set(CUSTOMARY) == set(generators.TABLE)
+
+
+@pytest.mark.parametrize("name", CUSTOMARY)
+def test_value_is_the_centred_generator(name):
+    row, f = both(name)
+    with mp.workdps(60):
+        for t in POINTS:
+            u = mp.e ** mp.mpf(t)
+            centred = f(u) - mp.mpf(row.slope_at_one) * (u - 1)
+            np.testing.assert_allclose(
+                row.value(jnp.float64(t)), float(centred), rtol=1e-13, atol=1e-300
+            )
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_slopes_and_curvature(name):
+    row, f = both(name)
+    with mp.workdps(60):
+        assert abs(mp.diff(f, 1) - row.slope_at_one) < 1e-15
+        for t in POINTS:
+            u = mp.e ** mp.mpf(t)
+            slope = mp.diff(f, u) - mp.mpf(row.slope_at_one)
+            np.testing.assert_allclose(
+                row.slope(jnp.float64(t)), float(slope), rtol=1e-12, atol=1e-15
+            )
+            curvature = mp.diff(f, u, 2) * u
+            np.testing.assert_allclose(
+                jax.grad(row.slope)(t), float(curvature), rtol=1e-10, atol=1e-15
+            )
+            by_log_q = f(u) - mp.mpf(row.slope_at_one) * (u - 1) - u * slope
+            zero = jnp.float64(0)
+            ours = row.perspective_q(jnp.float64(t), zero, jnp.float64(t))
+            np.testing.assert_allclose(ours, float(by_log_q), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_inverse_slope_inverts(name):
+    row, _ = both(name)
+    t = jnp.array(POINTS)
+    np.testing.assert_allclose(row.inverse_slope(row.slope(t)), t, rtol=1e-8, atol=1e-13)
+    if jnp.isfinite(row.slope_at_infinity):
+        above = jnp.asarray(row.slope_at_infinity) + 1e-3
+        assert row.inverse_slope(above) == jnp.inf
+    if jnp.isfinite(row.slope_at_zero):
+        assert row.inverse_slope(jnp.asarray(row.slope_at_zero) - 1e-3) == -jnp.inf
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in SMOOTH if np.isfinite(generators.get(n).slope_at_infinity)]
+)
+@pytest.mark.parametrize("start", [0.0, 3.0, 20.0, 60.0])
+def test_shift_keeps_its_accuracy_where_the_slope_saturates(name, start):
+    """From t = 60 a slope that ends at a finite value no longer changes in float64; shift does."""
+    row, f = both(name)
+    with mp.workdps(120):
+        for target in (-2.0, 0.5, start - 0.75, start - 5.0):
+            if target > start:
+                continue
+            step = mp.diff(f, mp.e ** mp.mpf(target)) - mp.diff(f, mp.e ** mp.mpf(start))
+            ours = row.shift(jnp.float64(start), jnp.float64(float(step)))
+            np.testing.assert_allclose(ours, target, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", CUSTOMARY)
+def test_conjugate_is_the_maximum(name):
+    """`f*(s) = max_u (s u - f(u))` by a search over u, and Fenchel-Young's inequality."""
+    row, f = both(name)
+    low = max(float(row.slope_at_zero), -4.0)
+    high = min(float(row.slope_at_infinity), 2.0)
+    grid = np.exp(np.append(np.linspace(-40, 12, 200_001), 0.0))
+    log_grid = jnp.array(np.log(grid))
+    f_of_grid = np.asarray(row.value(log_grid))
+    for s in np.linspace(low, high, 9)[1:-1]:
+        conjugate = float(row.conjugate(jnp.float64(s)))
+        best = np.max(s * grid - f_of_grid)
+        np.testing.assert_allclose(conjugate, best, rtol=1e-6, atol=1e-6)
+        assert conjugate >= best - 1e-12 * abs(best)
+
+
+@pytest.mark.parametrize("name", CUSTOMARY)
+def test_ends(name):
+    """f(0), f'(0) and f'(inf) are what the formulas tend to; a conjugate ends where they say."""
+    row, f = both(name)
+    with mp.workdps(120):
+        tiny, huge = mp.mpf(10) ** -40, mp.mpf(10) ** 40
+        centred = lambda u: f(u) - mp.mpf(row.slope_at_one) * (u - 1)  # noqa: E731
+        at_zero, at_infinity = centred(tiny), centred(huge) / huge
+        slope_at_zero = (centred(2 * tiny) - centred(tiny)) / tiny
+    for ours, limit in (
+        (row.at_zero, at_zero), (row.slope_at_infinity, at_infinity), (row.slope_at_zero, slope_at_zero),
+    ):  # fmt: skip
+        if np.isinf(ours):
+            assert float(limit) * np.sign(ours) > 20
+        else:
+            np.testing.assert_allclose(ours, float(limit), rtol=1e-9)
+    minus_inf, inf = jnp.float64(-jnp.inf), jnp.float64(jnp.inf)
+    assert row.value(minus_inf) == row.at_zero
+    assert row.slope(minus_inf) == row.slope_at_zero
+    assert row.slope(inf) == row.slope_at_infinity
+    if np.isfinite(row.slope_at_infinity):
+        assert row.conjugate(jnp.float64(row.slope_at_infinity) + 0.1) == jnp.inf
+    if np.isfinite(row.slope_at_zero):
+        assert row.conjugate(jnp.float64(row.slope_at_zero) - 0.1) == -row.at_zero
+
+
+def test_weights_of_score_distillation():
+    """`f'' u^2` of each row; a public port has 1/(4 sqrt u) for Hellinger, which is not it."""
+    u = 2.5
+    h = {
+        name: float(jax.grad(generators.get(name).slope)(jnp.log(u)) * u)
+        for name in ("kl", "reverse_kl", "jeffreys", "squared_hellinger")
+    }
+    expected = {"kl": u, "reverse_kl": 1, "jeffreys": u + 1, "squared_hellinger": u**0.5 / 4}
+    for name, value in expected.items():
+        np.testing.assert_allclose(h[name], value, rtol=1e-12)
+    assert abs(h["squared_hellinger"] - 1 / (4 * u**0.5)) > 0.1
+
+
+def test_rows_are_pytrees_of_their_parameters():
+    row = generators.get("alpha", alpha=0.3)
+    assert jax.tree.leaves(row) == [0.3, 1.0, 0.0]
+    doubled = jax.tree.map(lambda x: 2 * x, row)
+    assert doubled.exponent == 0.6
+    swept = jax.vmap(lambda a: generators.get("alpha", alpha=a).slope(jnp.float64(0.5)))(
+        jnp.arange(3.0)
+    )
+    np.testing.assert_allclose(swept, [1 - np.exp(-0.5), 0.5, np.expm1(0.5)], rtol=1e-14)
+
+
+def test_refusals():
+    with pytest.raises(
+        ValueError,
+        match=r"^name must be a generator, got 'hellinger'; did you mean 'squared_hellinger'\?$",
+    ):
+        generators.get("hellinger")
+    with pytest.raises(
+        ValueError, match=r"^name must be a generator, got 'xyz'; there are kl, reverse_kl, "
+    ):
+        generators.get("xyz")
+    with pytest.raises(TypeError, match=r"^beta is not a parameter of alpha: it takes alpha$"):
+        generators.get("alpha", beta=1.0)
+    with pytest.raises(TypeError, match=r"^alpha is not a parameter of kl: it takes none$"):
+        generators.get("kl", alpha=1.0)
+    with pytest.raises(ValueError, match=r"^weight must be between 0 and 1, exclusive, got 1\.5$"):
+        generators.get("jensen_shannon", weight=1.5)

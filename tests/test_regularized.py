@@ -1,0 +1,398 @@
+"""The regularised greedy step against generic solvers, published tables, limits and calculus."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.optimize
+
+from jdiv import divergences as dv
+from jdiv import generators, regularized
+
+EVERY = {
+    "kl": {},
+    "reverse_kl": {},
+    "jeffreys": {},
+    "jensen_shannon": {"weight": 0.3},
+    "skew_kl": {"skew": 0.2},
+    "total_variation": {},
+    "squared_hellinger": {},
+    "pearson_chi2": {},
+    "neyman_chi2": {},
+    "le_cam": {},
+    "alpha": {"alpha": 0.7},
+    "tsallis": {"q_index": 1.6},
+}
+SMOOTH = [name for name in EVERY if name != "total_variation"]
+# NumPy here: JAX would round to float32 before the tests enable double precision.
+REF = np.log([0.05, 0.15, 0.2, 0.25, 0.35])
+VALUES = np.array([1.0, 0.2, -0.5, 0.3, -1.0])
+
+
+def test_every_row_is_covered():
+    assert set(EVERY) == set(generators.TABLE)
+
+
+def row(name):
+    return generators.get(name, **EVERY[name])
+
+
+@functools.cache
+def solver(name):
+    return jax.jit(lambda v, ref, temperature: regularized.greedy(v, ref, temperature, row(name)))
+
+
+# ------------------------------------------------------------ against independent optimisers
+
+
+FORMULAS = {
+    "kl": lambda p, q: p * jnp.log(p / q),
+    "reverse_kl": lambda p, q: -q * jnp.log(p / q),
+    "jeffreys": lambda p, q: (p - q) * jnp.log(p / q),
+    "jensen_shannon": lambda p, q: (
+        0.3 * p * jnp.log(p / (0.3 * p + 0.7 * q)) + 0.7 * q * jnp.log(q / (0.3 * p + 0.7 * q))
+    ),
+    "skew_kl": lambda p, q: p * jnp.log(p / (0.8 * p + 0.2 * q)),
+    "squared_hellinger": lambda p, q: (jnp.sqrt(p) - jnp.sqrt(q)) ** 2 / 2,
+    "pearson_chi2": lambda p, q: (p - q) ** 2 / q,
+    "neyman_chi2": lambda p, q: (p - q) ** 2 / p,
+    "le_cam": lambda p, q: (p - q) ** 2 / (2 * (p + q)),
+    "alpha": lambda p, q: (p**0.7 * q**0.3 - 0.7 * p - 0.3 * q) / (0.7 * -0.3),
+    "tsallis": lambda p, q: (p**1.6 * q**-0.6 - p) / 0.6,
+}
+
+
+def objective(name, pi, values, log_ref, temperature):
+    """Written out, on probabilities that need not sum to one."""
+    return jnp.sum(pi * values - temperature * FORMULAS[name](pi, jnp.exp(log_ref)))
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize("temperature", [0.2, 2.0])
+def test_against_a_constrained_optimiser(name, temperature):
+    """SLSQP over the simplex, told nothing of generators or normalisers, from two starts."""
+    rng = np.random.default_rng(0)
+    f = jax.jit(jax.value_and_grad(lambda pi, v, ref: -objective(name, pi, v, ref, temperature)))
+    for _ in range(2):
+        values, log_ref = rng.normal(size=5), jax.nn.log_softmax(jnp.array(rng.normal(size=5)))
+        ours = solver(name)(jnp.array(values), log_ref, temperature)
+        pi = np.asarray(jnp.exp(ours.log_policy))
+        best = None
+        for start in (np.full(5, 0.2), np.asarray(jnp.exp(log_ref))):
+            found = scipy.optimize.minimize(
+                lambda x, v=values, r=log_ref: [np.asarray(y, float) for y in f(jnp.array(x), v, r)],
+                start, jac=True, method="SLSQP", bounds=[(1e-12, 1)] * 5,
+                constraints={"type": "eq", "fun": lambda x: x.sum() - 1, "jac": np.ones_like},
+                options={"ftol": 1e-16, "maxiter": 1000},
+            )  # fmt: skip
+            best = found if best is None or found.fun < best.fun else best
+        # The solver's own accuracy bounds the comparison of policies; values bound it both ways.
+        assert ours.value >= -best.fun - 1e-12
+        np.testing.assert_allclose(ours.value, -best.fun, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            pi, polish(name, best.x, values, log_ref, temperature), atol=1e-7
+        )
+
+
+def polish(name, pi, values, log_ref, temperature):
+    """Newton on the optimality conditions of the active set, by autodiff of the objective alone."""
+    active = pi > 1e-8
+    inputs = jnp.array(values[active]), jnp.array(np.asarray(log_ref)[active])
+    gradient = jax.grad(lambda x: objective(name, x, *inputs, temperature))
+    hessian = jax.jacobian(gradient)
+    x, k = pi[active], active.sum()
+    for _ in range(10):
+        g, h = np.asarray(gradient(jnp.array(x))), np.asarray(hessian(jnp.array(x)))
+        system = np.block([[h, np.ones((k, 1))], [np.ones((1, k)), np.zeros((1, 1))]])
+        step = np.linalg.solve(system, np.append(-g, 1 - x.sum()))[:k]
+        x = np.maximum(x + step, x / 10)
+    pi[active] = x
+    return np.where(active, pi, 0)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
+def test_total_variation_against_a_linear_program(temperature):
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        values, log_ref = rng.normal(size=6), jax.nn.log_softmax(jnp.array(rng.normal(size=6)))
+        ref = np.asarray(jnp.exp(log_ref))
+        ours = solver("total_variation")(jnp.array(values), log_ref, temperature)
+        # max <pi, v> - temperature/2 sum s, with s >= |pi - ref|
+        found = scipy.optimize.linprog(
+            np.append(-values, np.full(6, temperature / 2)),
+            A_ub=np.block([[np.eye(6), -np.eye(6)], [-np.eye(6), -np.eye(6)]]),
+            b_ub=np.append(ref, -ref), A_eq=[[1.0] * 6 + [0.0] * 6], b_eq=[1.0],
+        )  # fmt: skip
+        np.testing.assert_allclose(ours.value, -found.fun, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(jnp.exp(ours.log_policy), found.x[:6], atol=1e-9)
+
+
+def test_published_table_of_f_dpo_policies():
+    """Five answers, beta = 1/2, and the normalisers of the customary generators to six digits."""
+    table = {
+        ("kl", ()): (-0.421627, 1.0, [0.31585, 0.19131, 0.06290, 0.38944, 0.04050]),
+        ("alpha", (("alpha", 0.7),)): (0.206867, 0.0, [0.43072, 0.14796, 0.06155, 0.30282, 0.05695]),
+        ("reverse_kl", ()): (1.042229, -1.0, [0.59201, 0.08905, 0.06484, 0.16841, 0.08569]),
+        ("jensen_shannon", (("weight", 0.5),)): (0.681289, 0.0, [0.87250, 0.03540, 0.00988, 0.07604, 0.00617]),
+        ("pearson_chi2", ()): (-0.295, 0.0, [0.11475, 0.22425, 0.15900, 0.39875, 0.10325]),
+    }  # fmt: skip
+    for (name, parameters), (normaliser, slope_at_one, policy) in table.items():
+        generator = generators.get(name, **dict(parameters))
+        # The table's Jensen-Shannon is twice ours, so its coefficient is doubled.
+        beta = 1.0 if name == "jensen_shannon" else 0.5
+        ours = regularized.greedy(VALUES, REF, beta, generator)
+        np.testing.assert_allclose(jnp.exp(ours.log_policy), policy, atol=6e-6)
+        np.testing.assert_allclose(ours.normaliser - beta * slope_at_one, normaliser, atol=6e-7)
+        spread = VALUES - beta * generator.slope(ours.log_policy - REF)
+        np.testing.assert_allclose(spread, jnp.full(5, ours.normaliser), atol=1e-8)
+
+
+def test_pearson_drops_actions_and_loses_the_identity_behind_f_dpo():
+    """beta = .1: two answers get exactly nothing and `v - beta f'` is no longer constant."""
+    generator = generators.pearson_chi2()
+    ours = regularized.greedy(VALUES, REF, 0.1, generator)
+    np.testing.assert_allclose(jnp.exp(ours.log_policy), [0.275, 0.225, 0, 0.5, 0], atol=1e-14)
+    assert jnp.all(jnp.isneginf(ours.log_policy[jnp.array([2, 4])]))
+    spread = VALUES - 0.1 * generator.slope(ours.log_policy - REF)
+    np.testing.assert_allclose(spread, [0.1, 0.1, -0.3, 0.1, -0.8], atol=1e-13)
+
+
+# ------------------------------------------------------------ limits, symmetries
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_limits_of_the_temperature(name):
+    hot, cold = (solver(name)(VALUES, REF, temperature) for temperature in (1e4, 1e-4))
+    np.testing.assert_allclose(hot.log_policy, REF, atol=5e-3)  # f''(1) is .04 for skew_kl
+    assert jnp.exp(cold.log_policy[0]) > 0.98
+    np.testing.assert_allclose(hot.value, jnp.sum(jnp.exp(REF) * VALUES), atol=1e-3)
+    np.testing.assert_allclose(cold.value, 1.0, atol=0.03)  # neyman_chi2 costs sqrt(temperature)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("temperature", [0.01, 0.3, 100.0])
+def test_actions_of_equal_value_keep_the_odds_of_the_reference(name, temperature):
+    ref = jnp.log(jnp.array([0.04, 0.01, 0.6, 0.35]))
+    policy = solver(name)(jnp.array([1.0, 1.0, 0.0, 0.0]), ref, temperature).log_policy
+    np.testing.assert_allclose(policy[0] - policy[1], math.log(4), rtol=1e-9)
+    if jnp.isfinite(policy[2]):
+        np.testing.assert_allclose(policy[2] - policy[3], math.log(0.6 / 0.35), rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+def test_converges_from_one_to_100000_actions(name, dtype):
+    rng = np.random.default_rng(2)
+    for n in (1, 2, 37, 100_000):
+        values, ref = (jnp.array(s * rng.normal(size=n), dtype) for s in (1, 3))
+        many = jnp.array([1e-4, 1e-2, 1.0, 1e2, 1e4], dtype)
+        ours = solver(name)(*(jnp.broadcast_to(x, (5, n)) for x in (values, ref)), many)
+        assert jnp.all(ours.converged)
+        assert ours.iterations <= 40
+        assert ours.log_policy.dtype == dtype
+        total = jax.nn.logsumexp(ours.log_policy, axis=-1)
+        np.testing.assert_allclose(
+            total, jnp.zeros(5, dtype), atol=100 * float(jnp.finfo(dtype).eps)
+        )
+        mean = jnp.sum(jax.nn.softmax(ref) * values)
+        assert jnp.all(ours.value >= mean - 1e-4 * (1 + jnp.abs(mean)))
+        assert jnp.all(ours.value <= jnp.max(values) + 1e-6)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_zero_reference_stays_zero_and_changes_nothing(name):
+    ref = jnp.append(REF, -jnp.inf)
+    ours = solver(name)(jnp.append(VALUES, 100.0), ref, 0.4)
+    without = solver(name)(VALUES, REF, 0.4)
+    assert ours.log_policy[-1] == -jnp.inf
+    np.testing.assert_allclose(ours.log_policy[:-1], without.log_policy, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(ours.value, without.value, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_best_action_that_the_reference_hardly_takes(name):
+    """Reference mass e^-60 or e^-1000 on the only good action: finite and differentiable."""
+    for log_mass in (-60.0, -1000.0):
+        ref = jnp.array([log_mass, 0.0, 0.0])
+        values = jnp.array([1.0, 0.0, -1.0])
+        ours = solver(name)(values, ref, 1e-3)
+        assert ours.converged
+        np.testing.assert_allclose(jax.nn.logsumexp(ours.log_policy), 0, atol=1e-12)
+        gradient = jax.grad(lambda v: solver(name)(v, ref, 1e-3).value)(values)  # noqa: B023
+        np.testing.assert_allclose(gradient, jnp.exp(ours.log_policy), rtol=1e-9, atol=1e-12)
+
+
+# ------------------------------------------------------------ calculus
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_gradient_of_the_value_is_the_policy(name):
+    def value(v, ref, temperature):
+        return regularized.greedy(v, ref, temperature, row(name)).value
+
+    gradients = jax.jit(jax.grad(value, (0, 1, 2)))(VALUES, REF, 0.35)
+    ours = solver(name)(VALUES, REF, 0.35)
+    np.testing.assert_allclose(gradients[0], jnp.exp(ours.log_policy), atol=1e-14)
+    step = 1e-6
+    for i in range(5):
+        move = jnp.zeros(5).at[i].set(step)
+        difference = (
+            solver(name)(VALUES, REF + move, 0.35).value
+            - solver(name)(VALUES, REF - move, 0.35).value
+        )
+        np.testing.assert_allclose(gradients[1][i], difference / (2 * step), atol=1e-8)
+    difference = (
+        solver(name)(VALUES, REF, 0.35 + step).value - solver(name)(VALUES, REF, 0.35 - step).value
+    )
+    np.testing.assert_allclose(gradients[2], difference / (2 * step), rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_the_policy_is_differentiable(name):
+    """Implicit differentiation against finite differences, by values, reference and temperature."""
+
+    def policy(v, ref, temperature):
+        return jnp.exp(regularized.greedy(v, ref, temperature, row(name)).log_policy)
+
+    jacobians = jax.jit(jax.jacobian(policy, (0, 1, 2)))(VALUES, REF, 0.35)
+    step, run = 1e-6, jax.jit(policy)
+    for which in (0, 1):
+        for i in range(5):
+            moves = [jnp.zeros(5), jnp.zeros(5)]
+            moves[which] = moves[which].at[i].set(step)
+            up, down = (run(VALUES + s * moves[0], REF + s * moves[1], 0.35) for s in (1, -1))
+            np.testing.assert_allclose(jacobians[which][:, i], (up - down) / (2 * step), atol=2e-8)
+    difference = run(VALUES, REF, 0.35 + step) - run(VALUES, REF, 0.35 - step)
+    np.testing.assert_allclose(jacobians[2], difference / (2 * step), atol=2e-8)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_the_hessian_of_the_value_is_the_jacobian_of_the_policy(name):
+    value = lambda v: regularized.greedy(v, REF, 0.35, row(name)).value  # noqa: E731
+    policy = lambda v: jnp.exp(regularized.greedy(v, REF, 0.35, row(name)).log_policy)  # noqa: E731
+    hessian, jacobian = jax.jit(jax.hessian(value))(VALUES), jax.jit(jax.jacobian(policy))(VALUES)
+    np.testing.assert_allclose(hessian, jacobian, atol=1e-11)
+    np.testing.assert_allclose(jacobian, jacobian.T, atol=1e-11)
+
+
+def test_gradient_by_the_generators_parameter():
+    def value(a):
+        return regularized.greedy(VALUES, REF, 0.35, generators.alpha(a)).value
+
+    sweep = jax.jit(jax.vmap(jax.value_and_grad(value)))
+    orders = jnp.array([-1.0, 0.0, 0.4, 1.0, 2.0])
+    _, gradients = sweep(orders)
+    up, down = (sweep(orders + s)[0] for s in (1e-5, -1e-5))
+    np.testing.assert_allclose(gradients, (up - down) / 2e-5, rtol=1e-6)
+    # The traced order reproduces the closed form of KL.
+    np.testing.assert_allclose(value(1.0), solver("kl")(VALUES, REF, 0.35).value, rtol=1e-14)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_same_under_every_transformation(name, same_everywhere):
+    rng = np.random.default_rng(3)
+    values, ref = (jnp.array(rng.normal(size=(8, 3, 5))) for _ in range(2))
+
+    def outputs(values, ref):
+        ours = regularized.greedy(values, ref, 0.5, row(name))
+        return jnp.exp(ours.log_policy), ours.value, ours.normaliser
+
+    same_everywhere(outputs, values, ref, rtol=1e-11)
+
+
+# ------------------------------------------------------------ Fenchel-Young, entmax
+
+
+def project(scores):
+    """Euclidean projection onto the simplex by sorting, in NumPy."""
+    ordered = np.sort(scores)[::-1]
+    thresholds = (np.cumsum(ordered) - 1) / np.arange(1, len(scores) + 1)
+    return np.maximum(scores - thresholds[np.sum(ordered > thresholds) - 1], 0)
+
+
+def test_sparsemax_is_the_projection_onto_the_simplex():
+    rng = np.random.default_rng(4)
+    scores = rng.normal(size=(50, 8)) * 2
+    expected = np.stack([project(s) for s in scores])
+    np.testing.assert_allclose(regularized.sparsemax(jnp.array(scores)), expected, atol=1e-14)
+    assert np.mean(expected == 0) > 0.3
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.25, 1.5, 2.0, 3.0])
+def test_entmax_against_its_definition(alpha):
+    """Bisection on the threshold of `[(a - 1) z - threshold]_+^(1/(a - 1))`, in NumPy."""
+    rng = np.random.default_rng(5)
+    for scores in rng.normal(size=(10, 7)) * 2:
+        ours = np.asarray(regularized.entmax(jnp.array(scores), alpha=alpha))
+        if alpha == 1:
+            expected = np.exp(scores) / np.exp(scores).sum()
+        else:
+            z = (alpha - 1) * scores
+            power = functools.partial(lambda z, tau: np.maximum(z - tau, 0) ** (1 / (alpha - 1)), z)
+            tau = scipy.optimize.brentq(
+                lambda t, power=power: power(t).sum() - 1, z.max() - 1, z.max(), xtol=1e-16
+            )
+            expected = power(tau)
+        np.testing.assert_allclose(ours, expected, atol=1e-12)
+
+
+def test_fenchel_young_losses():
+    rng = np.random.default_rng(6)
+    scores, target = (jnp.array(rng.normal(size=(20, 6))) for _ in range(2))
+    labels = jnp.array(rng.integers(0, 6, size=20))
+    certain = jnp.where(jax.nn.one_hot(labels, 6) == 1, 0.0, -jnp.inf)
+    # At a = 1, cross-entropy for a certain label and KL for a soft one.
+    np.testing.assert_allclose(
+        regularized.entmax_loss(scores, certain, alpha=1.0),
+        optax.softmax_cross_entropy_with_integer_labels(scores, labels),
+        rtol=1e-12,
+    )
+    np.testing.assert_allclose(
+        regularized.entmax_loss(scores, target, alpha=1.0), dv.kl(target, scores), rtol=1e-9
+    )
+    # The binary sparsemax loss, which optax writes in its own way.
+    margin = jnp.linspace(-2, 2, 9)
+    pair = jnp.stack([jnp.zeros(9), margin], -1)
+    one = jnp.broadcast_to(jnp.array([-jnp.inf, 0.0]), (9, 2))
+    written_out = jnp.where(margin >= 1, 0, jnp.where(margin <= -1, -margin, (1 - margin) ** 2 / 4))
+    np.testing.assert_allclose(
+        regularized.entmax_loss(pair, one, alpha=2.0), written_out, atol=1e-14
+    )
+    # For every generator: never negative, 0 at the optimum, gradient = policy - target.
+    for name in SMOOTH:
+        loss = lambda v, name=name: regularized.fenchel_young(v, target, target * 0, 0.7, row(name))  # noqa: E731
+        assert jnp.all(loss(scores) >= -1e-13)
+        policy = solver(name)(scores, target * 0, 0.7).log_policy
+        gradient = jax.grad(lambda v: loss(v).sum())(scores)  # noqa: B023
+        np.testing.assert_allclose(gradient, jnp.exp(policy) - jax.nn.softmax(target), atol=1e-12)
+        best = regularized.fenchel_young(scores, policy, target * 0, 0.7, row(name))
+        np.testing.assert_allclose(best, jnp.zeros(20), atol=1e-12)
+
+
+# ------------------------------------------------------------ refusals
+
+
+def test_refusals_name_the_argument():
+    kl, x = generators.kl(), jnp.zeros(3)
+    with pytest.raises(ValueError, match=r"^temperature must be positive and finite, got -1\.0$"):
+        regularized.greedy(x, x, -1.0, kl)
+    with pytest.raises(ValueError, match=r"^temperature must be positive and finite, got 0"):
+        jax.jit(lambda x: regularized.greedy(x, x, 0, kl))(x)
+    with pytest.raises(ValueError, match=r"^values and ref_logits must have the same shape"):
+        regularized.greedy(x, jnp.zeros(4), 1.0, kl)
+    with pytest.raises(
+        TypeError, match=r"^values must be a floating-point array, got dtype int64$"
+    ):
+        regularized.greedy(jnp.array([1, 2, 3]), x, 1.0, kl)
+    with pytest.raises(
+        ValueError, match=r"^temperature must be a number or of shape \(\), got \(2,\)$"
+    ):
+        regularized.greedy(x, x, jnp.ones(2), kl)
+    with pytest.raises(ValueError, match=r"^values must have at least one action"):
+        regularized.greedy(jnp.zeros(0), jnp.zeros(0), 1.0, kl)
+    with pytest.raises(TypeError, match=r"^generator must be a row of the table"):
+        regularized.greedy(x, x, 1.0, "kl")
