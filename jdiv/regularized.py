@@ -26,7 +26,7 @@ class Greedy(NamedTuple):
     value: Array
     """`[...]` the maximum `<pi, v> - temperature * D(pi‖ref)`; its gradient by v is the policy."""
     normaliser: Array
-    """`[...]` the number with `f'(pi/ref) = (v - normaliser)/temperature` on the support, f centred."""
+    """`[...]` the number with `f'(pi/ref) = (v - normaliser)/temperature` where pi > 0."""
     residual: Array
     """`[...]` `|sum pi - 1|` before the last normalisation."""
     iterations: Array
@@ -181,7 +181,8 @@ def _solve(generator: Generator, scaled: Array, log_ref: Array):
 def _bracketed_newton(f, start: Array, low: Array, high: Array):
     """The root of an increasing f in [low, high]: Newton's step where it helps, else bisection.
 
-    A step has to stay inside the bracket, and the one before must have halved |f|. All rows of the batch step together until the last one rests.
+    A step has to stay inside the bracket, and the one before must have halved |f|. All rows of
+    the batch step together until the last one rests.
     """
     resolution = 4 * jnp.finfo(start.dtype).eps
 

@@ -84,7 +84,7 @@ def test_against_a_constrained_optimiser(name, temperature):
         best = None
         for start in (np.full(5, 0.2), np.asarray(jnp.exp(log_ref))):
             found = scipy.optimize.minimize(
-                lambda x, v=values, r=log_ref: [np.asarray(y, float) for y in f(jnp.array(x), v, r)],
+                lambda x, v=values, r=log_ref: jax.tree.map(np.asarray, f(jnp.array(x), v, r)),
                 start, jac=True, method="SLSQP", bounds=[(1e-12, 1)] * 5,
                 constraints={"type": "eq", "fun": lambda x: x.sum() - 1, "jac": np.ones_like},
                 options={"ftol": 1e-16, "maxiter": 1000},
@@ -135,9 +135,13 @@ def test_published_table_of_f_dpo_policies():
     """Five answers, beta = 1/2, and the normalisers of the customary generators to six digits."""
     table = {
         ("kl", ()): (-0.421627, 1.0, [0.31585, 0.19131, 0.06290, 0.38944, 0.04050]),
-        ("alpha", (("alpha", 0.7),)): (0.206867, 0.0, [0.43072, 0.14796, 0.06155, 0.30282, 0.05695]),
+        ("alpha", (("alpha", 0.7),)): (
+            0.206867, 0.0, [0.43072, 0.14796, 0.06155, 0.30282, 0.05695],
+        ),
         ("reverse_kl", ()): (1.042229, -1.0, [0.59201, 0.08905, 0.06484, 0.16841, 0.08569]),
-        ("jensen_shannon", (("weight", 0.5),)): (0.681289, 0.0, [0.87250, 0.03540, 0.00988, 0.07604, 0.00617]),
+        ("jensen_shannon", (("weight", 0.5),)): (
+            0.681289, 0.0, [0.87250, 0.03540, 0.00988, 0.07604, 0.00617],
+        ),
         ("pearson_chi2", ()): (-0.295, 0.0, [0.11475, 0.22425, 0.15900, 0.39875, 0.10325]),
     }  # fmt: skip
     for (name, parameters), (normaliser, slope_at_one, policy) in table.items():
@@ -394,5 +398,5 @@ def test_refusals_name_the_argument():
         regularized.greedy(x, x, jnp.ones(2), kl)
     with pytest.raises(ValueError, match=r"^values must have at least one action"):
         regularized.greedy(jnp.zeros(0), jnp.zeros(0), 1.0, kl)
-    with pytest.raises(TypeError, match=r"^generator must be a row of the table"):
+    with pytest.raises(TypeError, match=r"^generator must be a row of generators"):
         regularized.greedy(x, x, 1.0, "kl")

@@ -174,7 +174,8 @@ def jensen_shannon(
 
     Symmetric at w = 1/2; finite always. Divided by w it tends to KL(p‖q) as w -> 0; the weight
     itself has to lie inside (0, 1), where the divergence does not vanish.
-    Shapes: `[..., n]` twice to `[...]`. Range: 0 to the entropy of (w, 1-w), reached for disjoint supports.
+    Shapes: `[..., n]` twice to `[...]`. Range: 0 to the entropy of (w, 1-w),
+    which disjoint supports reach.
 
     >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
     >>> print(f"{jensen_shannon(p, q):.4f}")

@@ -1,4 +1,4 @@
-"""Exact categorical divergences: 60-digit references, identities, edges, and formulas gone wrong."""
+"""Exact categorical divergences: 60-digit references, identities, edges, formulas gone wrong."""
 
 import functools
 import json
@@ -428,7 +428,7 @@ def test_disjoint_supports_reach_the_bounds():
         np.testing.assert_allclose(function(name)(p, q), bounds.get(name, jnp.inf), rtol=1e-13)
 
 
-# ------------------------------------------------------------------------------- programs and dtypes
+# ---------------------------------------------------------------------------- programs and dtypes
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -551,7 +551,7 @@ def test_kl_at_zeros_against_the_common_implementation():
     assert dv.kl(q, p) == jnp.inf  # and not 43.3, as with a clamp at the smallest number
 
 
-# ------------------------------------------------------------------------------------------ refusals
+# ------------------------------------------------------------------------------------ refusals
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -111,7 +111,7 @@ def test_shift_keeps_its_accuracy_where_the_slope_saturates(name, start):
 @pytest.mark.parametrize("name", CUSTOMARY)
 def test_conjugate_is_the_maximum(name):
     """`f*(s) = max_u (s u - f(u))` by a search over u, and Fenchel-Young's inequality."""
-    row, f = both(name)
+    row, _ = both(name)
     low = max(float(row.slope_at_zero), -4.0)
     high = min(float(row.slope_at_infinity), 2.0)
     grid = np.exp(np.append(np.linspace(-40, 12, 200_001), 0.0))
@@ -134,7 +134,8 @@ def test_ends(name):
         at_zero, at_infinity = centred(tiny), centred(huge) / huge
         slope_at_zero = (centred(2 * tiny) - centred(tiny)) / tiny
     for ours, limit in (
-        (row.at_zero, at_zero), (row.slope_at_infinity, at_infinity), (row.slope_at_zero, slope_at_zero),
+        (row.at_zero, at_zero), (row.slope_at_infinity, at_infinity),
+        (row.slope_at_zero, slope_at_zero),
     ):  # fmt: skip
         if np.isinf(ours):
             assert float(limit) * np.sign(ours) > 20
