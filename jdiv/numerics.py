@@ -79,66 +79,53 @@ def logits_pair(
 # ------------------------------------------------------------------------------ log-probabilities
 
 
-def _is_mode(logits: Array) -> Array:
-    """True at the first largest entry of each row, False elsewhere. Shape `[..., n]`."""
-    mode = jnp.argmax(logits, axis=-1, keepdims=True).astype(jnp.int32)
-    return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == mode
-
-
 @jax.custom_jvp
 def log_softmax(logits: Array) -> Array:
-    """Log-probabilities of `[..., n]` logits, relatively accurate also where p is nearly 1.
+    """Log-probabilities of `[..., n]` logits.
 
     The derivative is taken relative to the mode: `1 - p_mode` is the sum of the other
     probabilities and not a difference, so gradients of 1e-30 come out right. A row without a
     finite entry is no distribution and gives NaN.
     """
-    is_mode = _is_mode(logits)
     shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
-    others = jnp.sum(jnp.where(is_mode, 0, jnp.exp(shifted)), axis=-1, keepdims=True)
-    return shifted - jnp.log1p(others)
+    return shifted - jnp.log(jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True))
 
 
 @log_softmax.defjvp
 def _log_softmax_jvp(primals, tangents):
     (logits,), (dlogits,) = primals, tangents
-    log_p, is_mode = log_softmax(logits), _is_mode(logits)
-    dmode = jnp.sum(jnp.where(is_mode, dlogits, 0), axis=-1, keepdims=True)
-    relative = jnp.where(is_mode, 0, dlogits - dmode)
+    log_p = log_softmax(logits)
+    is_mode = logits == jnp.max(logits, axis=-1, keepdims=True)
+    modes = jnp.sum(jnp.where(is_mode, 1, jnp.zeros_like(logits)), axis=-1, keepdims=True)
+    at_mode = jnp.sum(jnp.where(is_mode, dlogits, 0), axis=-1, keepdims=True)
+    relative = dlogits - at_mode / jnp.maximum(modes, 1)
     return log_p, relative - jnp.sum(jnp.exp(log_p) * relative, axis=-1, keepdims=True)
 
 
 def log_ratio(p_logits: Array, q_logits: Array) -> tuple[Array, Array, Array]:
     """`(log p, log q, log p/q)` of two `[..., n]` arrays of logits; the last is 0 outside both.
 
-    `log p/q = d + k` with `d = p_logits - q_logits - c` and `c` that difference at a category both
-    find likely. The constant `k = log(sum q e^k)` is `log1p` of a sum of small terms when p and q
-    are close, so log p/q keeps its relative accuracy however small it is. For identical
-    logits it is exactly 0.
+    With weights a = exp(p_logits - max), b = exp(q_logits - max) the ratio is `log a/b + k`. Here
+    `d = log a/b` is a difference of logits, exact for close ones, and `k = log(sum b / sum a)` is
+    `log1p(sum a expm1(-d) / sum a)`: no rounded log-probabilities are subtracted. So log p/q keeps
+    its relative accuracy however small it is, and is exactly 0 for identical logits.
     """
     log_p, log_q = log_softmax(p_logits), log_softmax(q_logits)
-    plain = log_p - log_q
-    both = (log_p != -jnp.inf) & (log_q != -jnp.inf)
-    anchor = _is_mode(jnp.where(both, log_p + log_q, -jnp.inf))
-
-    def at_anchor(x):
-        return jnp.sum(jnp.where(anchor & both, x, 0), axis=-1, keepdims=True)
-
-    difference = jnp.where(both, p_logits - q_logits, 0)
-    d = difference - at_anchor(difference)
-    k = at_anchor(plain)
+    both = (p_logits != -jnp.inf) & (q_logits != -jnp.inf)
+    p_max = jnp.max(p_logits, axis=-1, keepdims=True)
+    q_max = jnp.max(q_logits, axis=-1, keepdims=True)
+    a, b = jnp.exp(p_logits - p_max), jnp.exp(q_logits - q_max)
+    d = jnp.where(both, (p_logits - q_logits) - (p_max - q_max), 0)
     close = both & (jnp.abs(d) < 1)
-    excess = jnp.where(
-        close,
-        jnp.exp(log_p) * jnp.expm1(jnp.where(close, -d, 0)),
-        jnp.exp(log_q + k) - jnp.exp(log_p),
+    excess = jnp.where(close, a * jnp.expm1(jnp.where(close, -d, 0)), b - a)
+    a_sum, b_sum, excess = (jnp.sum(x, axis=-1, keepdims=True) for x in (a, b, excess))
+    small = jnp.abs(excess) < a_sum / 2
+    k = jnp.where(
+        small, jnp.log1p(jnp.where(small, excess / a_sum, 0)), jnp.log(b_sum) - jnp.log(a_sum)
     )
-    excess = jnp.sum(excess, axis=-1, keepdims=True)
-    small = jnp.abs(k) < 0.5
-    accurate = d + jnp.where(small, jnp.log1p(jnp.where(small, excess, 0)), k)
-    plain = jnp.where(both, plain, 0)
     # The derivative is that of the plain difference; only the rounding error is taken out.
-    t = plain + jax.lax.stop_gradient(jnp.where(both, accurate, 0) - plain)
+    plain = jnp.where(both, log_p - log_q, 0)
+    t = plain + jax.lax.stop_gradient(jnp.where(both, d + k, 0) - plain)
     return log_p, log_q, t
 
 

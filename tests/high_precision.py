@@ -1,6 +1,6 @@
 """The divergences by their definitions, in mpmath: slow, and nothing in common with jdiv's code.
 
-`python tests/high_precision.py` recomputes the values and gradients of `tests/data/divergences.json`
+`python tests/high_precision.py` recomputes values and gradients of `tests/data/divergences.json`
 with 400 digits and says where the file differs.
 """
 

@@ -209,7 +209,10 @@ def kl(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
 
     Reference: Kullback 1959, chapter 9.
     """
-    p, q = _pair(p, q)
+    return _kl(*_pair(p, q))
+
+
+def _kl(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
     shift, excess, log_scale = _whiten(p, q)
     _, below = _split(excess, log_scale)
     return (jnp.sum(numerics.exp_residual(2 * log_scale) + shift**2, axis=-1) + below) / 2
@@ -226,7 +229,8 @@ def reverse_kl(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
 
     Reference: Kullback 1959, chapter 9.
     """
-    return kl(q, p)
+    p, q = _pair(p, q)
+    return _kl(q, p)
 
 
 def jeffreys(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
@@ -239,7 +243,8 @@ def jeffreys(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
 
     Reference: Jeffreys 1946.
     """
-    return kl(p, q) + kl(q, p)
+    p, q = _pair(p, q)
+    return _kl(p, q) + _kl(q, p)
 
 
 # ----------------------------------------------------------------------------- the power families
@@ -331,9 +336,9 @@ def alpha(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, alpha: ArrayLike = 
     """
     _order("alpha", alpha, -jnp.inf, "a finite number")
     value, order, c, *_ = _renyi_from_half(p, q, alpha)
-    finite = jnp.isfinite(jnp.expm1(-c * value)) & (value != jnp.inf)
-    value = jnp.where(finite, value, 0)
-    return jnp.where(finite, value * numerics.phi_1(-c * value) / order, jnp.inf)
+    infinite = (value == jnp.inf) | (jnp.expm1(-c * value) == jnp.inf)
+    value = jnp.where(infinite, 0, value)
+    return jnp.where(infinite, jnp.inf, value * numerics.phi_1(-c * value) / order)
 
 
 def tsallis(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, q_index: ArrayLike = 2.0) -> Array:

@@ -3,8 +3,9 @@
 `kl_k1`, `kl_k2` and `kl_k3` are the customary three for KL(p‖q) with x ~ p. The other four take any
 row of the table: from samples of p they average `f(u)/u`, from samples of q `f(u)`, u = p/q.
 *Plain* is the customary f of the row's docstring (kl: u log u), *centred* is `f - f'(1) (u - 1)`.
-What is taken out has mean zero, so both have the same mean; the centred value is nowhere negative
-and vanishes to second order at p = q. From p, plain KL is k1 and centred KL is k3.
+What is taken out has mean zero (if p and q have the same zeros), so both have the same mean; the
+centred value is nowhere negative and vanishes to second order at p = q. From p, plain KL is k1 and
+centred KL is k3.
 
 Samples of a third distribution are weighted: `log_weights` is the log-probability of p (from p) or
 of q (from q) minus that of the third.
@@ -32,8 +33,8 @@ p = q all of them point the same way, which is why the difference goes unnoticed
 
 To have the gradient of the divergence itself, make the weights carry the score:
 `log_weights = log_p - stop_gradient(log_p)` on-policy, and `log_p - log_old` for samples of an
-older policy. Both are exact for every row, plain and centred; over several steps the
-log-probabilities have to be those of whole sequences.
+older policy (from q the same with log_q). Both are exact for every row, plain and centred; over
+several steps the log-probabilities have to be those of whole sequences.
 """
 
 import functools

@@ -58,6 +58,10 @@ CUSTOMARY = {
 SMOOTH = [name for name in CUSTOMARY if name != "total_variation"]
 ONCE = [name for name in CUSTOMARY if name not in ("alpha 3", "alpha -.5", "tsallis 1")]
 FORMS = ["centred_from_p", "plain_from_p", "centred_from_q", "plain_from_q"]
+# Every row in every form, but plain only where it is not the centred one: f'(1) is not 0.
+CASES = [
+    (name, form) for name in CUSTOMARY for form in FORMS if "centred" in form or CUSTOMARY[name][3]
+]
 
 
 def generator_of(name):
@@ -269,8 +273,7 @@ def test_plain_form_where_the_centred_one_overflows(form, name, ratio):
     assert centred == jnp.inf
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize(("name", "form"), [case for case in CASES if case[0] in SMOOTH])
 def test_slopes(name, form):
     generator, wanted = generator_of(name), value_of(name, form)
     ratios = jnp.array([0.0, 1e-7, -0.4, 0.999, -1.001, 4.0, -30.0])
@@ -283,6 +286,19 @@ def test_slopes(name, form):
         truth = float(mp.diff(wanted, mp.mpf(ratio)))
         assert found == pytest.approx(truth, rel=1e-11, abs=1e-15)
     np.testing.assert_array_equal(by_q, -by_p)
+
+
+def test_plain_is_centred_where_the_slope_at_one_is_zero():
+    t = jnp.array([-jnp.inf, -80.0, -3.0, -0.2, 0.0, 0.7, 5.0, 90.0, jnp.inf])
+    log_p, log_q = jnp.where(t < 0, t, 0), jnp.where(t < 0, 0, -t)
+    for name in CUSTOMARY:
+        if CUSTOMARY[name][3] == 0:
+            for side in "pq":
+                centred, plain = (
+                    getattr(estimators, f"{form}_from_{side}")(generator_of(name), log_p, log_q)
+                    for form in ("centred", "plain")
+                )
+                np.testing.assert_array_equal(centred, plain)
 
 
 def test_kl_forms_are_k1_and_k3():
@@ -373,8 +389,7 @@ def test_gradient_of_k2_over_two_steps():
     assert jnp.max(jnp.abs(jax.grad(on_tokens)(policy)[0] - wanted[0])) > 0.01
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ONCE)
+@pytest.mark.parametrize(("name", "form"), [case for case in CASES if case[0] in ONCE])
 def test_gradient_by_the_side_not_sampled_is_exact(name, form):
     p, q, _ = logits()
     generator, estimate = generator_of(name), getattr(estimators, form)
@@ -384,8 +399,7 @@ def test_gradient_by_the_side_not_sampled_is_exact(name, form):
     close(found, exact, 1e-14)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ONCE)
+@pytest.mark.parametrize(("name", "form"), [case for case in CASES if case[0] in ONCE])
 def test_gradient_by_the_sampled_side_is_of_another_divergence(name, form):
     """g' = f' - f/u from p, and from q the same with u f(1/u) for f and p, q exchanged."""
     p, q, _ = logits()
@@ -452,8 +466,7 @@ def test_gradient_rows_named_in_the_docstring():
         close(centred(generators.alpha(a)), (1 - 1 / a) * own + other / a, 1e-13)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ONCE)
+@pytest.mark.parametrize(("name", "form"), [case for case in CASES if case[0] in ONCE])
 def test_weights_that_carry_the_score_make_every_gradient_exact(name, form):
     p, q, old = logits()
     generator, estimate = generator_of(name), getattr(estimators, form)
@@ -562,8 +575,7 @@ def test_zeros(name):
         assert from_q(generator, here, zero) == jnp.inf
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", CUSTOMARY)
+@pytest.mark.parametrize(("name", "form"), CASES)
 def test_mean_and_gradient_with_zeros(name, form):
     """Unseen mass is missing as documented; gradients are finite where the values are."""
     generator, estimate = generator_of(name), getattr(estimators, form)
@@ -676,7 +688,7 @@ def test_self_normalised_mean_at_zeros():
 def test_jit_vmap_and_pmap_agree(call):
     log_p, log_q = -jnp.abs(jax.random.normal(jax.random.key(0), (2, 8, 6)))
     eager = jnp.stack([call(a, b) for a, b in zip(log_p, log_q, strict=True)])
-    for f in (jax.vmap(call), jax.jit(jax.vmap(call)), jax.pmap(call)):
+    for f in (jax.jit(jax.vmap(call)), jax.pmap(call)):
         close(f(log_p, log_q), eager, 1e-14)
     close(jax.jit(call)(log_p[0], log_q[0]), eager[0], 1e-14)
     tangent = jax.jvp(call, (log_p[0], log_q[0]), (log_q[1], log_p[1]))[1]
