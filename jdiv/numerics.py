@@ -111,7 +111,7 @@ def log_ratio(p_logits: Array, q_logits: Array) -> tuple[Array, Array, Array]:
     its relative accuracy however small it is, and is exactly 0 for identical logits.
     """
     log_p, log_q = log_softmax(p_logits), log_softmax(q_logits)
-    both = (p_logits != -jnp.inf) & (q_logits != -jnp.inf)
+    both = (log_p != -jnp.inf) & (log_q != -jnp.inf)
     p_max = jnp.max(p_logits, axis=-1, keepdims=True)
     q_max = jnp.max(q_logits, axis=-1, keepdims=True)
     a, b = jnp.exp(p_logits - p_max), jnp.exp(q_logits - q_max)
