@@ -66,6 +66,14 @@ class Generator(abc.ABC):
     def shift(self, t: Array, step: Array) -> Array:
         """The log-ratio whose slope is `slope(t) + step`: -inf below f'(0), inf above f'(inf)."""
 
+    def customary(self, log_p: Array, log_q: Array, t: Array) -> Array:
+        """`q f(p/q)` before centring, for finite logarithms: what plain estimators average.
+
+        A row overrides this sum where its customary f is much the smaller one, at 0 or at infinity.
+        """
+        difference = self.slope_at_one * numerics.probability_difference(log_p, log_q, t)
+        return self.perspective(log_p, log_q, t) + difference
+
     def value(self, t: Array) -> Array:
         """`f(e^t)`."""
         return _at_ends(
@@ -141,6 +149,10 @@ class KL(Generator):
         """`q - p`."""
         return -numerics.probability_difference(log_p, log_q, t)
 
+    def customary(self, log_p, log_q, t):
+        """`p log(p/q)`."""
+        return jnp.exp(log_p) * t
+
     def shift(self, t, step):
         """`f' = t`."""
         return t + step
@@ -164,6 +176,10 @@ class ReverseKL(Generator):
         return numerics.probability_difference(log_p, log_q, t)
 
     def perspective_q(self, log_p, log_q, t):
+        """`q log(q/p)`."""
+        return -jnp.exp(log_q) * t
+
+    def customary(self, log_p, log_q, t):
         """`q log(q/p)`."""
         return -jnp.exp(log_q) * t
 
@@ -226,6 +242,24 @@ class Power(Generator):
         """`(q - p^a q^(1-a)) / a`."""
         _, log_q, t, log_mean = self._with_mean(log_p, log_q, t)
         return -self.scale * t * numerics.exp_difference(log_q, log_mean)
+
+    def customary(self, log_p, log_q, t):
+        """`P + Q + s (p - q)`, P and Q the derivatives by log p and log q, s = f'(1).
+
+        With `scale (p - q) = (1 - a) P - a Q` that is a sum of a share of P and a share of Q. One
+        share is 0 for tsallis and squared_hellinger, and what it would have multiplied is large.
+        """
+        a, s = self.exponent, self.slope_at_one / self.scale
+        of_p, of_q = 1 - s * (a - 1), 1 - s * a
+        near = (jnp.abs(t) < 1) | (s == 0)
+
+        def where_needed(f, skip):
+            return f(*(jnp.where(skip, 0, x) for x in (log_p, log_q, t)))
+
+        summed = where_needed(super().customary, ~near)
+        by_p = where_needed(self.perspective_p, near | (of_p == 0))
+        by_q = where_needed(self.perspective_q, near | (of_q == 0))
+        return jnp.where(near, summed, of_p * by_p + of_q * by_q)
 
     def shift(self, t, step):
         """`f' = (u^(a-1) - 1) / (a - 1)`."""
@@ -332,6 +366,11 @@ class SkewKL(Generator):
         """`-s q (p - m)/m`."""
         _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew)
         return -self.skew * jnp.exp(log_q) * jnp.expm1(p_over_m)
+
+    def customary(self, log_p, log_q, t):
+        """`p log(p/m)`."""
+        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew)
+        return jnp.exp(log_p) * p_over_m
 
     def shift(self, t, step):
         """`f'(inf) - f' = e^y - 1 - y` with `y = log((1-s) p/m)`."""

@@ -45,8 +45,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import numerics
-from jdiv.divergences import categorical
-from jdiv.divergences.generators import KL, Generator, Power, ReverseKL, SkewKL
+from jdiv.divergences import categorical, generators
 
 # ---------------------------------------------------------------------------------------- inputs
 
@@ -128,7 +127,7 @@ def kl_k3(log_p: ArrayLike, log_q: ArrayLike) -> Array:
 
 
 def centred_from_p(
-    generator: Generator,
+    generator: generators.Generator,
     log_p: ArrayLike,
     log_q: ArrayLike,
     *,
@@ -144,7 +143,7 @@ def centred_from_p(
     Shapes: any, twice or three times the same, to the same. Zeros: f'(inf) where q is zero, 0
     where the weight is; a sample of positive weight that p excludes gives inf.
 
-    >>> print(f"{centred_from_p(KL(), jnp.array(-1.0), jnp.array(-2.0)):.4f}")
+    >>> print(f"{centred_from_p(generators.kl(), jnp.array(-1.0), jnp.array(-2.0)):.4f}")
     0.3679
 
     Reference: Schulman 2020, Approximating KL divergence, for the control variate.
@@ -153,7 +152,7 @@ def centred_from_p(
 
 
 def plain_from_p(
-    generator: Generator,
+    generator: generators.Generator,
     log_p: ArrayLike,
     log_q: ArrayLike,
     *,
@@ -170,7 +169,7 @@ def plain_from_p(
     Shapes: any, twice or three times the same, to the same. Zeros: f'(inf) where q is zero, 0
     where the weight is; a sample of positive weight that p excludes gives inf.
 
-    >>> plain_from_p(KL(), jnp.array([-1.0, -1.0]), jnp.array([-2.0, -0.5]))
+    >>> plain_from_p(generators.kl(), jnp.array([-1.0, -1.0]), jnp.array([-2.0, -0.5]))
     Array([ 1. , -0.5], dtype=float32)
 
     Reference: Schulman 2020, Approximating KL divergence.
@@ -179,7 +178,7 @@ def plain_from_p(
 
 
 def centred_from_q(
-    generator: Generator,
+    generator: generators.Generator,
     log_p: ArrayLike,
     log_q: ArrayLike,
     *,
@@ -195,7 +194,7 @@ def centred_from_q(
     Shapes: any, twice or three times the same, to the same. Zeros: f(0) where p is zero, 0 where
     the weight is; a sample of positive weight that q excludes gives inf.
 
-    >>> print(f"{centred_from_q(ReverseKL(), jnp.array(-2.0), jnp.array(-1.0)):.4f}")
+    >>> print(f"{centred_from_q(generators.reverse_kl(), jnp.array(-2.0), jnp.array(-1.0)):.4f}")
     0.3679
 
     Reference: Schulman 2020, Approximating KL divergence, for the control variate.
@@ -204,7 +203,7 @@ def centred_from_q(
 
 
 def plain_from_q(
-    generator: Generator,
+    generator: generators.Generator,
     log_p: ArrayLike,
     log_q: ArrayLike,
     *,
@@ -221,7 +220,7 @@ def plain_from_q(
     Shapes: any, twice or three times the same, to the same. Zeros: the customary f(0) where p is
     zero, 0 where the weight is; a sample of positive weight that q excludes gives inf.
 
-    >>> plain_from_q(ReverseKL(), jnp.array([-2.0, -0.5]), jnp.array([-1.0, -1.0]))
+    >>> plain_from_q(generators.reverse_kl(), jnp.array([-2.0, -0.5]), jnp.array([-1.0, -1.0]))
     Array([ 1. , -0.5], dtype=float32)
 
     Reference: Schulman 2020, Approximating KL divergence.
@@ -259,70 +258,18 @@ def _weighted(generator, log_p, log_q, log_weights):
     return log_p, log_q, log_w, jax.tree.map(lambda x: jnp.asarray(x, log_p.dtype), generator)
 
 
-# -------------------------------------------------------------------- the generator as customary
-
-
-def _customary_terms(generator: Generator, log_p: Array, log_q: Array, t: Array) -> Array:
+def _customary_terms(
+    generator: generators.Generator, log_p: Array, log_q: Array, t: Array
+) -> Array:
     """`q f(p/q)` of the generator before centring, zeros included."""
     inside = (log_p != -jnp.inf) & (log_q != -jnp.inf)
-    customary = _CUSTOMARY.get(type(generator), _customary)
-    at_ends = _customary(generator, *(jnp.where(inside, 0, x) for x in (log_p, log_q, t)))
-    value = customary(generator, *(jnp.where(inside, x, 0) for x in (log_p, log_q, t)))
+    value = generator.customary(*(jnp.where(inside, x, 0) for x in (log_p, log_q, t)))
+    # At a zero the centred value and f'(1) (p - q) add up, one of them an exact number.
+    ends = [jnp.where(inside, 0, x) for x in (log_p, log_q, t)]
+    slope = generator.slope_at_one
+    difference = slope * numerics.probability_difference(*ends)
+    at_ends = categorical.terms(generator, *ends) + jnp.where(slope == 0, 0, difference)
     return jnp.where(inside, value, at_ends)
-
-
-def _customary(generator: Generator, log_p: Array, log_q: Array, t: Array) -> Array:
-    """`q f(p/q) + f'(1) (p - q)`.
-
-    Rows whose customary f is much the smaller one, at 0 or at infinity, are written out below:
-    there this sum would lose all digits, or be inf - inf.
-    """
-    value, slope = categorical.terms(generator, log_p, log_q, t), generator.slope_at_one
-    difference = slope * numerics.probability_difference(log_p, log_q, t)
-    return value + jnp.where(slope == 0, 0, difference)
-
-
-def _customary_kl(generator: KL, log_p: Array, log_q: Array, t: Array) -> Array:
-    """`p log(p/q)`."""
-    return jnp.exp(log_p) * t
-
-
-def _customary_reverse_kl(generator: ReverseKL, log_p: Array, log_q: Array, t: Array) -> Array:
-    """`q log(q/p)`."""
-    return -jnp.exp(log_q) * t
-
-
-def _customary_skew_kl(generator: SkewKL, log_p: Array, log_q: Array, t: Array) -> Array:
-    """`p log(p/m)`."""
-    _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - generator.skew)
-    return jnp.exp(log_p) * p_over_m
-
-
-def _customary_power(generator: Power, log_p: Array, log_q: Array, t: Array) -> Array:
-    """`P + Q + s (p - q)`, P and Q the derivatives by log p and log q.
-
-    With `c (p - q) = (1 - a) P - a Q` that is a sum of a share of P and a share of Q. One share is
-    0 for tsallis and for squared_hellinger, and what it would have multiplied is what is large.
-    """
-    a, c, s = generator.exponent, generator.scale, generator.slope_at_one
-    of_p, of_q = 1 - s * (a - 1) / c, 1 - s * a / c
-    near = (jnp.abs(t) < 1) | (s == 0)
-
-    def where_needed(f, skip):
-        return f(*(jnp.where(skip, 0, x) for x in (log_p, log_q, t)))
-
-    centred = where_needed(functools.partial(_customary, generator), ~near)
-    by_p = where_needed(generator.perspective_p, near | (of_p == 0))
-    by_q = where_needed(generator.perspective_q, near | (of_q == 0))
-    return jnp.where(near, centred, of_p * by_p + of_q * by_q)
-
-
-_CUSTOMARY = {
-    KL: _customary_kl,
-    ReverseKL: _customary_reverse_kl,
-    SkewKL: _customary_skew_kl,
-    Power: _customary_power,
-}
 
 
 # ----------------------------------------------------------------------------------- averages
