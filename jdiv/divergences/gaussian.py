@@ -53,7 +53,7 @@ def from_covariance(mean: ArrayLike, covariance: ArrayLike) -> Gaussian:
     mean, covariance = numerics.as_float("mean", mean), numerics.as_float("covariance", covariance)
     _refuse_shape("covariance", covariance, (*mean.shape, *mean.shape[-1:]))
     scale_tril = jnp.linalg.cholesky(covariance)
-    if not isinstance(scale_tril, jax.core.Tracer) and not jnp.all(jnp.isfinite(scale_tril)):
+    if not isinstance(scale_tril, jax.core.Tracer) and not np.all(np.isfinite(scale_tril)):
         raise ValueError("covariance must be positive definite")
     return Gaussian(mean, scale_tril)
 
@@ -78,9 +78,10 @@ def _checked(name: str, x: Gaussian | Diagonal) -> Gaussian | Diagonal:
         raise ValueError(f"{name}.mean must have at least one dimension, got shape {mean.shape}")
     _refuse_shape(f"{name}.{field}", scale, mean.shape + mean.shape[-1:] * full)
     if not isinstance(scale, jax.core.Tracer):
-        if full and jnp.any(jnp.triu(scale, 1) != 0):
+        known = np.asarray(scale)
+        if full and np.any(np.triu(known, 1) != 0):
             raise ValueError(f"{name}.{field} must be lower triangular; see from_covariance")
-        if not jnp.all((jnp.diagonal(scale, axis1=-2, axis2=-1) if full else scale) > 0):
+        if not np.all((np.diagonal(known, axis1=-2, axis2=-1) if full else known) > 0):
             raise ValueError(f"{name}.{field} must be positive{' on its diagonal' if full else ''}")
     return type(x)(mean, jnp.tril(scale) if full else scale)
 
