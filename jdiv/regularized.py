@@ -47,7 +47,7 @@ def greedy(
     with zero reference probability stay at zero. Closed forms for KL and total variation, else a
     safeguarded Newton iteration on the log-ratio of the best action. Differentiable to any order
     in every argument, the parameters of the generator included; the gradient of `value` by
-    `values` is the policy.
+    `values` is the policy. Call it under jit: an eager call compiles its solver again.
 
     >>> policy = greedy(jnp.array([1.0, 0.0]), jnp.zeros(2), 0.5, generators.pearson_chi2())
     >>> jnp.exp(policy.log_policy).tolist(), policy.value.item()

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.optimize
+import scipy.special
 
 from jdiv import divergences as dv
 from jdiv import generators, regularized
@@ -66,9 +67,13 @@ FORMULAS = {
 }
 
 
-def objective(name, pi, values, log_ref, temperature):
-    """Written out, on probabilities that need not sum to one."""
-    return jnp.sum(pi * values - temperature * FORMULAS[name](pi, jnp.exp(log_ref)))
+@functools.cache
+def derivatives(name):
+    """The formula summed, and its elementwise first and second derivative by p."""
+    f = FORMULAS[name]
+    slope = jax.vmap(jax.grad(f))
+    curvature = jax.vmap(jax.grad(jax.grad(f)))
+    return jax.jit(lambda p, q: (jnp.sum(f(p, q)), slope(p, q), curvature(p, q)))
 
 
 @pytest.mark.parametrize("name", SMOOTH)
@@ -76,16 +81,18 @@ def objective(name, pi, values, log_ref, temperature):
 def test_against_a_constrained_optimiser(name, temperature):
     """SLSQP over the simplex, told nothing of generators or normalisers, from two starts."""
     rng = np.random.default_rng(0)
-    f = jax.jit(jax.value_and_grad(lambda pi, v, ref: -objective(name, pi, v, ref, temperature)))
     for _ in range(2):
-        values, log_ref = rng.normal(size=5), jax.nn.log_softmax(jnp.array(rng.normal(size=5)))
-        ours = solver(name)(jnp.array(values), log_ref, temperature)
-        pi = np.asarray(jnp.exp(ours.log_policy))
+        values, ref = rng.normal(size=5), scipy.special.softmax(rng.normal(size=5))
+
+        def loss(pi, values=values, ref=ref):
+            cost, slope, _ = (np.asarray(x) for x in derivatives(name)(pi, ref))
+            return temperature * cost - pi @ values, temperature * slope - values
+
+        ours = solver(name)(jnp.array(values), jnp.log(ref), temperature)
         best = None
-        for start in (np.full(5, 0.2), np.asarray(jnp.exp(log_ref))):
+        for start in (np.full(5, 0.2), ref):
             found = scipy.optimize.minimize(
-                lambda x, v=values, r=log_ref: jax.tree.map(np.asarray, f(jnp.array(x), v, r)),
-                start, jac=True, method="SLSQP", bounds=[(1e-12, 1)] * 5,
+                loss, start, jac=True, method="SLSQP", bounds=[(1e-12, 1)] * 5,
                 constraints={"type": "eq", "fun": lambda x: x.sum() - 1, "jac": np.ones_like},
                 options={"ftol": 1e-16, "maxiter": 1000},
             )  # fmt: skip
@@ -93,24 +100,21 @@ def test_against_a_constrained_optimiser(name, temperature):
         # The solver's own accuracy bounds the comparison of policies; values bound it both ways.
         assert ours.value >= -best.fun - 1e-12
         np.testing.assert_allclose(ours.value, -best.fun, rtol=1e-9, atol=1e-9)
-        np.testing.assert_allclose(
-            pi, polish(name, best.x, values, log_ref, temperature), atol=1e-7
-        )
+        expected = polish(name, best.x, values, ref, temperature)
+        np.testing.assert_allclose(jnp.exp(ours.log_policy), expected, atol=1e-7)
 
 
-def polish(name, pi, values, log_ref, temperature):
-    """Newton on the optimality conditions of the active set, by autodiff of the objective alone."""
+def polish(name, pi, values, ref, temperature):
+    """Newton on the optimality conditions of the active set, from the optimiser's answer."""
     active = pi > 1e-8
-    inputs = jnp.array(values[active]), jnp.array(np.asarray(log_ref)[active])
-    gradient = jax.grad(lambda x: objective(name, x, *inputs, temperature))
-    hessian = jax.jacobian(gradient)
-    x, k = pi[active], active.sum()
+    k = active.sum()
     for _ in range(10):
-        g, h = np.asarray(gradient(jnp.array(x))), np.asarray(hessian(jnp.array(x)))
-        system = np.block([[h, np.ones((k, 1))], [np.ones((1, k)), np.zeros((1, 1))]])
-        step = np.linalg.solve(system, np.append(-g, 1 - x.sum()))[:k]
-        x = np.maximum(x + step, x / 10)
-    pi[active] = x
+        slope, curvature = (np.asarray(x)[active] for x in derivatives(name)(pi, ref)[1:])
+        system = np.zeros((k + 1, k + 1))
+        system[:k, :k], system[:k, k], system[k, :k] = -temperature * np.diag(curvature), 1, 1
+        gradient = values[active] - temperature * slope
+        step = np.linalg.solve(system, np.append(-gradient, 1 - pi[active].sum()))[:k]
+        pi[active] = np.maximum(pi[active] + step, pi[active] / 10)
     return np.where(active, pi, 0)
 
 
@@ -191,7 +195,7 @@ def test_actions_of_equal_value_keep_the_odds_of_the_reference(name, temperature
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 def test_converges_from_one_to_100000_actions(name, dtype):
     rng = np.random.default_rng(2)
-    for n in (1, 2, 37, 100_000):
+    for n in (1, 37, 100_000):
         values, ref = (jnp.array(s * rng.normal(size=n), dtype) for s in (1, 3))
         many = jnp.array([1e-4, 1e-2, 1.0, 1e2, 1e4], dtype)
         ours = solver(name)(*(jnp.broadcast_to(x, (5, n)) for x in (values, ref)), many)
@@ -366,15 +370,27 @@ def test_fenchel_young_losses():
     np.testing.assert_allclose(
         regularized.entmax_loss(pair, one, alpha=2.0), written_out, atol=1e-14
     )
-    # For every generator: never negative, 0 at the optimum, gradient = policy - target.
-    for name in SMOOTH:
-        loss = lambda v, name=name: regularized.fenchel_young(v, target, target * 0, 0.7, row(name))  # noqa: E731
-        assert jnp.all(loss(scores) >= -1e-13)
-        policy = solver(name)(scores, target * 0, 0.7).log_policy
-        gradient = jax.grad(lambda v: loss(v).sum())(scores)  # noqa: B023
-        np.testing.assert_allclose(gradient, jnp.exp(policy) - jax.nn.softmax(target), atol=1e-12)
-        best = regularized.fenchel_young(scores, policy, target * 0, 0.7, row(name))
-        np.testing.assert_allclose(best, jnp.zeros(20), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_fenchel_young_loss_of_every_generator(name):
+    """Never negative, 0 at the optimum, and its gradient is policy minus target."""
+    rng = np.random.default_rng(7)
+    scores, target = (jnp.array(rng.normal(size=(20, 6))) for _ in range(2))
+    even = jnp.zeros((20, 6))
+
+    @jax.jit
+    def loss_and_gradient(scores, target):
+        f = lambda v: regularized.fenchel_young(v, target, even, 0.7, row(name))  # noqa: E731
+        value, pullback = jax.vjp(f, scores)
+        return value, pullback(jnp.ones(20))[0]
+
+    value, gradient = loss_and_gradient(scores, target)
+    policy = solver(name)(scores, even, 0.7).log_policy
+    assert jnp.all(value >= 1e-4)
+    np.testing.assert_allclose(gradient, jnp.exp(policy) - jax.nn.softmax(target), atol=1e-12)
+    at_optimum, _ = loss_and_gradient(scores, policy)
+    np.testing.assert_allclose(at_optimum, jnp.zeros(20), atol=1e-12)
 
 
 # ------------------------------------------------------------ refusals

@@ -147,7 +147,7 @@ def _pairs(x, curves, labels, x_label, title, ceiling=8.0) -> plt.Figure:
             axis.plot(x, curve, color=colour, linestyle=style, linewidth=1.8)
         axis.set_title(TITLES[name], fontsize=10)
         axis.set_ylim(0, min(np.nanmax(finite), ceiling) * 1.05)
-    figure.legend(axes[0, 0].lines, labels, loc="outside right upper", frameon=False)
+    figure.legend(axes[0, 0].lines, labels, loc="outside upper right", ncols=2, frameon=False)
     figure.supxlabel(x_label)
     figure.supylabel(f"divergence (curves above {ceiling:g} leave the panel)")
     figure.suptitle(title)

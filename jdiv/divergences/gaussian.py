@@ -31,7 +31,10 @@ class Gaussian(NamedTuple):
     mean: ArrayLike
     """`[..., d]`."""
     scale_tril: ArrayLike
-    """`[..., d, d]`, lower triangular with a positive diagonal; what is above it is not read."""
+    """`[..., d, d]`, lower triangular with a positive diagonal.
+
+    Other known values are refused. Of traced ones what is above the diagonal is not read.
+    """
 
 
 class Diagonal(NamedTuple):

@@ -47,7 +47,7 @@ SYMMETRIC = [
 ]
 every_case = pytest.mark.parametrize(("name", "order"), CASES)
 every_density_case = pytest.mark.parametrize(("name", "order"), DENSITIES)
-# Gradients and Hessians compile in half the time, and are the same to a few roundings.
+# Compiles in half the time; the results are the same to a few roundings.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -76,8 +76,9 @@ def value(name, order, p, q):
 def compiled(name):
     """A divergence as a program of its order, for orders that are no case."""
     if name not in PARAMETER:
-        return jax.jit(getattr(gaussian, name))
-    return jax.jit(lambda p, q, x: getattr(gaussian, name)(p, q, **{PARAMETER[name]: x}))
+        return jax.jit(getattr(gaussian, name), compiler_options=QUICK)
+    of_order = lambda p, q, x: getattr(gaussian, name)(p, q, **{PARAMETER[name]: x})  # noqa: E731
+    return jax.jit(of_order, compiler_options=QUICK)
 
 
 def lower(rng, d, spread=0.4):
@@ -95,6 +96,11 @@ def pair(rng, d, spread=0.2):
 def diagonal_pair(rng, d, spread=0.2):
     means, scales = spread * rng.normal(size=(2, d)), np.exp(spread * rng.normal(size=(2, d)))
     return tuple(Diagonal(jnp.array(m), jnp.array(s)) for m, s in zip(means, scales, strict=True))
+
+
+def line(mean, scale):
+    """One coordinate, and two that are the same for everyone: they add nothing, save programs."""
+    return Diagonal(jnp.array([mean, 0.0, 1.0]), jnp.array([scale, 1.0, 2.0]))
 
 
 def near_pairs():
@@ -152,19 +158,25 @@ def test_against_quadrature_in_one_dimension(name, order):
     f, g = scipy.stats.norm(m, s).pdf, scipy.stats.norm(n, r).pdf
     x = np.linspace(-15, 15, 2001)  # the trapezoidal rule is exact for analytic functions
     expected = of_integrals(name, order, lambda of: np.sum(of(f(x), g(x))) * (x[1] - x[0]))
-    p, q = (Diagonal(jnp.array([mean]), jnp.array([scale])) for mean, scale in ((m, s), (n, r)))
+    p, q = line(m, s), line(n, r)
     np.testing.assert_allclose(value(name, order, p, q), expected, rtol=1e-10)
 
 
 @functools.cache
 def plane():
     """Two correlated Gaussians on a grid wide and fine enough for the trapezoidal rule."""
-    p = Gaussian(jnp.array([0.3, -0.2]), jnp.array([[1.0, 0.0], [0.4, 0.85]]))
-    q = Gaussian(jnp.array([-0.1, 0.2]), jnp.array([[0.95, 0.0], [0.3, 0.9]]))
+    moments = [
+        (np.array([0.3, -0.2]), np.array([[1.0, 0.0], [0.4, 0.85]])),
+        (np.array([-0.1, 0.2]), np.array([[0.95, 0.0], [0.3, 0.9]])),
+    ]
     x = np.linspace(-18, 18, 601)
     grid = np.stack(np.meshgrid(x, x, indexing="ij"), axis=-1)
-    densities = [scipy.stats.multivariate_normal(m, s @ s.T).pdf(grid) for m, s in (p, q)]
+    densities = [scipy.stats.multivariate_normal(m, s @ s.T).pdf(grid) for m, s in moments]
     inside = np.minimum(*densities) > 1e-290
+    # A third coordinate, the same for both, adds nothing.
+    p, q = (
+        Gaussian(jnp.append(jnp.array(m), 1.0), jnp.eye(3).at[:2, :2].set(s)) for m, s in moments
+    )
     return p, q, [f[inside] for f in densities], (x[1] - x[0]) ** 2
 
 
@@ -312,7 +324,7 @@ def test_the_textbook_formula_loses_every_digit():
 
 def test_wasserstein_against_matrix_square_roots():
     rng = np.random.default_rng(3)
-    for d in (1, 3, 6):
+    for d in (3, 6):
         p, q = pair(rng, d, spread=0.8)
         cov_p, cov_q = (np.asarray(x.scale_tril @ x.scale_tril.T) for x in (p, q))
         root = scipy.linalg.sqrtm(cov_q)
@@ -327,7 +339,7 @@ def test_wasserstein_against_quantile_functions():
     """On a line it is the distance of the quantile functions."""
     p_quantile, q_quantile = scipy.stats.norm(0.3, 1.1).ppf, scipy.stats.norm(-0.4, 0.5).ppf
     expected, _ = scipy.integrate.quad(lambda u: (p_quantile(u) - q_quantile(u)) ** 2, 0, 1)
-    p, q = (Diagonal(jnp.array([m]), jnp.array([s])) for m, s in ((0.3, 1.1), (-0.4, 0.5)))
+    p, q = line(0.3, 1.1), line(-0.4, 0.5)
     np.testing.assert_allclose(value("squared_wasserstein_2", None, p, q), expected, rtol=1e-7)
     np.testing.assert_allclose(value("wasserstein_2", None, p, q), math.sqrt(expected), rtol=1e-7)
 
@@ -380,13 +392,15 @@ DISTINCT = [
 @functools.cache
 def jacobian(kind):
     f = lambda z: stacked(DISTINCT, *of_free(kind, z))  # noqa: E731
-    return jax.jit(f), jax.jit(jax.jacrev(f), compiler_options=QUICK)
+    return jax.jit(jax.jacrev(f), compiler_options=QUICK)
 
 
 @pytest.mark.parametrize("which", near_pairs())
 def test_gradient_against_finite_differences(which):
     p, q = near_pairs()[which]
-    z, (f, gradients) = free(p, q), jacobian(type(p))
+    z, gradients = free(p, q), jacobian(type(p))
+    rows = np.array([CASES.index(case) for case in DISTINCT])
+    f = lambda z: all_values(*of_free(type(p), z))[rows]  # noqa: E731
     steps = 1e-6 * np.eye(len(z))
     expected = np.stack([(f(z + step) - f(z - step)) / 2e-6 for step in steps], axis=1)
     np.testing.assert_allclose(gradients(z), expected, rtol=1e-6, atol=1e-8)
@@ -396,10 +410,8 @@ def test_gradient_against_finite_differences(which):
 def test_value_and_gradient_are_exactly_zero_for_identical_arguments(which):
     """With repeated eigenvalues, too: all of those of `Lq^-1 P Lq^-T` are 1."""
     for q in near_pairs()[which]:
-        f, gradients = jacobian(type(q))
-        assert jnp.all(f(free(q, q)) == 0)
-        assert jnp.all(gradients(free(q, q)) == 0)
-        for dtype in (jnp.float64, jnp.float32, jnp.bfloat16):
+        assert jnp.all(jacobian(type(q))(free(q, q)) == 0)
+        for dtype in (jnp.float64, jnp.float32):
             ((same,),) = cast(dtype, (q,))
             assert jnp.all(all_values(same, same) == 0)
 
@@ -457,7 +469,13 @@ def test_hessian_at_equality_is_the_fisher_information():
 def test_gradient_by_the_order(name):
     """The order may be traced; also at 1, where formulas divide by 0, and at the switch, 1/2."""
     p, q = near_pairs()["full"]
-    f, slope = compiled(name), jax.jit(jax.grad(compiled(name), 2), compiler_options=QUICK)
+    f, slope = (
+        compiled(name),
+        jax.jit(
+            jax.grad(lambda p, q, x: getattr(gaussian, name)(p, q, alpha=x), 2),
+            compiler_options=QUICK,
+        ),
+    )
     for at in (0.3, 0.5, 1.0, 1.3):
         expected = (f(p, q, at + 1e-5) - f(p, q, at - 1e-5)) / 2e-5
         np.testing.assert_allclose(slope(p, q, at), expected, rtol=1e-7)
@@ -568,7 +586,7 @@ def test_risk_of_the_maximum_likelihood_estimate():
 
 @pytest.mark.parametrize("distance", [0.5, 3.0])
 def test_unit_variances(distance):
-    p, q = (Diagonal(jnp.array([x]), jnp.ones(1)) for x in (0.0, distance))
+    p, q = line(0.0, 1.0), line(distance, 1.0)
     np.testing.assert_allclose(value("cauchy_schwarz", None, p, q), distance**2 / 2, rtol=1e-14)
     np.testing.assert_allclose(value("renyi", 1.4, p, q), 0.7 * distance**2, rtol=1e-14)
     np.testing.assert_allclose(value("kl", None, p, q), distance**2 / 2, rtol=1e-14)
@@ -647,18 +665,15 @@ def test_same_under_every_transformation(kind, same_everywhere):
 
     def several(m, n, s, r):
         p, q = kind(m, s), kind(n, r)
-        return gaussian.alpha(p, q, alpha=0.3), gaussian.kl(p, q), gaussian.wasserstein_2(p, q)
+        return gaussian.alpha(p, q, alpha=0.3), gaussian.wasserstein_2(p, q)
 
+    @jax.jit
     def gradients(*arrays):
         result, pullback = jax.vjp(several, *arrays)
         return pullback(jax.tree.map(jnp.ones_like, result))
 
     arrays = [jnp.array(x) for x in (*mean, *scale)]
     same_everywhere(several if kind is Gaussian else gradients, *arrays, rtol=1e-11)
-    if kind is Gaussian:
-        pmapped, jitted = (f(gradients)(*arrays) for f in (jax.pmap, jax.jit))
-        for one, other in zip(pmapped, jitted, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("which", ["full", "diagonal"])
@@ -668,9 +683,12 @@ def test_dtypes(which):
     assert expected.dtype == jnp.float64
     for dtype in (jnp.float32, jnp.bfloat16):
         narrow = cast(dtype, p, q)
-        result = all_values(*narrow)
+        widened = cast(jnp.float32, *narrow)
+        result = all_values(*widened)
         assert result.dtype == jnp.float32
         np.testing.assert_allclose(result, all_values(*cast(jnp.float64, *narrow)), rtol=2e-5)
+        of_narrow, of_widened = (compiled("renyi")(*x, 1.4) for x in (narrow, widened))
+        assert of_narrow == of_widened
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
         assert gaussian.kl(*cast(dtype, p, q)).dtype == jnp.float32
         assert gaussian.kl(*cast(dtype, p), q).dtype == jnp.float64
