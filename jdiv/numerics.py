@@ -213,8 +213,8 @@ def _exp_residual_root_jvp(primals, tangents):
 
 def exp_difference(a: Array, b: Array) -> Array:
     """First divided difference of exp, `(e^a - e^b) / (a - b)`; `e^a` where a = b."""
-    high = jnp.maximum(a, b)
-    return jnp.where(high == jnp.inf, jnp.inf, jnp.exp(high) * phi_1(-jnp.abs(a - b)))
+    high, low = jnp.maximum(a, b), jnp.minimum(a, b)
+    return jnp.where(high == jnp.inf, jnp.inf, jnp.exp(high) * phi_1(low - high))
 
 
 def exp_difference_2(a: Array, b: Array, c: Array) -> Array:
@@ -226,18 +226,22 @@ def exp_difference_2(a: Array, b: Array, c: Array) -> Array:
     low = jnp.minimum(jnp.minimum(a, b), c)
     middle = jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
     near = high - low < 1
-    x, y = jnp.where(near, middle - high, 0), jnp.where(near, low - high, 0)
-    # e^high * sum_k h_k(0, x, y) / (k+2)!, h_k the complete homogeneous polynomial.
-    series, homogeneous, power = jnp.full_like(x, 0.5), jnp.ones_like(x), jnp.ones_like(x)
+    # e^high * sum_k h_k(a - high, b - high, c - high) / (k+2)!, h_k the complete homogeneous
+    # polynomial; any constant would do for high, and as one it leaves the derivatives right.
+    centre = jax.lax.stop_gradient(high)
+    x, y, z = (jnp.where(near, point - centre, 0) for point in (a, b, c))
+    of_x, of_xy, of_xyz = jnp.ones_like(x), jnp.ones_like(x), jnp.ones_like(x)
+    series = jnp.full_like(x, 0.5)
     for k in range(1, _terms(x.dtype)):
-        power = power * y
-        homogeneous = homogeneous * x + power
-        series = series + homogeneous / math.factorial(k + 2)
+        of_x = of_x * x
+        of_xy = of_xy * y + of_x
+        of_xyz = of_xyz * z + of_xy
+        series = series + of_xyz / math.factorial(k + 2)
     spread = jnp.where(near, 1, high - low)
     upper = phi_1(jnp.where(near, 0, middle - high))
     lower = jnp.exp(jnp.where(near, 0, middle - high)) * phi_1(jnp.where(near, 0, low - middle))
-    scale = jnp.where(near, series, (upper - lower) / spread)
-    return jnp.where(high == jnp.inf, jnp.inf, jnp.exp(high) * scale)
+    value = jnp.where(near, jnp.exp(centre) * series, jnp.exp(high) * ((upper - lower) / spread))
+    return jnp.where(high == jnp.inf, jnp.inf, value)
 
 
 def scaled_expm1(x: Array, c: ArrayLike) -> Array:

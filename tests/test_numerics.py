@@ -48,6 +48,13 @@ def test_derivatives_of_phi_functions():
             np.testing.assert_allclose(jax.grad(f)(x), expected, rtol=1e-9)
 
 
+def test_derivatives_of_divided_differences_where_points_coincide():
+    gradient = jax.grad(numerics.exp_difference, (0, 1))(0.3, 0.3)
+    np.testing.assert_allclose(gradient, [np.exp(0.3) / 2] * 2, rtol=1e-14)
+    gradient = jax.grad(numerics.exp_difference_2, (0, 1, 2))(0.3, 0.3, 0.3)
+    np.testing.assert_allclose(gradient, [np.exp(0.3) / 6] * 3, rtol=1e-14)
+
+
 @pytest.mark.parametrize("c", [-2.0, -1e-9, 0.0, 1e-9, 1e-3, 0.7])
 def test_deformed_logarithm_and_its_inverse(c):
     x = jnp.array([-0.4, -1e-6, 0.0, 1e-6, 0.3])
