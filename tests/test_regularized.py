@@ -315,6 +315,17 @@ def test_same_under_every_transformation(name, same_everywhere):
 # ------------------------------------------------------------ Fenchel-Young, entmax
 
 
+def test_losses_and_entmax_under_every_transformation(same_everywhere):
+    rng = np.random.default_rng(8)
+    scores, target = (jnp.array(rng.normal(size=(8, 3, 5))) for _ in range(2))
+
+    def outputs(scores, target):
+        loss = regularized.fenchel_young(scores, target, target, 0.7, row("le_cam"))
+        return loss, regularized.entmax_loss(scores, target), regularized.entmax(scores)
+
+    same_everywhere(outputs, scores, target, rtol=1e-11)
+
+
 def project(scores):
     """Euclidean projection onto the simplex by sorting, in NumPy."""
     ordered = np.sort(scores)[::-1]

@@ -175,6 +175,17 @@ def test_rows_are_pytrees_of_their_parameters():
     np.testing.assert_allclose(swept, [1 - np.exp(-0.5), 0.5, np.expm1(0.5)], rtol=1e-14)
 
 
+@pytest.mark.parametrize("name", CUSTOMARY)
+def test_same_under_every_transformation(name, same_everywhere):
+    row, _ = both(name)
+
+    def outputs(t, s):
+        return row.value(t), row.slope(t), row.inverse_slope(s), row.conjugate(s)
+
+    t, s = jnp.linspace(-3, 3, 16).reshape(8, 2), jnp.linspace(-1.3, 0.3, 16).reshape(8, 2)
+    same_everywhere(outputs, t, s)
+
+
 def test_refusals():
     with pytest.raises(
         ValueError,
