@@ -13,21 +13,8 @@ import scipy.special
 
 from jdiv import divergences as dv
 from jdiv import generators, regularized
+from tests.checks import PARAMETERS as EVERY
 
-EVERY = {
-    "kl": {},
-    "reverse_kl": {},
-    "jeffreys": {},
-    "jensen_shannon": {"weight": 0.3},
-    "skew_kl": {"skew": 0.2},
-    "total_variation": {},
-    "squared_hellinger": {},
-    "pearson_chi2": {},
-    "neyman_chi2": {},
-    "le_cam": {},
-    "alpha": {"alpha": 0.7},
-    "tsallis": {"q_index": 1.6},
-}
 SMOOTH = [name for name in EVERY if name != "total_variation"]
 # NumPy here: JAX would round to float32 before the tests enable double precision.
 REF = np.log([0.05, 0.15, 0.2, 0.25, 0.35])

@@ -16,22 +16,12 @@ from hypothesis import strategies as st
 from jdiv import divergences as dv
 from jdiv import generators
 from tests import high_precision
+from tests.checks import PARAMETERS
 
 ROWS = json.loads((pathlib.Path(__file__).parents[1] / "data" / "divergences.json").read_text())
 
 EVERY = {
-    "kl": {},
-    "reverse_kl": {},
-    "jeffreys": {},
-    "jensen_shannon": {"weight": 0.3},
-    "skew_kl": {"skew": 0.2},
-    "total_variation": {},
-    "squared_hellinger": {},
-    "pearson_chi2": {},
-    "neyman_chi2": {},
-    "le_cam": {},
-    "alpha": {"alpha": 0.7},
-    "tsallis": {"q_index": 1.6},
+    **PARAMETERS,
     "renyi": {"alpha": 1.7},
     "bhattacharyya": {},
     "cauchy_schwarz": {},

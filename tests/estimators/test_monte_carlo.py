@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from jdiv import divergences as dv
 from jdiv import estimators, generators
+from tests.checks import refused
 
 # The customary generator of each row and its f'(1), written down again, for any number type.
 # name: (row, parameters, f, f'(1))
@@ -706,15 +707,6 @@ def test_a_sweep_over_a_parameter_is_a_vmap():
 
 
 # ------------------------------------------------------------------------------------- refusals
-
-
-def refused(error, words, call):
-    with pytest.raises(error) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
 
 
 def test_refusals():

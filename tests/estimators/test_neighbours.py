@@ -12,6 +12,7 @@ from scipy.spatial import cKDTree
 
 from jdiv import divergences as dv
 from jdiv import estimators
+from tests.checks import refused
 
 
 def close(found, wanted, tolerance):
@@ -225,15 +226,6 @@ def test_half_precision_in_float32_out():
 
 
 # ------------------------------------------------------------------------------------- refusals
-
-
-def refused(error, words, call):
-    with pytest.raises(error) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
 
 
 def test_refusals():

@@ -11,6 +11,7 @@ import pytest
 
 from jdiv import divergences as dv
 from jdiv import estimators, generators
+from tests.checks import refused
 
 GENERATORS = [
     ("kl", {}),
@@ -464,15 +465,6 @@ def test_batches_of_critic_values():
 
 
 # ------------------------------------------------------------------------------------- refusals
-
-
-def refused(error, words, call):
-    with pytest.raises(error) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
 
 
 def test_refusals():
