@@ -1,4 +1,4 @@
-"""A claim: a paper's statement, the number measured here, the bound it has to meet, its controls."""
+"""A claim: a statement, the number measured here, the bound it has to meet, its controls."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -58,11 +58,34 @@ def record(claim: Claim, controls: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def shown(entry: dict[str, Any]) -> str:
+    """Measured, bound and published numbers of a claim of claims.json, in one line.
+
+    >>> shown({"measured": 0.25, "bound": [None, 0.5], "published": 0.3})
+    '0.25 (bound: at most 0.5; published: 0.3)'
+    """
+    low, high = entry["bound"]
+    if low is None:
+        bound = f"at most {_short(high)}"
+    elif high is None:
+        bound = f"at least {_short(low)}"
+    else:
+        bound = f"{_short(low)} to {_short(high)}"
+    published = "" if entry["published"] is None else f"; published: {_short(entry['published'])}"
+    return f"{_short(entry['measured'])} (bound: {bound}{published})"
+
+
+def _short(value: Any) -> str:
+    """A number, a few of them, or the range of many."""
+    if not isinstance(value, list):
+        return "none" if value is None else f"{value:.4g}"
+    numbers = np.asarray(value, dtype=float).ravel()
+    if len(numbers) <= 6:
+        return f"[{', '.join(f'{x:.4g}' for x in numbers)}]"
+    return f"{len(numbers)} numbers from {np.nanmin(numbers):.4g} to {np.nanmax(numbers):.4g}"
+
+
 def _plain(value: ArrayLike) -> Any:
-    """Numbers for JSON, in which infinity and NaN do not exist: an infinite bound is null."""
+    """Numbers for JSON, where infinity and NaN do not exist: both are null."""
     array = np.asarray(value, dtype=float)
-    return np.where(np.isinf(array), None, array).tolist() if array.ndim else _number(array.item())
-
-
-def _number(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+    return np.where(np.isfinite(array), array, None).tolist()

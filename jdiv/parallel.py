@@ -1,0 +1,154 @@
+"""Devices and hosts: the only file that knows of pmap and of collectives.
+
+Points of a sweep are independent: every host computes its share on its own devices, and what comes
+out is gathered as NumPy arrays, which any host may save. Training on batches divides each batch
+over all devices of all hosts and averages the gradients.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.experimental import multihost_utils
+
+BATCH = "batch"
+"""Name of the axis over which `over_batches` averages."""
+
+
+def connect(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Makes this process one of many; on TPU pods and Slurm the arguments are found by JAX.
+
+    Has to come before anything else that touches a device.
+    """
+    jax.distributed.initialize(coordinator_address, num_processes, process_id)
+
+
+def host() -> int:
+    """This process's number; host 0 writes."""
+    return jax.process_index()
+
+
+def hosts() -> int:
+    """How many processes there are."""
+    return jax.process_count()
+
+
+def devices() -> int:
+    """How many devices all hosts have together."""
+    return jax.device_count()
+
+
+# ------------------------------------------------------------------------------- points of a sweep
+
+
+def compile_points(f: Callable, *arguments: Any, shared: int = 0) -> Any:
+    """Compiles f of one point for `[devices, lanes, ...]` points of this host's devices.
+
+    `arguments` are examples with these leading axes; the last `shared` of them are the same for all
+    points and have none. The result is called with arrays of just these shapes, and its
+    `memory_analysis()` tells what one device needs.
+    """
+    in_axes = (0,) * (len(arguments) - shared) + (None,) * shared
+    mapped = jax.pmap(jax.vmap(f, in_axes=in_axes), in_axes=in_axes, devices=jax.local_devices())
+    return mapped.lower(*arguments).compile()
+
+
+def memory(program: Any) -> int:
+    """Bytes that a compiled program needs on one device: what goes in, out, and in between."""
+    use = program.memory_analysis()
+    sizes = (use.argument_size_in_bytes, use.output_size_in_bytes, use.temp_size_in_bytes)
+    return sum(sizes)
+
+
+def share(tree: Any, lanes: int) -> Any:
+    """Of `[devices * lanes, ...]` points of all hosts this host's, as `[its devices, lanes, ...]`.
+
+    A batch that is too short is padded with its last point.
+    """
+    local = jax.local_device_count()
+    start, count = host() * local * lanes, local * lanes
+
+    def of_leaf(x: np.ndarray) -> np.ndarray:
+        places = np.minimum(np.arange(start, start + count), len(x) - 1)
+        return x[places].reshape(local, lanes, *x.shape[1:])
+
+    return jax.tree.map(of_leaf, tree)
+
+
+def gather(tree: Any) -> Any:
+    """From `[its devices, lanes, ...]` on every host to `[devices * lanes, ...]` NumPy arrays."""
+    local = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
+    if hosts() == 1:
+        return local
+    everyone = multihost_utils.process_allgather(local)
+    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), everyone)
+
+
+def from_first_host(tree: Any) -> Any:
+    """Host 0's arrays on every host; the others pass arrays of the same shapes."""
+    if hosts() == 1:
+        return tree
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+
+
+def text_from_first_host(text: str) -> str:
+    """Host 0's text on every host."""
+    if hosts() == 1:
+        return text
+    characters = np.frombuffer(text.encode(), np.uint8)
+    length = int(from_first_host(np.int32(len(characters))))
+    padded = np.resize(characters, length) if host() == 0 else np.zeros(length, np.uint8)
+    return from_first_host(padded).tobytes().decode()
+
+
+def on_any_host(flag: bool) -> bool:
+    """Whether the flag is set on at least one host; all of them have to ask."""
+    if hosts() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+# ---------------------------------------------------------------------------------------- batches
+
+
+def mean_grads(grads: Any, axis_name: str | None = BATCH) -> Any:
+    """The mean over devices of gradients of a loss that each device took of its own part.
+
+    `mean_grads(grad(loss))` is right under pmap; `grad` of an averaged loss is not, its result is
+    not averaged. Without an axis name nothing is done.
+    """
+    return grads if axis_name is None else jax.lax.pmean(grads, axis_name)
+
+
+def over_batches(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """`step(state, batch)` with the leading axis of the batch divided over all devices.
+
+    `step` sees its part of the batch and has to average what depends on it with
+    `mean_grads(..., BATCH)`; the state is the same on every device, and so is what comes out. On
+    many hosts each passes its own part of the batch.
+
+    >>> def step(weight, x):
+    ...     return weight - 0.1 * mean_grads(jax.grad(lambda w: (w * x).mean())(weight))
+    >>> float(over_batches(step)(1.0, np.arange(jax.local_device_count(), dtype=np.float32))) < 1.0
+    True
+    """
+    mapped = jax.pmap(step, axis_name=BATCH, in_axes=(None, 0), out_axes=None)
+
+    def divided(state: Any, batch: Any) -> Any:
+        return mapped(state, jax.tree.map(_divide, batch))
+
+    return divided
+
+
+def _divide(x: Array) -> Array:
+    """`[batch, ...]` as `[devices, batch / devices, ...]`."""
+    count = jax.local_device_count()
+    if x.shape[0] % count:
+        raise ValueError(f"batch must be a multiple of the {count} devices, got {x.shape[0]}")
+    return x.reshape(count, -1, *x.shape[1:])
