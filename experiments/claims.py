@@ -79,10 +79,11 @@ def _short(value: Any) -> str:
     """A number, a few of them, or the range of many."""
     if not isinstance(value, list):
         return "none" if value is None else f"{value:.4g}"
-    numbers = np.asarray(value, dtype=float).ravel()
+    numbers = np.asarray(value, dtype=object).ravel().tolist()
     if len(numbers) <= 6:
-        return f"[{', '.join(f'{x:.4g}' for x in numbers)}]"
-    return f"{len(numbers)} numbers from {np.nanmin(numbers):.4g} to {np.nanmax(numbers):.4g}"
+        return f"[{', '.join(map(_short, numbers))}]"
+    finite = [number for number in numbers if number is not None]
+    return f"{len(numbers)} numbers from {_short(min(finite))} to {_short(max(finite))}"
 
 
 def _plain(value: ArrayLike) -> Any:

@@ -12,7 +12,7 @@ import jax
 from absl import flags
 
 from experiments import engine, records
-from jdiv import parallel
+from jdiv import checkpoints, parallel
 
 STOPPED = 128 + signal.SIGTERM
 
@@ -72,6 +72,9 @@ def guarded(body: Callable[[], int]) -> int:
         return body()
     except records.Refused as error:
         print(error, file=sys.stderr)
+        return 2
+    except checkpoints.Unreadable as error:
+        print(f"{error}; --overwrite starts over", file=sys.stderr)
         return 2
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

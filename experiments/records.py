@@ -5,6 +5,7 @@ import datetime
 import fcntl
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import pathlib
@@ -46,6 +47,8 @@ def write(path: pathlib.Path, produce: Callable[[pathlib.Path], Any]) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -95,15 +98,18 @@ def save_points(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
 def load_points(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays; a damaged file is a ValueError."""
     try:
-        with np.load(path) as file:
-            return dict(file)
+        with path.open("rb") as file, np.load(file) as arrays:
+            return dict(arrays)
     except (zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def save_results(path: pathlib.Path, results: xr.Dataset) -> None:
     """The dataset as netCDF."""
-    write(path, lambda temporary: results.to_netcdf(temporary, engine="h5netcdf"))
+    # By way of memory: HDF5 crashes the process when a disk is full.
+    contents = io.BytesIO()
+    results.to_netcdf(contents, engine="h5netcdf")
+    write(path, lambda temporary: temporary.write_bytes(contents.getbuffer()))
 
 
 def load_results(path: pathlib.Path) -> xr.Dataset:

@@ -65,14 +65,15 @@ def main() -> int:
 def configured(argv: list[str], values: flags.FlagValues | None = None) -> ConfigDict:
     """The locked config that a command line describes, or `Refused`."""
     values = flags.FlagValues() if values is None else values
-    config_flags.DEFINE_config_file("config", None, "Config and scale.", flag_values=values)
-    default = load(_config_argument(argv))
-    for argument in argv[1:]:
-        if match := _OVERRIDE.match(argument):
+    argument, rest = _config_argument(argv)
+    default = load(argument)
+    for override in rest[1:]:
+        if match := _OVERRIDE.match(override):
             _refuse_unknown_field(match[1], default)
-    before, sys.argv = sys.argv, argv  # where config_flags looks for overrides
+    before, sys.argv = sys.argv, rest  # where config_flags looks for overrides
     try:
-        commands.parse(values, argv)
+        config_flags.DEFINE_config_dict("config", load(argument), flag_values=values)
+        commands.parse(values, rest)
     finally:
         sys.argv = before
     _typed_tuples(values.config, default, "config")
@@ -94,12 +95,13 @@ def load(argument: str) -> ConfigDict:
         return (module.get_config(scale) if scale else module.get_config()).lock()
 
 
-def _config_argument(argv: list[str]) -> str:
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        if argument in ("--config", "-config"):
-            return following
-        if match := re.match(r"--?config=(.*)", argument):
-            return match[1]
+def _config_argument(argv: list[str]) -> tuple[str, list[str]]:
+    """The value of --config, and the rest of the command line."""
+    for place, argument in enumerate(argv):
+        if match := re.fullmatch(r"--?config=(.*)", argument):
+            return match[1], argv[:place] + argv[place + 1 :]
+        if argument in ("--config", "-config") and place + 1 < len(argv):
+            return argv[place + 1], argv[:place] + argv[place + 2 :]
     known = ", ".join(str(path.relative_to(records.ROOT)) for path in commands.configs())
     raise Refused(f"--config=configs/<area>/<name>.py[:scale] is missing; there are {known}")
 
@@ -294,7 +296,8 @@ def _controls(experiment, config, made, folder, progress, stopping) -> list[list
 
 def _outcome(control: Mapping[str, Any], claim: claims.Claim) -> dict[str, Any]:
     entry = claims.record(claim, [])
-    return {"override": control, "measured": entry["measured"], "verdict": entry["verdict"]}
+    override = json.loads(_text(control))
+    return {"override": override, "measured": entry["measured"], "verdict": entry["verdict"]}
 
 
 def _text(control: Mapping[str, Any]) -> str:

@@ -6,8 +6,8 @@ checkpoint carries a hash of its files, it appears under its number only when it
 host: orbax refuses what pmap returns when there are several.
 """
 
-import errno
 import hashlib
+import os
 import pathlib
 import shutil
 import warnings
@@ -33,13 +33,10 @@ def save(folder: pathlib.Path, step: int, arrays: Mapping[str, np.ndarray], *, k
     for half_written in folder.glob("*.saving*"):
         shutil.rmtree(half_written)
     saving, path = folder / f"{step}.saving", folder / str(step)
-    try:
-        with _orbax() as orbax:
-            orbax.save(saving.absolute(), {name: np.asarray(x) for name, x in arrays.items()})
-    except Exception as error:  # tensorstore has its own ways to say that a disk is full
-        shutil.rmtree(saving, ignore_errors=True)
-        reason = str(error).partition("[")[0].strip()
-        raise OSError(errno.EIO, f"checkpoint cannot be written: {reason}", str(path)) from error
+    tree = {name: np.asarray(x) for name, x in arrays.items()}
+    _reserve(folder / f"{step}.reserve", 2**16 + sum(2 * x.nbytes for x in tree.values()))
+    with _orbax() as orbax:
+        orbax.save(saving.absolute(), tree)
     (saving / _HASH).write_text(_hash(saving))
     shutil.rmtree(path, ignore_errors=True)
     saving.rename(path)
@@ -102,6 +99,19 @@ def _free(path: pathlib.Path) -> pathlib.Path:
         number += 1
         free = path.with_name(f"{path.name}-{number}")
     return free
+
+
+def _reserve(path: pathlib.Path, size: int) -> None:
+    """Fails like any write if so much does not fit; orbax would fail in ten threads, each aloud."""
+    try:
+        with path.open("wb") as file:
+            file.write(bytes(size))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path.with_suffix(""))) from error
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _orbax():

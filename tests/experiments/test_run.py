@@ -1,0 +1,363 @@
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from experiments import records, reproduce, run
+from jdiv import checkpoints
+from tests.experiments import toys
+
+ROOT = pathlib.Path(__file__).parents[2]
+ATLAS = "configs/estimation/atlas.py"
+
+
+def start(kind, folder, *arguments, limit=""):
+    """The command of the toys in a process of its own."""
+    toys_command = [sys.executable, "tests/experiments/toys.py", kind, str(folder), *arguments]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_"))
+    }
+    return subprocess.Popen(
+        ["bash", "-c", limit + 'exec "$@"', "bash", *toys_command],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment | {"JAX_PLATFORMS": "cpu"},
+    )
+
+
+def finished(process):
+    """Its exit code and what it said, which is not what gloo says of its connections."""
+    out, err = process.communicate(timeout=120)
+    return process.returncode, [line for line in err.splitlines() if "[Gloo]" not in line], out
+
+
+def results(folder):
+    return xr.load_dataset(folder / "results.nc", engine="h5netcdf")
+
+
+# ----------------------------------------------------------------------------------------- killed
+
+
+def pieces(folder):
+    """How much is there: finished batches, and steps of checkpoints."""
+    steps = [checkpoints.steps(each)[-1:] for each in folder.glob("checkpoints/*")]
+    return len(list(folder.glob("points-*/*.npz"))), sum(step for last in steps for step in last)
+
+
+@pytest.mark.parametrize(("kind", "delay"), [("sweep", 1_500_000), ("training", 100_000)])
+def test_killed_five_times_the_results_are_the_same_to_the_bit(kind, delay, tmp_path):
+    chance = random.Random(0)
+    arguments = ("--cpu_devices=1", f"--delay={delay}")
+    undisturbed = start(kind, tmp_path / "whole", *arguments)
+    folder = tmp_path / "killed"
+    for _ in range(5):
+        before = pieces(folder)
+        process = start(kind, folder, *arguments)
+        while pieces(folder) == before and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not (folder / "results.nc").exists()
+    assert pieces(folder) > (0, 0)
+    code, _, _ = finished(start(kind, folder, *arguments))
+    assert code == 0
+    assert finished(undisturbed)[0] == 0
+    xr.testing.assert_identical(results(tmp_path / "whole"), results(folder))
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == [
+        "claims.json", "config.json", "environment.json", "figures", "metrics.jsonl", "results.nc",
+    ]  # fmt: skip
+
+
+def test_sigterm_saves_and_exits(tmp_path):
+    process = start("training", tmp_path / "run", "--cpu_devices=1", "--delay=100000")
+    while pieces(tmp_path / "run") == (0, 0) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    code, said, _ = finished(process)
+    assert code == 143
+    assert said[-1] == "stopped; the same command goes on from here"
+    assert pieces(tmp_path / "run") > (0, 0)
+    assert not any("Traceback" in line for line in said)
+
+
+# ---------------------------------------------------------------------------------------- devices
+
+
+@pytest.mark.parametrize("kind", ["sweep", "training"])
+def test_one_device_eight_and_two_hosts_of_four_agree(kind, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = ("--cpu_devices=4", "--distributed", f"--coordinator_address=127.0.0.1:{port}")
+    processes = {
+        "one": start(kind, tmp_path / "one", "--cpu_devices=1"),
+        "eight": start(kind, tmp_path / "eight", "--cpu_devices=8"),
+        **{
+            f"host {i}": start(
+                kind, tmp_path / "hosts", *shared, "--num_processes=2", f"--process_id={i}"
+            )
+            for i in range(2)
+        },
+    }
+    assert {name: finished(process)[0] for name, process in processes.items()} == dict.fromkeys(
+        processes, 0
+    )
+    # 30 points of a group in lanes of 5, and of 4 on eight devices.
+    one, eight, hosts = (results(tmp_path / name) for name in ("one", "eight", "hosts"))
+    xr.testing.assert_allclose(one, eight, rtol=1e-6)
+    xr.testing.assert_identical(eight, hosts)
+    devices = json.loads((tmp_path / "hosts" / "environment.json").read_text())["devices"]
+    assert (devices["count"], devices["processes"]) == (8, 2)
+
+
+# ---------------------------------------------------------------------------------------- refused
+
+
+def refused(*arguments):
+    """The one line that a command line is refused with."""
+    with pytest.raises(records.Refused) as caught:
+        run.checked(run.configured(["run", *arguments]))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["--config", "missing", ATLAS]),
+        (["--config=configs/estimation/atlass.py"], ["atlass", f"did you mean {ATLAS}"]),
+        ([f"--config={ATLAS}:huge"], ["scale", "smoke, quick, full", "'huge'"]),
+        ([f"--config={ATLAS}", "--config.ponits=3"], ["'ponits'", "did you mean points"]),
+        ([f"--config={ATLAS}", "--config.sweep.sed=3"], ["sweep.sed", "no 'sed'"]),
+        ([f"--config={ATLAS}", "--config.points.more=3"], ["points.more", "has no fields"]),
+        ([f"--config={ATLAS}", "--confg.points=3"], ["confg"]),
+        ([f"--config={ATLAS}", "--workdri=3"], ["workdri", "workdir"]),
+        ([f"--config={ATLAS}", "--config.points=1.5"], ["config.points", "1.5"]),
+        ([f"--config={ATLAS}", "--config.points=many"], ["config.points", "many"]),
+        ([f"--config={ATLAS}", "--config.lanes=0"], ["config.lanes", "at least 1", "0"]),
+        ([f"--config={ATLAS}", "--config.memory_gib=nan"], ["config.memory_gib", "nan"]),
+        ([f"--config={ATLAS}", "--config.memory_gib=-1"], ["config.memory_gib", "positive"]),
+        ([f"--config={ATLAS}", "--config.precision=float16"], ["float32 or float64", "float16"]),
+        ([f"--config={ATLAS}", "more"], ["'more'", "--"]),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(arguments, words):
+    message = refused(*arguments)
+    for word in words:
+        assert word in message
+
+
+@pytest.fixture
+def toy_file(tmp_path, monkeypatch):
+    """A config file that describes a toy, which `checked` takes for an experiment."""
+    path = tmp_path / "toy.py"
+    path.write_text(
+        "from tests.experiments import toys\n"
+        "def get_config(scale='quick'):\n"
+        "    return toys.config(trains=True).unlock()\n"
+    )
+    monkeypatch.setattr(run.importlib, "import_module", lambda name: toys.TRAINING)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sweep.rate=fast", ["config.sweep.rate", "float", "'fast'"]),
+        ("sweep.rate=()", ["rate", "at least one value"]),
+        ("sweep.rate=0.1,0.1", ["0.1 more than once"]),
+        ("sweep.rate=0.1", ["same length", "rate 1", "power 3"]),
+        ("sweep.seed=0:many", ["config.sweep.seed", "int"]),
+        ("zipped=rate,powr", ["powr", "did you mean power"]),
+        ("training.steps=55", ["multiple of checkpoint_every 10", "55"]),
+        ("training.record_every=3", ["multiple of record_every 3", "10"]),
+        ("training.checkpoints=0", ["training.checkpoints", "at least 1"]),
+        ("training.stpes=3", ["training.stpes", "did you mean steps"]),
+    ],
+)
+def test_a_wrong_sweep_or_schedule_is_one_line(toy_file, override, words):
+    message = refused(f"--config={toy_file}", f"--config.{override}")
+    for word in words:
+        assert word in message
+
+
+def test_overrides_reach_the_sweep(toy_file):
+    config = run.configured(
+        ["run", f"--config={toy_file}", "--config.sweep.seed=5:7", "--config.sweep.name=abs"]
+    )
+    assert config.sweep.seed == (5, 6)
+    assert config.sweep.name == ("abs",)
+    assert config.is_locked
+
+
+def test_what_an_experiment_cannot_compute_is_refused_before_any_work(toy_file, monkeypatch):
+    def validate(config, point):
+        if point["rate"] > 0.25:
+            raise ValueError(f"config.sweep.rate must be at most 0.25, got {point['rate']}")
+
+    monkeypatch.setattr(
+        run.importlib, "import_module", lambda name: toys.module(step=None, validate=validate)
+    )
+    assert refused(f"--config={toy_file}") == "config.sweep.rate must be at most 0.25, got 0.3"
+
+
+def test_the_process_says_one_line_and_leaves_nothing(tmp_path):
+    command = [sys.executable, "-m", "experiments.run", f"--config={ATLAS}", "--config.ponts=3"]
+    process = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'run'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 2
+    assert process.stderr == "--config.ponts: no 'ponts'; did you mean points?\n"
+    assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------------------------------- folders
+
+
+def execute(folder, config=None, **options):
+    return run.execute(
+        toys.SWEEP, config or toys.config(seeds=1), folder, command="toys", **options
+    )
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    first = execute(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert execute(tmp_path) == first
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_folder_of_another_config_is_refused_until_it_may_be_overwritten(tmp_path):
+    execute(tmp_path)
+    other = toys.config(seeds=2)
+    with pytest.raises(records.Refused, match=r"another config \(they differ in sweep.seed\)"):
+        execute(tmp_path, other)
+    assert results(tmp_path).sizes["seed"] == 1
+    execute(tmp_path, other, overwrite=True)
+    assert results(tmp_path).sizes["seed"] == 2
+
+
+def test_a_folder_of_other_code_is_refused(tmp_path, monkeypatch):
+    execute(tmp_path)
+    monkeypatch.setattr(records, "code", lambda experiment: "changed")
+    with pytest.raises(records.Refused, match="other code"):
+        execute(tmp_path)
+
+
+def test_a_folder_of_something_else_is_never_emptied(tmp_path):
+    (tmp_path / "thesis.tex").write_text("Years of work.")
+    for overwrite in (False, True):
+        with pytest.raises(records.Refused, match=r"something else \(thesis.tex\)"):
+            execute(tmp_path, overwrite=overwrite)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == ["thesis.tex"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(records.Refused, match="not writable"):
+        execute(tmp_path / "file" / "run")
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    config = toys.config(seeds=1)
+    with (
+        records.opened(tmp_path, config, overwrite=False),
+        pytest.raises(records.Refused, match="in use"),
+    ):
+        execute(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["sweep", "training"])
+def test_a_full_disk_is_one_line(kind, tmp_path):
+    """A limit on the size of files fails the same calls as a disk without room."""
+    limited = start(kind, tmp_path / "run", "--cpu_devices=1", limit="ulimit -f 5; ")
+    code, said, _ = finished(limited)
+    assert code == 2
+    assert "File too large" in said[-1]
+    assert str(tmp_path / "run") in said[-1]
+    assert not any("Traceback" in line for line in said)
+    assert not (tmp_path / "run" / "results.nc").exists()
+    assert not list((tmp_path / "run").glob("**/*.saving*"))
+    assert not list((tmp_path / "run").glob("**/.*.n*"))
+    assert finished(start(kind, tmp_path / "run", "--cpu_devices=1"))[0] == 0
+
+
+# ----------------------------------------------------------------------------------------- records
+
+
+def test_the_records_of_a_run(tmp_path):
+    (entry,) = execute(tmp_path)
+    assert entry == json.loads((tmp_path / "claims.json").read_text())[0]
+    assert entry["verdict"] == "supported"
+    (control,) = entry["controls"]
+    assert control["override"] == {"sign": -1.0, "sweep.seed": [0]}
+    assert control["verdict"] == "refuted"
+    assert control["measured"] == pytest.approx(-results(tmp_path).total.max().item())
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["sweep"] == {"points": 6, "programs": 2}
+    assert environment["versions"].keys() >= {"python", "jax", "optax"}
+    assert environment["seconds"].keys() == {"compile", "run", "total"}
+    for suffix in ("png", "pdf"):
+        assert (tmp_path / "figures" / f"blank.{suffix}").stat().st_size > 500
+
+
+def test_a_control_that_does_not_refute_is_not_sound(tmp_path):
+    def claims(config, results):
+        (claim,) = toys.SWEEP.claims(config, results)
+        return [claim._replace(controls=({"sweep.seed": (0,)},))]
+
+    toy = toys.module(run=toys.SWEEP.run, claims=claims)
+    (entry,) = run.execute(toy, toys.config(seeds=1), tmp_path, command="toys")
+    assert entry["verdict"] == "supported"
+    assert not run.sound(entry)
+
+
+def test_reproduce_says_so_if_a_claim_is_refuted(tmp_path):
+    wrong = toys.config(seeds=1)
+    wrong.sign = -1.0
+    plans = [
+        reproduce.Planned(toys.SWEEP, config, tmp_path / name, False)
+        for name, config in (("right", toys.config(seeds=1)), ("wrong", wrong))
+    ]
+    assert reproduce.reproduce(plans[:1], tmp_path) == 0
+    assert reproduce.reproduce(plans, tmp_path) == 1
+    failing = toys.module(run=lambda config, point, key: 1 / 0, claims=None)
+    broken = reproduce.Planned(failing, toys.config(seeds=1), tmp_path / "broken", False)
+    assert reproduce.reproduce([broken, plans[0]], tmp_path) == 1
+    assert (tmp_path / "report.html").exists()
+
+
+def test_only_chooses_areas_and_experiments():
+    assert [path.stem for path in reproduce.chosen(["estimation/atlas"])] == ["atlas"]
+    assert reproduce.chosen([]) == reproduce.chosen(["estimation"])
+    with pytest.raises(records.Refused, match="did you mean estimation"):
+        reproduce.chosen(["estimatoin"])
+
+
+def test_nan_refutes():
+    nan = toys.Claim("a", "b", "c", np.array([1.0, np.nan]), low=0)
+    assert not nan.supported

@@ -1,0 +1,117 @@
+"""Two small experiments, a sweep and a training loop, and a command that runs one of them.
+
+python tests/experiments/toys.py sweep FOLDER [--cpu_devices=8] [--distributed ...]
+"""
+
+import pathlib
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import matplotlib.figure
+from absl import flags
+from ml_collections import ConfigDict
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
+from configs import defaults
+from experiments import commands, run
+from experiments.claims import Claim
+from experiments.plots import Picture
+
+
+def config(*, trains: bool = False, seeds: int = 10, lanes: int = 5) -> ConfigDict:
+    """Three zipped pairs, two names, `seeds` seeds."""
+    config = defaults.get_config("estimation/atlas", "smoke")
+    config.sweep = ConfigDict(
+        {
+            "rate": (0.1, 0.2, 0.3),
+            "power": (1, 2, 3),
+            "name": ("abs", "square"),
+            "seed": tuple(range(seeds)),
+        }
+    )
+    config.zipped = ("rate,power",)
+    config.lanes = lanes
+    config.sign = 1.0
+    config.delay = 0
+    if trains:
+        config.training = defaults.training(60, record_every=5, checkpoint_every=10)
+    return config.lock()
+
+
+def module(**functions) -> types.ModuleType:
+    """An experiment of these functions, with what all toys share."""
+    toy = types.ModuleType("toy")
+    toy.TRACED = ("rate", "power", "seed")
+    toy.DIMS = {"path": ("letter",)}
+    toy.coordinates = lambda config: {"letter": ["x", "y", "z"]}
+    toy.figures = lambda config, results: {"blank": Picture(matplotlib.figure.Figure(), "Nothing.")}
+    toy.__dict__.update(functions)
+    return toy
+
+
+def _slowly(config, x):
+    """The same x, after some work that cannot be left out."""
+    work = jax.lax.fori_loop(0, config.delay, lambda i, y: jnp.sin(y + 1), x)
+    return jnp.where(work > 2, -x, x)
+
+
+def _run(config, point, key):
+    path = _slowly(config, jax.random.normal(key, (3,)))
+    measure = {"abs": jnp.abs, "square": jnp.square}[point["name"]]
+    power = jnp.asarray(point["power"]).astype(path.dtype)
+    total = config.sign * measure(path).sum() * point["rate"] ** power
+    return {"path": path, "total": total}
+
+
+def _positive(name):
+    def claims(config, results):
+        controls = ({"sign": -1.0, "sweep.seed": (0,)},)
+        return [Claim("positive", "here", "It is.", results[name].min(), low=0, controls=controls)]
+
+    return claims
+
+
+def _init(config, point, key):
+    return {"path": jax.random.normal(key, (3,)), "count": jnp.int32(0)}
+
+
+def _step(config, point, state, key):
+    noise = jax.random.normal(key, (3,)) * 0.1
+    path = _slowly(config, state["path"] * (1 - point["rate"]) + noise)
+    metrics = {"loss": config.sign * (state["path"] ** 2).sum(), "path": state["path"]}
+    return {"path": path, "count": state["count"] + 1}, metrics
+
+
+def _finish(config, point, state):
+    return {"end": state["path"].sum(), "count": state["count"]}
+
+
+SWEEP = module(run=_run, claims=_positive("total"))
+TRAINING = module(init=_init, step=_step, finish=_finish, claims=_positive("loss"))
+
+
+def main() -> int:
+    """Runs one of them the way the commands run an experiment."""
+
+    def body() -> int:
+        values = flags.FlagValues()
+        commands.shared_flags(values)
+        flags.DEFINE_integer("delay", 0, "Loops per point and step.", flag_values=values)
+        kind, folder = sys.argv[1:3]
+        commands.parse(values, ["toys", *sys.argv[3:]])
+        commands.set_up(values)
+        toy = {"sweep": SWEEP, "training": TRAINING}[kind]
+        chosen = config(trains=kind == "training")
+        chosen.delay = values.delay
+        with commands.stopping_on_signal() as stopping:
+            run.execute(toy, chosen, pathlib.Path(folder), command="toys", stopping=stopping)
+        return 0
+
+    return commands.guarded(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
