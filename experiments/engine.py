@@ -11,7 +11,8 @@ An experiment is a module with
 * `validate(config, point)`, if something can be wrong: a ValueError in one line;
 * `figures(config, results)` and `claims(config, results)`.
 
-All of these are pure functions. A point is a dict from axis to label.
+All of these are pure functions. A point is a dict from axis to label. Fields below `config.claims`
+are seen by `claims` only.
 """
 
 import contextlib

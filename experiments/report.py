@@ -95,8 +95,9 @@ def prose(value: str) -> str:
     return re.sub(r"`+([^`]+)`+", r"<code>\1</code>", text(value))
 
 
-WRITTEN = {name: name.upper() for name in ("kl", "js", "tv", "dpo", "ipo", "ppo", "mdp", "dro")}
-WRITTEN |= {"chi2": "χ²", "knn": "k-NN", "jax": "JAX"}
+UPPER = ("kl", "js", "tv", "dpo", "ipo", "ppo", "mdp", "dro", "gio", "jax")
+WRITTEN = {name: name.upper() for name in UPPER} | {"chi2": "χ²", "knn": "k-NN"}
+WRITTEN |= {name: name for name in ("bfloat16", "float32", "float64")}
 
 
 def words(name: str) -> str:
@@ -251,13 +252,13 @@ def standing(claim: Mapping[str, Any]) -> str:
 
 
 def controls_in_short(claim: Mapping[str, Any]) -> str:
-    """`✓ 2 of 2 refute it`."""
+    """`✓ 2 of 2 refute`."""
     every, bad = len(claim["controls"]), len(failing(claim))
     if not every:
         return mark(False, "no control")
     if bad:
-        return mark(False, f"{bad} of {every} {'does' if bad == 1 else 'do'} not refute it")
-    return mark(True, f"{every} of {every} {'refutes' if every == 1 else 'refute'} it")
+        return mark(False, f"{bad} of {every} {'does' if bad == 1 else 'do'} not refute")
+    return mark(True, f"{every} of {every} refute")
 
 
 # -------------------------------------------------------------------------------------- claims

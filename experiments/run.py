@@ -64,7 +64,8 @@ def main() -> int:
 
 def configured(argv: list[str], values: flags.FlagValues | None = None) -> ConfigDict:
     """The locked config that a command line describes, or `Refused`."""
-    values = flags.FlagValues() if values is None else values
+    if values is None:
+        commands.shared_flags(values := flags.FlagValues())
     argument, rest = _config_argument(argv)
     default = load(argument)
     for override in rest[1:]:
@@ -142,6 +143,12 @@ def _refusing(where: str = "") -> Iterator[None]:
 def checked(config: ConfigDict) -> ModuleType:
     """The experiment of a config, after everything that can be known to be wrong was refused."""
     experiment = importlib.import_module(f"experiments.{config.experiment.replace('/', '.')}")
+    check(experiment, config)
+    return experiment
+
+
+def check(experiment: ModuleType, config: ConfigDict) -> None:
+    """Refuses what the engine and the experiment cannot compute."""
     for name, value in _numbers(config, "config"):
         if math.isnan(value):
             raise Refused(f"{name} must be a number, got nan")
@@ -158,7 +165,6 @@ def checked(config: ConfigDict) -> ModuleType:
         for point in grid.points():
             with _refusing():
                 experiment.validate(config, point)
-    return experiment
 
 
 def _check_training(training: ConfigDict) -> None:
@@ -224,7 +230,7 @@ def execute(
         points = sweeps.size(sweeps.sweep(config.sweep, config.zipped))
         environment["sweep"] = {"points": points, "programs": progress.programs}
         made = experiment.claims(config, results) if first else []
-        verdicts = _controls(experiment, config, made, folder, progress, stopping)
+        verdicts = _controls(experiment, config, made, results, folder, progress, stopping)
         if not first:
             return []
         records.save_pictures(folder / "figures", _pictures(experiment, config, results))
@@ -271,22 +277,29 @@ def _results(experiment, config, folder, progress, stopping) -> xr.Dataset | Non
     return results
 
 
-def _controls(experiment, config, made, folder, progress, stopping) -> list[list[dict[str, Any]]]:
-    """Of each claim its controls, each run once: the override, what came out, the verdict."""
+def _controls(
+    experiment, config, made, results, folder, progress, stopping
+) -> list[list[dict[str, Any]]]:
+    """Of each claim its controls, each run once: the override, what came out, the verdict.
+
+    Fields below `config.claims` are for `claims` only: what overrides nothing else is not run.
+    """
     asked = [[dict(control) for control in claim.controls] for claim in made]
     different = list({_text(control): control for of in asked for control in of})
     different = json.loads(parallel.text_from_first_host(json.dumps(different)))
     outcomes: dict[str, dict[str, claims.Claim]] = {}
     for number, text in enumerate(different):
         changed = overridden(config, json.loads(text))
-        checked(changed)
+        check(experiment, changed)
         below = folder / "controls" / f"{number:02}"
         if parallel.host() == 0:
             below.mkdir(parents=True, exist_ok=True)
         progress.label = f"{config.experiment} control {number + 1} of {len(different)}"
-        results = _results(experiment, changed, below, progress, stopping)
+        found = results
+        if not all(path.startswith("claims.") for path in json.loads(text)):
+            found = _results(experiment, changed, below, progress, stopping)
         if parallel.host() == 0:
-            outcomes[text] = {claim.name: claim for claim in experiment.claims(changed, results)}
+            outcomes[text] = {claim.name: claim for claim in experiment.claims(changed, found)}
     progress.label = config.experiment
     return [
         [_outcome(control, outcomes[_text(control)][claim.name]) for control in controls]

@@ -1,4 +1,7 @@
-"""The atlas of divergences: the table's generators, and values between simple families."""
+"""The atlas of divergences: the table's generators, and values between simple families.
+
+It reproduces no paper; its claims are the textbook order relations between the rows.
+"""
 
 import functools
 
@@ -6,10 +9,23 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import xarray as xr
+from jax import Array
 from ml_collections import ConfigDict
 
-from jdiv import divergences, generators
+from experiments.claims import Claim
+from experiments.plots import COLOURS, GREY, Picture
+from jdiv import divergences, generators, sweeps
 
+TRACED = ()
+DIMS = {
+    "value": ("row", "log_ratio"),
+    "slope": ("row", "log_ratio"),
+    "inverse": ("row", "log_ratio"),
+    "bernoulli": ("divergence", "reference", "p"),
+    "location": ("divergence", "direction", "centre"),
+    "weights": ("divergence", "direction", "weight"),
+}
 ROWS = tuple(generators.TABLE)
 BETWEEN = (*ROWS, "renyi", "bhattacharyya", "cauchy_schwarz", "bregman")
 TITLES = {
@@ -30,34 +46,63 @@ TITLES = {
     "cauchy_schwarz": "Cauchy-Schwarz",
     "bregman": "Bregman, a = 2",
 }
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#c8c8c8"  # told apart by every kind of colour vision
 
 
-def run(config: ConfigDict) -> dict[str, np.ndarray]:
-    """All curves: generators `[row, points]`, divergences `[name, family, points]`."""
-    t = jnp.linspace(*config.log_ratio_range, config.points)
-    rows = [generators.get(name) for name in ROWS]
-    results = {
-        "log_ratio": t,
-        "value": jnp.stack([row.value(t) for row in rows]),
-        "slope": jnp.stack([row.slope(t) for row in rows]),
-        "inverse": jnp.stack([row.inverse_slope(row.slope(t)) for row in rows]),
+def coordinates(config: ConfigDict) -> dict[str, object]:
+    """Names of the rows, and the points of the curves."""
+    return {
+        "row": list(ROWS),
+        "divergence": list(BETWEEN),
+        "direction": ["moving‖fixed", "fixed‖moving"],
+        "log_ratio": np.linspace(*config.log_ratio_range, config.points),
+        "reference": list(config.bernoulli_references),
+        "p": np.linspace(0, 1, config.points),
+        "centre": np.linspace(-4, 4, config.points),
+        "weight": np.linspace(0.02, 0.98, config.points),
     }
-    share = jnp.linspace(0.0, 1.0, config.points)
-    results["bernoulli_p"] = share
-    results["bernoulli"] = _between(
-        jnp.stack([bernoulli(share)] * 2),
-        jnp.stack([bernoulli(jnp.full_like(share, q)) for q in config.bernoulli_references]),
-    )
+
+
+def validate(config: ConfigDict, point: dict) -> None:
+    """Refuses unknown rows and curves without points."""
+    if config.points < 3:
+        raise ValueError(f"config.points must be at least 3, got {config.points}")
+    if config.inverse_of != "each":
+        sweeps.known("config.inverse_of", config.inverse_of, ROWS)
+    if not all(0 < q < 1 for q in config.bernoulli_references):
+        raise ValueError(
+            f"config.bernoulli_references must be in (0, 1), got {config.bernoulli_references}"
+        )
+
+
+def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
+    """All curves."""
+    at = {
+        name: jnp.asarray(labels)
+        for name, labels in coordinates(config).items()
+        if isinstance(labels, np.ndarray)
+    }
+    t, share = at["log_ratio"], at["p"]
+    rows = [generators.get(name) for name in ROWS]
+    inverted = [
+        row if config.inverse_of == "each" else generators.get(config.inverse_of) for row in rows
+    ]
+    slopes = [row.slope(t) for row in rows]
+    references = [jnp.full_like(share, q) for q in config.bernoulli_references]
     mixture = functools.partial(gaussian_mixture, config)
-    centre = jnp.linspace(-4.0, 4.0, config.points)
     fixed = jnp.broadcast_to(mixture(config.mixture_weight), (config.points, config.bins))
-    single = jax.vmap(functools.partial(gaussian, config))(centre)
-    results["centre"], results["location"] = centre, _between_both_ways(single, fixed)
-    weights = jnp.linspace(0.02, 0.98, config.points)
-    results["weight"] = weights
-    results["weights"] = _between_both_ways(jax.vmap(mixture)(weights), fixed)
-    return {name: np.asarray(value) for name, value in results.items()}
+    moving = jax.vmap(functools.partial(gaussian, config))(at["centre"])
+    return {
+        "value": jnp.stack([row.value(t) for row in rows]),
+        "slope": jnp.stack(slopes),
+        "inverse": jnp.stack(
+            [row.inverse_slope(s) for row, s in zip(inverted, slopes, strict=True)]
+        ),
+        "bernoulli": jnp.stack(
+            [_between(bernoulli(share), bernoulli(q)) for q in references], axis=1
+        ),
+        "location": _both_ways(moving, fixed),
+        "weights": _both_ways(jax.vmap(mixture)(at["weight"]), fixed),
+    }
 
 
 def bernoulli(share: jax.Array) -> jax.Array:
@@ -88,81 +133,135 @@ def _between(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
     return jnp.stack([getattr(divergences, name)(p_logits, q_logits) for name in BETWEEN])
 
 
-def _between_both_ways(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
+def _both_ways(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
     return jnp.stack([_between(p_logits, q_logits), _between(q_logits, p_logits)], axis=1)
 
 
-def figures(config: ConfigDict, results: dict[str, np.ndarray]) -> dict[str, plt.Figure]:
-    """Small multiples: one panel a divergence, the others of the same figure in grey behind."""
-    t, slope = results["log_ratio"], results["slope"]
+def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
+    """Small multiples: one panel a divergence."""
+    t, slope = results.log_ratio.values, results.slope.values
     everywhere = np.broadcast_to(t, slope.shape)
     of_t = "log-ratio t = log p/q"
-    drawn = {
-        "generators": _family(
-            everywhere, results["value"], of_t, "f(e^t)", (-0.2, 4), "Centred generators f"
+    labels = [f"q = {q}" for q in config.bernoulli_references]
+    both_ways = [f"D({direction})" for direction in results.direction.values]
+    others = "In grey the other rows."
+    return {
+        "generators": Picture(
+            _family(everywhere, results.value.values, of_t, "f(e^t)", (-0.2, 4)),
+            f"The centred generators f: none is negative, and all touch 0 at p = q. {others}",
         ),
-        "slopes": _family(everywhere, slope, of_t, "f'(e^t)", (-4, 4), "Slopes f'"),
-        "inverse_slopes": _family(
-            slope, results["inverse"], "slope s", "log-ratio t with f'(e^t) = s", (-4, 4),
-            "Inverse slopes: a curve ends where f' takes no such value", x_range=(-4, 4),
+        "slopes": Picture(
+            _family(everywhere, slope, of_t, "f'(e^t)", (-4, 4)),
+            "Slopes f'. One that is bounded above (Jensen-Shannon, Le Cam, total variation) cannot"
+            f" follow a large value; one that is bounded below lets actions be dropped. {others}",
+        ),
+        "inverse_slopes": Picture(
+            _family(
+                slope, results.inverse.values, "slope s", "log-ratio t with f'(e^t) = s", (-4, 4),
+                x_range=(-4, 4),
+            ),
+            "Inverse slopes, from which regularised policies are made: a curve ends where f' takes"
+            f" no such value. {others}",
+        ),
+        "bernoulli": Picture(
+            _pairs(results.p.values, results.bernoulli.values, labels, "p, the first parameter"),
+            "D(Bernoulli(p)‖Bernoulli(q)) for two q. Rows with an infinite slope at infinity or an"
+            " infinite f(0) rise without bound at the ends. Curves leave the panel above 8.",
+        ),
+        "location": Picture(
+            _pairs(
+                results.centre.values, results.location.values, both_ways,
+                "centre of the moving Gaussian",
+            ),
+            "A Gaussian N(c, 1.5²) against a fixed mixture of two modes at ±2: in one direction the"
+            " minimum is at a mode, in the other between them. Curves leave the panel above 8.",
+        ),
+        "weights": Picture(
+            _pairs(
+                results.weight.values, results.weights.values, both_ways,
+                "weight of the left mode",
+            ),
+            f"A mixture of moving weight against one of weight {config.mixture_weight}: close to"
+            " the minimum the smooth rows are one parabola up to a factor.",
         ),
     }  # fmt: skip
-    labels = [f"q = {q}" for q in config.bernoulli_references]
-    drawn["bernoulli"] = _pairs(
-        results["bernoulli_p"], results["bernoulli"], labels, "p, the first parameter",
-        "Divergence from Bernoulli(p) to Bernoulli(q)",
-    )  # fmt: skip
-    both_ways = ["D(moving‖fixed)", "D(fixed‖moving)"]
-    drawn["location"] = _pairs(
-        results["centre"], results["location"], both_ways, "centre of the moving Gaussian",
-        "A Gaussian N(c, 1.5²) against a fixed mixture of two modes at ±2",
-    )  # fmt: skip
-    drawn["weights"] = _pairs(
-        results["weight"], results["weights"], both_ways, "weight of the left mode",
-        f"A mixture of moving weight against one of weight {config.mixture_weight}",
-    )  # fmt: skip
-    return drawn
 
 
-def _family(xs, curves, x_label, y_label, y_range, title, x_range=None) -> plt.Figure:
-    figure, axes = plt.subplots(
-        3, 4, figsize=(10, 7), sharex=True, sharey=True, layout="constrained"
-    )
+def _family(xs, curves, x_label, y_label, y_range, x_range=None) -> plt.Figure:
+    figure, axes = plt.subplots(3, 4, figsize=(10, 7), sharex=True, sharey=True)
     for name, x, curve, axis in zip(ROWS, xs, curves, axes.flat, strict=True):
         axis.plot(xs.T, curves.T, color=GREY, linewidth=0.6)
-        axis.plot(x, curve, color=BLUE, linewidth=2)
+        axis.plot(x, curve, color=COLOURS[0], linewidth=2)
         axis.set_title(TITLES[name], fontsize=10)
         axis.set(ylim=y_range, xlim=x_range)
     figure.supxlabel(x_label)
     figure.supylabel(y_label)
-    figure.suptitle(title)
     return figure
 
 
-def _pairs(x, curves, labels, x_label, title, ceiling=8.0) -> plt.Figure:
-    figure, axes = plt.subplots(4, 4, figsize=(10, 8.6), sharex=True, layout="constrained")
+def _pairs(x, curves, labels, x_label, ceiling=8.0) -> plt.Figure:
+    figure, axes = plt.subplots(4, 4, figsize=(10, 8.6), sharex=True)
     for name, pair, axis in zip(BETWEEN, curves, axes.flat, strict=True):
         finite = np.where(np.isfinite(pair), pair, np.nan)
-        for curve, colour, style in zip(finite, (BLUE, ORANGE), ("-", "--"), strict=True):
+        for curve, colour, style in zip(finite, COLOURS, ("-", "--"), strict=False):
             axis.plot(x, curve, color=colour, linestyle=style, linewidth=1.8)
         axis.set_title(TITLES[name], fontsize=10)
         axis.set_ylim(0, min(np.nanmax(finite), ceiling) * 1.05)
-    figure.legend(axes[0, 0].lines, labels, loc="outside upper right", ncols=2, frameon=False)
+    figure.legend(axes[0, 0].lines, labels, loc="outside upper right", ncols=2)
     figure.supxlabel(x_label)
-    figure.supylabel(f"divergence (curves above {ceiling:g} leave the panel)")
-    figure.suptitle(title)
+    figure.supylabel("divergence, nats where it is a logarithm")
     return figure
 
 
-def table(results: dict[str, np.ndarray]) -> str:
-    """Values at the quarter points of each family, as comma-separated lines."""
-    count = len(results["bernoulli_p"])
-    at = [count // 4, count // 2, 3 * count // 4]
-    lines = ["divergence,family,x,first,second"]
-    families = (("bernoulli", "bernoulli_p"), ("location", "centre"), ("weights", "weight"))
-    for family, axis in families:
-        for name, pair in zip(BETWEEN, results[family], strict=True):
-            for i in at:
-                x, first, second = results[axis][i], pair[0, i], pair[1, i]
-                lines.append(f"{name},{family},{x:.6g},{first:.9g},{second:.9g}")
-    return "\n".join(lines) + "\n"
+def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
+    """Slopes are inverted, and the rows are ordered as the textbooks say."""
+    invertible = results.drop_sel(row="total_variation")  # a step has no inverse
+    families = [results[name] for name in ("bernoulli", "location", "weights")]
+    of = {
+        name: np.concatenate([family.sel(divergence=name).values.ravel() for family in families])
+        for name in BETWEEN
+    }
+    kl, chi2, variation = of[config.claims.below_chi2], of["pearson_chi2"], of["total_variation"]
+    hellinger = of["squared_hellinger"]
+    finite = np.isfinite(chi2)
+    source = "Tsybakov 2009, Introduction to nonparametric estimation, section 2.4"
+    return [
+        Claim(
+            "inverse-slopes-invert",
+            "the definition of the table",
+            "f'(e^t) followed by its inverse is t, for every row but total variation, whose slope"
+            " is a step; the largest difference over the range.",
+            np.max(np.abs(invertible.inverse - invertible.log_ratio)).item(),
+            high=1e-9,
+            controls=({"inverse_of": "kl"},),
+        ),
+        Claim(
+            "pinsker",
+            source,
+            "KL is at least twice the square of total variation, and the factor 2 is the best one:"
+            " the smallest difference over all pairs.",
+            np.min(of["kl"] - config.claims.pinsker * variation**2),
+            low=-1e-12,
+            controls=({"claims.pinsker": 2.2},),
+        ),
+        Claim(
+            "kl-below-log-chi2",
+            source,
+            "KL is at most log(1 + χ²) of the same two distributions: the smallest difference.",
+            np.min(np.log1p(chi2[finite]) - kl[finite]),
+            low=-1e-12,
+            controls=({"claims.below_chi2": "reverse_kl"},),
+        ),
+        Claim(
+            "hellinger-brackets-total-variation",
+            source,
+            "With H² the squared Hellinger distance 1 - BC, H² is at most total variation, and that"
+            " is at most H sqrt(2 - H²): the smaller of the two smallest differences.",
+            min(
+                np.min(variation - config.claims.hellinger_scale * hellinger),
+                np.min(np.sqrt(hellinger * (2 - hellinger)) - variation),
+            ),
+            low=-1e-12,
+            controls=({"claims.hellinger_scale": 2.0},),
+        ),
+    ]
