@@ -376,6 +376,7 @@ def _dataset(
                     )
                 whole[places] = x
     own = experiment.coordinates(config) if hasattr(experiment, "coordinates") else {}
+    own = {name: np.asarray(labels) for name, labels in own.items()}
     if trains(experiment):
         training = config.training
         own = {"step": np.arange(0, training.steps, training.record_every), **own}

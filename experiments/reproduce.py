@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs import defaults
-from experiments import commands, engine, records, run
+from experiments import commands, engine, records, report, run
 from jdiv import parallel, sweeps
 
 
@@ -111,8 +111,6 @@ def reproduce(plan: list[Planned], root: pathlib.Path, stopping=lambda: False) -
         entries += found
     if parallel.host() > 0:
         return 0
-    from experiments import report
-
     page = report.write(
         root, [planned.folder for planned in plan if planned.config.experiment not in failed]
     )
