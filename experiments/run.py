@@ -161,6 +161,9 @@ def check(experiment: ModuleType, config: ConfigDict) -> None:
         _check_training(config.training)
     with _refusing("config.sweep: "):
         grid = sweeps.sweep(config.sweep, config.zipped)
+    for name in grid.axes:
+        if name in ("indexers", "method", "tolerance", "drop"):
+            raise Refused(f"config.sweep.{name}: this name is a parameter of xarray's sel")
     if hasattr(experiment, "validate"):
         for point in grid.points():
             with _refusing():

@@ -61,6 +61,10 @@ def sweep(axes: Mapping[str, Sequence[Label]], zipped: Sequence[str] = ()) -> Sw
     (2, 3)
     """
     axes = {name: axis(name, labels) for name, labels in axes.items()}
+    for name in axes:
+        # Of zipped axes the first names the dimension; the others may repeat themselves.
+        if not any(name in map(str.strip, entry.split(",")[1:]) for entry in zipped):
+            _refuse_repetition(name, axes[name])
     together = {name: (name,) for name in axes}
     for entry in zipped:
         names = tuple(name.strip() for name in entry.split(","))
@@ -79,8 +83,7 @@ def sweep(axes: Mapping[str, Sequence[Label]], zipped: Sequence[str] = ()) -> Sw
 
 
 def axis(name: str, labels: Sequence[Label]) -> tuple[Label, ...]:
-    """The labels, checked: some, of one type, all different, no NaN; integers mixed with floats
-    become floats.
+    """The labels, checked: some, of one type, no NaN; integers mixed with floats become floats.
 
     >>> axis("beta", (1, 0.5))
     (1.0, 0.5)
@@ -96,10 +99,13 @@ def axis(name: str, labels: Sequence[Label]) -> tuple[Label, ...]:
         raise TypeError(f"{name} must hold numbers or strings of one type, got {listed}")
     if any(label != label for label in labels):
         raise ValueError(f"{name} must hold numbers, got nan")
+    return labels
+
+
+def _refuse_repetition(name: str, labels: tuple[Label, ...]) -> None:
     if len(set(labels)) < len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
         raise ValueError(f"{name} must hold different values, got {twice!r} more than once")
-    return labels
 
 
 def override(name: str, given: Sequence[Any], default: Sequence[Label]) -> tuple[Label, ...]:

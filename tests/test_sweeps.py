@@ -23,6 +23,11 @@ def test_zipped_axes_advance_together():
     assert list(grid.points()) == [{"b": p["b"], "c": p["c"], "a": p["a"]} for p in expected]
 
 
+def test_a_zipped_axis_may_repeat_itself():
+    grid = sweeps.sweep({"a": (1, 2, 3), "b": (0.0, 1.0, 0.0)}, ("a,b",))
+    assert list(grid.points())[2] == {"a": 3, "b": 0.0}
+
+
 def test_no_axes_are_one_point():
     assert list(sweeps.sweep({}).points()) == [{}]
     (group,) = sweeps.groups(sweeps.sweep({}), ())
