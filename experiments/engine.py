@@ -93,11 +93,17 @@ def precision(config: ConfigDict) -> Iterator[None]:
 class Programs(NamedTuple):
     """What a group needs compiled: `run`, or the three parts of a training loop."""
 
+    devices: int
     lanes: int
     run: Callable[..., Any] | None = None
     start: Callable[..., Any] | None = None
     chunk: Callable[..., Any] | None = None
     finish: Callable[..., Any] | None = None
+
+    @property
+    def width(self) -> int:
+        """Points that all hosts compute at once."""
+        return parallel.hosts() * self.devices * self.lanes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +123,7 @@ class Work:
     def compute(self, missing: np.ndarray) -> None:
         """Computes the points of the group at these places, batch after batch."""
         programs = self._compiled()
-        width = programs.lanes * parallel.devices()
+        width = programs.width
         for start in range(0, len(missing), width):
             self._stop_if_asked()
             places = missing[start : start + width]
@@ -167,8 +173,9 @@ class Work:
 
     def _compiled(self) -> Programs:
         """The programs, for as many points at once as the config allows and the memory holds."""
-        count = -(-len(self.points) // parallel.devices())
-        programs = self._compiled_for(min(self.config.lanes, count))
+        devices = parallel.devices_for(len(self.points))
+        count = -(-len(self.points) // (parallel.hosts() * devices))
+        programs = self._compiled_for(devices, min(self.config.lanes, count))
         need = parallel.memory(programs.chunk or programs.run)
         limit = self.config.memory_gib * 2**30
         if need > limit and programs.lanes > 1:
@@ -176,18 +183,18 @@ class Work:
             self.progress.say(
                 f"{programs.lanes} points at once need {need / 2**30:.1f} GiB, now {fewer} at once"
             )
-            programs = self._compiled_for(fewer)
+            programs = self._compiled_for(devices, fewer)
         return programs
 
-    def _compiled_for(self, lanes: int) -> Programs:
-        arguments = self._arguments(np.arange(1), lanes)
+    def _compiled_for(self, devices: int, lanes: int) -> Programs:
+        size = Programs(devices, lanes)
+        arguments = self._arguments(np.arange(1), size)
         if not trains(self.experiment):
-            return Programs(lanes, run=self._compile(self._run_point, arguments))
+            return size._replace(run=self._compile(self._run_point, arguments))
         start = self._compile(self._start_point, arguments)
         state = start(arguments)
         _no_keys(state)
-        return Programs(
-            lanes,
+        return size._replace(
             start=start,
             chunk=self._compile(self._chunk_point, arguments, state, np.int32(0), shared=1),
             finish=self._compile(self._finish_point, arguments, state)
@@ -199,18 +206,19 @@ class Work:
         with self.progress.compile():
             return parallel.compile_points(f, *arguments, shared=shared)
 
-    def _arguments(self, places: np.ndarray, lanes: int) -> dict[str, np.ndarray]:
+    def _arguments(self, places: np.ndarray, size: Programs) -> dict[str, np.ndarray]:
         """Labels of the traced axes at these places, `[devices, lanes]`."""
         labels = {name: labels[places] for name, labels in self.group.traced.items()}
         kinds = {"f": np.dtype(self.config.precision), "i": np.dtype(np.int32)}
         typed = {name: x.astype(kinds.get(x.dtype.kind, x.dtype)) for name, x in labels.items()}
-        return parallel.share({**typed, _PLACE: places.astype(np.int32)}, lanes)
+        typed[_PLACE] = places.astype(np.int32)
+        return parallel.share(typed, size.devices, size.lanes)
 
     # ------------------------------------------------------------------------------- batches
 
     def _run(self, programs: Programs, places: np.ndarray) -> Arrays:
         with self.progress.work(len(places)):
-            results = programs.run(self._arguments(places, programs.lanes))
+            results = programs.run(self._arguments(places, programs))
             results = _first(len(places), parallel.gather(results))
         self._note(places, results)
         return results
@@ -219,7 +227,7 @@ class Work:
         training = self.config.training
         name = f"{self.number:04}-{places[0]:08}-{len(places)}"
         folder = self.folder / "checkpoints" / name
-        arguments = self._arguments(places, programs.lanes)
+        arguments = self._arguments(places, programs)
         state = programs.start(arguments)
         step, state, history = self._restored(folder, programs, state)
         while step < training.steps:
@@ -250,13 +258,13 @@ class Work:
         if step == 0:
             return 0, state, {}
         saved = found[1] if found else {}
-        width = programs.lanes * parallel.devices()
+        width = programs.width
         arrays = {
             name: saved.get(name, np.zeros((width, *x.shape[2:]), x.dtype))
             for name, x in _named(state).items()
         }
         arrays = {name: x[np.minimum(np.arange(width), len(x) - 1)] for name, x in arrays.items()}
-        arrays = parallel.share(parallel.from_first_host(arrays), programs.lanes)
+        arrays = parallel.share(parallel.from_first_host(arrays), programs.devices, programs.lanes)
         leaves = [arrays[name] for name in _named(state)]
         history = {name: x for name, x in saved.items() if name.startswith(_METRIC)}
         self.progress.say(f"resumes at step {step}")

@@ -305,13 +305,17 @@ def _controls(
             outcomes[text] = {claim.name: claim for claim in experiment.claims(changed, found)}
     progress.label = config.experiment
     return [
-        [_outcome(control, outcomes[_text(control)][claim.name]) for control in controls]
+        [_outcome(control, claim.name, outcomes[_text(control)]) for control in controls]
         for claim, controls in zip(made, asked, strict=True)
     ]
 
 
-def _outcome(control: Mapping[str, Any], claim: claims.Claim) -> dict[str, Any]:
-    entry = claims.record(claim, [])
+def _outcome(
+    control: Mapping[str, Any], name: str, found: Mapping[str, claims.Claim]
+) -> dict[str, Any]:
+    if name not in found:
+        raise ValueError(f"claim {name} is missing under its control {_text(control)}")
+    entry = claims.record(found[name], [])
     override = json.loads(_text(control))
     return {"override": override, "measured": entry["measured"], "verdict": entry["verdict"]}
 

@@ -39,23 +39,26 @@ def hosts() -> int:
     return jax.process_count()
 
 
-def devices() -> int:
-    """How many devices all hosts have together."""
-    return jax.device_count()
-
-
 # ------------------------------------------------------------------------------- points of a sweep
 
 
+def devices_for(points: int) -> int:
+    """How many devices of this host are used for so many points of all hosts: all, or one a point
+    on a single host."""
+    return jax.local_device_count() if hosts() > 1 else min(jax.local_device_count(), points)
+
+
 def compile_points(f: Callable, *arguments: Any, shared: int = 0) -> Any:
-    """Compiles f of one point for `[devices, lanes, ...]` points of this host's devices.
+    """Compiles f of one point for `[devices, lanes, ...]` points on this host's first devices.
 
     `arguments` are examples with these leading axes; the last `shared` of them are the same for all
     points and have none. The result is called with arrays of just these shapes, and its
     `memory_analysis()` tells what one device needs.
     """
     in_axes = (0,) * (len(arguments) - shared) + (None,) * shared
-    mapped = jax.pmap(jax.vmap(f, in_axes=in_axes), in_axes=in_axes, devices=jax.local_devices())
+    count = len(jax.tree.leaves(arguments[0])[0])
+    devices = jax.local_devices()[:count]
+    mapped = jax.pmap(jax.vmap(f, in_axes=in_axes), in_axes=in_axes, devices=devices)
     return mapped.lower(*arguments).compile()
 
 
@@ -66,23 +69,22 @@ def memory(program: Any) -> int:
     return sum(sizes)
 
 
-def share(tree: Any, lanes: int) -> Any:
-    """Of `[devices * lanes, ...]` points of all hosts this host's, as `[its devices, lanes, ...]`.
+def share(tree: Any, devices: int, lanes: int) -> Any:
+    """Of `[hosts * devices * lanes, ...]` points this host's, as `[devices, lanes, ...]`.
 
     A batch that is too short is padded with its last point.
     """
-    local = jax.local_device_count()
-    start, count = host() * local * lanes, local * lanes
+    start, count = host() * devices * lanes, devices * lanes
 
     def of_leaf(x: np.ndarray) -> np.ndarray:
         places = np.minimum(np.arange(start, start + count), len(x) - 1)
-        return x[places].reshape(local, lanes, *x.shape[1:])
+        return x[places].reshape(devices, lanes, *x.shape[1:])
 
     return jax.tree.map(of_leaf, tree)
 
 
 def gather(tree: Any) -> Any:
-    """From `[its devices, lanes, ...]` on every host to `[devices * lanes, ...]` NumPy arrays."""
+    """From `[devices, lanes, ...]` on every host to NumPy arrays of all points."""
     local = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
     if hosts() == 1:
         return local

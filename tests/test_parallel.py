@@ -40,7 +40,9 @@ def test_a_batch_that_does_not_divide_is_refused():
 def test_points_come_back_in_order_whatever_the_padding(count):
     lanes = 3
     labels = {"x": np.arange(count) * 1.5, "v": np.arange(2.0 * count).reshape(count, 2)}
-    shared = parallel.share(labels, lanes)
+    devices = parallel.devices_for(count)
+    assert devices == min(count, 8)
+    shared = parallel.share(labels, devices, lanes)
     program = parallel.compile_points(
         lambda point, factor: {"sum": (point["x"] + point["v"].sum()) * factor},
         shared,
@@ -48,14 +50,15 @@ def test_points_come_back_in_order_whatever_the_padding(count):
         shared=1,
     )
     result = parallel.gather(program(shared, np.float64(2)))["sum"]
-    assert len(result) == lanes * parallel.devices()
+    assert len(result) == lanes * devices
     np.testing.assert_allclose(result[:count], 2 * (labels["x"] + labels["v"].sum(axis=1)))
 
 
 def test_memory_grows_with_what_a_program_holds():
     def need(size):
         program = parallel.compile_points(
-            lambda x: jnp.sort(jnp.sin(x + jnp.arange(1.0 * size))), parallel.share(np.ones(8), 1)
+            lambda x: jnp.sort(jnp.sin(x + jnp.arange(1.0 * size))),
+            parallel.share(np.ones(8), 8, 1),
         )
         return parallel.memory(program)
 

@@ -27,7 +27,7 @@ def test_every_experiment_has_a_config_and_the_other_way_round():
     assert sorted(STEMS) == sorted(stem for stem in stems if not stem.endswith("__init__"))
 
 
-@pytest.mark.parametrize(("stem", "scale"), itertools.product(STEMS, defaults.SCALES))
+@pytest.mark.parametrize(("stem", "scale"), list(itertools.product(STEMS, defaults.SCALES)))
 def test_every_config_resolves_and_expands(stem, scale):
     config = run.load(f"configs/{stem}.py:{scale}")
     assert (config.experiment, config.scale) == (stem, scale)
