@@ -29,6 +29,9 @@ PACKAGES = (
 )  # fmt: skip
 
 
+_WRITING = ".writing-"
+
+
 class Refused(Exception):
     """What a user asked for cannot be done; the message is one line."""
 
@@ -38,7 +41,7 @@ class Refused(Exception):
 
 def write(path: pathlib.Path, produce: Callable[[pathlib.Path], Any]) -> None:
     """`produce` writes a temporary file beside the path, which then takes the path's place."""
-    handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=_WRITING, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = pathlib.Path(name)
     try:
@@ -216,6 +219,8 @@ def opened(folder: pathlib.Path, config: ConfigDict, *, overwrite: bool) -> Iter
             raise Refused(f"workdir {folder} {conflict}; --overwrite computes it anew")
         if overwrite:
             _empty(folder)
+        for half_written in folder.rglob(f"{_WRITING}*"):  # by a process that was killed
+            half_written.unlink()
         write_json(folder / "config.json", as_dict(config))
         yield
     (folder / ".lock").unlink(missing_ok=True)

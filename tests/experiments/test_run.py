@@ -302,7 +302,7 @@ def test_a_full_disk_is_one_line(kind, tmp_path):
     assert not any("Traceback" in line for line in said)
     assert not (tmp_path / "run" / "results.nc").exists()
     assert not list((tmp_path / "run").glob("**/*.saving*"))
-    assert not list((tmp_path / "run").glob("**/.*.n*"))
+    assert not list((tmp_path / "run").glob("**/.writing-*"))
     assert finished(start(kind, tmp_path / "run", "--cpu_devices=1"))[0] == 0
 
 
