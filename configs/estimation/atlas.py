@@ -22,7 +22,16 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config.mixture_weight = 0.3
     config.mixture_mode = 2.0
     config.mixture_scale = 0.7
-    # What the controls change: whose inverse slope is taken, and the sides of the inequalities.
-    config.inverse_of = "each"
-    config.claims = ConfigDict({"pinsker": 2.0, "below_chi2": "kl", "hellinger_scale": 1.0})
+    # What the controls change: whose inverse slope is taken, the sides of the inequalities,
+    # a multiple of f'(1) (u - 1) on top of f, and which pairs are called equal.
+    config.claims = ConfigDict(
+        {
+            "inverse_of": "each",
+            "pinsker": 2.0,
+            "below_chi2": "kl",
+            "hellinger_scale": 1.0,
+            "tilt": 0.0,
+            "equal": "equal",
+        }
+    )
     return config

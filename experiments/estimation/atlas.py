@@ -21,12 +21,14 @@ TRACED = ()
 DIMS = {
     "value": ("row", "log_ratio"),
     "slope": ("row", "log_ratio"),
-    "inverse": ("row", "log_ratio"),
+    "inverse": ("inverse_of", "row", "log_ratio"),
     "bernoulli": ("divergence", "reference", "p"),
     "location": ("divergence", "direction", "centre"),
     "weights": ("divergence", "direction", "weight"),
+    "equal": ("divergence", "centre"),
 }
 ROWS = tuple(generators.TABLE)
+INVERSES = "each", "kl"  # each row's own, or that of KL for all
 BETWEEN = (*ROWS, "renyi", "bhattacharyya", "cauchy_schwarz", "bregman")
 TITLES = {
     "kl": "KL",
@@ -52,6 +54,7 @@ def coordinates(config: ConfigDict) -> dict[str, object]:
     """Names of the rows, and the points of the curves."""
     return {
         "row": list(ROWS),
+        "inverse_of": list(INVERSES),
         "divergence": list(BETWEEN),
         "direction": ["moving‖fixed", "fixed‖moving"],
         "log_ratio": np.linspace(*config.log_ratio_range, config.points),
@@ -66,8 +69,8 @@ def validate(config: ConfigDict, point: dict) -> None:
     """Refuses unknown rows and curves without points."""
     if config.points < 3:
         raise ValueError(f"config.points must be at least 3, got {config.points}")
-    if config.inverse_of != "each":
-        sweeps.known("config.inverse_of", config.inverse_of, ROWS)
+    sweeps.known("config.claims.inverse_of", config.claims.inverse_of, INVERSES)
+    sweeps.known("config.claims.equal", config.claims.equal, ("equal", "location"))
     if not all(0 < q < 1 for q in config.bernoulli_references):
         raise ValueError(
             f"config.bernoulli_references must be in (0, 1), got {config.bernoulli_references}"
@@ -83,26 +86,32 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     }
     t, share = at["log_ratio"], at["p"]
     rows = [generators.get(name) for name in ROWS]
-    inverted = [
-        row if config.inverse_of == "each" else generators.get(config.inverse_of) for row in rows
-    ]
     slopes = [row.slope(t) for row in rows]
-    references = [jnp.full_like(share, q) for q in config.bernoulli_references]
+    shares = jnp.broadcast_to(share, (len(config.bernoulli_references), config.points))
+    references = jnp.asarray(config.bernoulli_references)[:, None] * jnp.ones_like(shares)
     mixture = functools.partial(gaussian_mixture, config)
     fixed = jnp.broadcast_to(mixture(config.mixture_weight), (config.points, config.bins))
     moving = jax.vmap(functools.partial(gaussian, config))(at["centre"])
+    weighted = jax.vmap(mixture)(at["weight"])
+    # All pairs at once: every divergence is compiled once for them.
+    pairs = _between(
+        jnp.stack([moving, fixed, weighted, fixed, moving]),
+        jnp.stack([fixed, moving, fixed, weighted, moving]),
+    )
     return {
         "value": jnp.stack([row.value(t) for row in rows]),
         "slope": jnp.stack(slopes),
-        "inverse": jnp.stack(
-            [row.inverse_slope(s) for row, s in zip(inverted, slopes, strict=True)]
-        ),
-        "bernoulli": jnp.stack(
-            [_between(bernoulli(share), bernoulli(q)) for q in references], axis=1
-        ),
-        "location": _both_ways(moving, fixed),
-        "weights": _both_ways(jax.vmap(mixture)(at["weight"]), fixed),
+        "inverse": jnp.stack([_inverses(row, s) for row, s in zip(rows, slopes, strict=True)], 1),
+        "bernoulli": _between(bernoulli(shares), bernoulli(references)),
+        "location": pairs[:, :2],
+        "weights": pairs[:, 2:4],
+        "equal": pairs[:, 4],
     }
+
+
+def _inverses(row: generators.Generator, slope: jax.Array) -> jax.Array:
+    """`[2, ...]` by `INVERSES`."""
+    return jnp.stack([row.inverse_slope(slope), generators.kl().inverse_slope(slope)])
 
 
 def bernoulli(share: jax.Array) -> jax.Array:
@@ -133,10 +142,6 @@ def _between(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
     return jnp.stack([getattr(divergences, name)(p_logits, q_logits) for name in BETWEEN])
 
 
-def _both_ways(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
-    return jnp.stack([_between(p_logits, q_logits), _between(q_logits, p_logits)], axis=1)
-
-
 def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     """Small multiples: one panel a divergence."""
     t, slope = results.log_ratio.values, results.slope.values
@@ -157,8 +162,8 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
         ),
         "inverse_slopes": Picture(
             _family(
-                slope, results.inverse.values, "slope s", "log-ratio t with f'(e^t) = s", (-4, 4),
-                x_range=(-4, 4),
+                slope, results.inverse.sel(inverse_of="each").values, "slope s",
+                "log-ratio t with f'(e^t) = s", (-4, 4), x_range=(-4, 4),
             ),
             "Inverse slopes, from which regularised policies are made: a curve ends where f' takes"
             f" no such value. {others}",
@@ -173,8 +178,9 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
                 results.centre.values, results.location.values, both_ways,
                 "centre of the moving Gaussian",
             ),
-            "A Gaussian N(c, 1.5²) against a fixed mixture of two modes at ±2: in one direction the"
-            " minimum is at a mode, in the other between them. Curves leave the panel above 8.",
+            "A Gaussian N(c, 1.5²) against a fixed mixture of two modes at ±2. KL(moving‖fixed) is"
+            " smallest towards the heavier mode, KL(fixed‖moving) at its mean. Curves leave the"
+            " panel above 8.",
         ),
         "weights": Picture(
             _pairs(
@@ -214,8 +220,9 @@ def _pairs(x, curves, labels, x_label, ceiling=8.0) -> plt.Figure:
 
 
 def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
-    """Slopes are inverted, and the rows are ordered as the textbooks say."""
+    """Slopes are inverted, nothing is negative, and the rows are ordered as the textbooks say."""
     invertible = results.drop_sel(row="total_variation")  # a step has no inverse
+    invertible = invertible.sel(inverse_of=config.claims.inverse_of)
     families = [results[name] for name in ("bernoulli", "location", "weights")]
     of = {
         name: np.concatenate([family.sel(divergence=name).values.ravel() for family in families])
@@ -224,6 +231,8 @@ def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
     kl, chi2, variation = of[config.claims.below_chi2], of["pearson_chi2"], of["total_variation"]
     hellinger = of["squared_hellinger"]
     finite = np.isfinite(chi2)
+    tilt = np.array([float(generators.get(name).slope_at_one) for name in ROWS])
+    tilt = config.claims.tilt * tilt[:, None] * np.expm1(results.log_ratio.values)
     source = "Tsybakov 2009, Introduction to nonparametric estimation, section 2.4"
     return [
         Claim(
@@ -233,7 +242,24 @@ def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
             " is a step; the largest difference over the range.",
             np.max(np.abs(invertible.inverse - invertible.log_ratio)).item(),
             high=1e-9,
-            controls=({"inverse_of": "kl"},),
+            controls=({"claims.inverse_of": "kl"},),
+        ),
+        Claim(
+            "never-negative",
+            "the definition of the table",
+            "The centred generators f, and the divergences of all pairs, are at least 0; the"
+            " smallest of each. Customary ones, like u log u, are not: f'(1) (u - 1) more.",
+            [np.min(results.value.values + tilt), min(np.min(values) for values in of.values())],
+            low=0,
+            controls=({"claims.tilt": 1.0},),
+        ),
+        Claim(
+            "zero-between-equals",
+            "the definition of a divergence",
+            "Between equal distributions every divergence is exactly 0: the largest.",
+            np.max(np.abs(results[config.claims.equal])).item(),
+            high=0,
+            controls=({"claims.equal": "location"},),
         ),
         Claim(
             "pinsker",
