@@ -50,7 +50,7 @@ def record(claim: Claim, controls: list[dict[str, Any]]) -> dict[str, Any]:
         "name": claim.name,
         "source": claim.source,
         "statement": claim.statement,
-        "published": None if claim.published is None else np.asarray(claim.published).tolist(),
+        "published": None if claim.published is None else _plain(claim.published),
         "measured": _plain(claim.measured),
         "bound": [_plain(claim.low), _plain(claim.high)],
         "verdict": verdict(claim.supported),

@@ -287,7 +287,7 @@ class Work:
                 others = np.isnan(x).reshape(len(x), -1).any(axis=1).sum() - 1
                 self.progress.say(
                     f"nan in {name}"
-                    + f" at step {step + row * every}" * bool(every)
+                    + (f" at step {step + row * every}" if every else "")
                     + f" of {_label(self.points[places[lane]])}"
                     + f" (and in {others} other points)" * bool(others)
                 )

@@ -6,6 +6,8 @@ import chex
 import jax
 import pytest
 
+from tests.checks import QUICK
+
 # A second run on the same machine finds its programs compiled.
 CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
@@ -27,12 +29,13 @@ def double_precision():
 def same_everywhere():
     """Asserts that f of `[8, ...]` arrays is the same eagerly, jitted, vmapped and pmapped.
 
-    f maps over the leading axis by itself; vmap and pmap take it away.
+    f maps over the leading axis by itself; vmap and pmap take it away. What vmap makes of f is
+    compiled as one program: eagerly each operation of it would be one.
     """
 
     def check(f, *arrays, rtol=1e-12):
         eager = f(*arrays)
-        for transformed in (jax.jit(f), jax.vmap(f), jax.pmap(f)):
+        for transformed in (jax.jit(f), jax.jit(jax.vmap(f), compiler_options=QUICK), jax.pmap(f)):
             chex.assert_trees_all_close(transformed(*arrays), eager, rtol=rtol, atol=rtol)
 
     return check

@@ -16,6 +16,7 @@ import scipy.stats
 
 from jdiv.divergences import gaussian
 from jdiv.divergences.gaussian import Diagonal, Gaussian
+from tests.checks import QUICK
 
 mp.mp.dps = 60
 
@@ -47,8 +48,6 @@ SYMMETRIC = [
 ]
 every_case = pytest.mark.parametrize(("name", "order"), CASES)
 every_density_case = pytest.mark.parametrize(("name", "order"), DENSITIES)
-# Compiles in half the time; the results are the same to a few roundings.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def stacked(cases, p, q):

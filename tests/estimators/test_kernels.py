@@ -19,6 +19,10 @@ CALLS = {
     "cauchy_schwarz": functools.partial(estimators.cauchy_schwarz, bandwidth=0.8),
     "energy_distance": estimators.energy_distance,
 }
+COMPILED = {name: jax.jit(call) for name, call in CALLS.items()}
+OF_BANDWIDTH = {
+    name: jax.jit(getattr(estimators, name)) for name in CALLS if name != "energy_distance"
+}
 
 
 def close(found, wanted, tolerance):
@@ -50,20 +54,22 @@ def test_by_double_loops(n, m, d, s):
     x, y = samples(n, m, d)
     kernel = lambda r: math.exp(-(r**2) / (2 * s**2))  # noqa: E731
     xx, yy, xy = (mean_of_pairs(kernel, *pair) for pair in ((x, x), (y, y), (x, y)))
-    close(estimators.squared_mmd_biased(x, y, bandwidth=s), xx + yy - 2 * xy, 1e-14)
+    close(OF_BANDWIDTH["squared_mmd_biased"](x, y, bandwidth=s), xx + yy - 2 * xy, 1e-14)
+    ours = OF_BANDWIDTH["cauchy_schwarz"](x, y, bandwidth=s)
     close(
-        estimators.cauchy_schwarz(x, y, bandwidth=s),
+        ours,
         math.log(xx) + math.log(yy) - 2 * math.log(xy),
         1e-14,
     )
     # Sums in place of means: the sizes cancel.
     sums = math.log(xx * n * n) + math.log(yy * m * m) - 2 * math.log(xy * n * m)
-    close(estimators.cauchy_schwarz(x, y, bandwidth=s), sums, 1e-14)
+    close(ours, sums, 1e-14)
     distinct = [mean_of_pairs(kernel, z, z, distinct=True) for z in (x, y)]
-    close(estimators.squared_mmd_unbiased(x, y, bandwidth=s), sum(distinct) - 2 * xy, 1e-14)
+    ours = OF_BANDWIDTH["squared_mmd_unbiased"](x, y, bandwidth=s)
+    close(ours, sum(distinct) - 2 * xy, 1e-14)
     distance = [mean_of_pairs(lambda r: r, *pair) for pair in ((x, y), (x, x), (y, y))]
     wanted = 2 * distance[0] - distance[1] - distance[2]
-    close(estimators.energy_distance(x, y), wanted, 1e-14)
+    close(COMPILED["energy_distance"](x, y), wanted, 1e-14)
 
 
 def test_means_over_all_samples_of_a_small_space():
@@ -79,7 +85,7 @@ def test_means_over_all_samples_of_a_small_space():
     chance = [np.prod(mass[draw], axis=1) for mass, draw in zip((p, q), draws, strict=True)]
 
     def mean(estimate):
-        every = jax.vmap(jax.vmap(estimate, (None, 0)), (0, None))
+        every = jax.jit(jax.vmap(jax.vmap(estimate, (None, 0)), (0, None)))
         return chance[0] @ np.asarray(every(points[draws[0]], points[draws[1]])) @ chance[1]
 
     close(mean(estimators.squared_mmd_unbiased), mmd, 1e-15)
@@ -88,7 +94,7 @@ def test_means_over_all_samples_of_a_small_space():
     bias = p @ gap @ p / n + q @ gap @ q / m
     close(mean(estimators.energy_distance), energy + bias, 1e-15)
     lowest = min(
-        float(estimators.squared_mmd_unbiased(points[a], points[b]))
+        float(OF_BANDWIDTH["squared_mmd_unbiased"](points[a], points[b]))
         for a, b in itertools.product(draws[0][:9], draws[1])
     )
     assert lowest < 0
@@ -98,11 +104,11 @@ def test_means_over_all_samples_of_a_small_space():
 def test_never_negative_and_zero_for_equal_sets(seed):
     x, y = samples(6, 6, 2, seed)
     for name in ("squared_mmd_biased", "cauchy_schwarz", "energy_distance"):
-        assert CALLS[name](x, y) > 0
-        assert CALLS[name](x, x) == 0
-        close(CALLS[name](x, x[::-1]), 0, 1e-15)
-        close(CALLS[name](x, y), CALLS[name](y, x), 1e-15)
-        close(CALLS[name](x, y), CALLS[name](np.concatenate([x, x]), y), 1e-14)
+        assert COMPILED[name](x, y) > 0
+        assert COMPILED[name](x, x) == 0
+        close(COMPILED[name](x, x[::-1]), 0, 1e-15)
+        close(COMPILED[name](x, y), COMPILED[name](y, x), 1e-15)
+        close(COMPILED[name](x, y), COMPILED[name](np.concatenate([x, x]), y), 1e-14)
 
 
 # ------------------------------------------------------------------------------------ closed forms
@@ -166,7 +172,7 @@ def test_mmd_between_gaussians():
 def test_energy_distance_in_one_dimension():
     x, y = samples(9, 14, 1)
     root = scipy.stats.energy_distance(x[:, 0], y[:, 0])
-    close(estimators.energy_distance(x, y), root**2, 1e-13)
+    close(COMPILED["energy_distance"](x, y), root**2, 1e-13)
 
 
 # ------------------------------------------------------------------------- far apart, coincident
@@ -175,7 +181,7 @@ def test_energy_distance_in_one_dimension():
 def test_cauchy_schwarz_far_apart():
     """No kernel value between the sets can be represented, yet the value and the gradient are."""
     x, y = jnp.float32([[0.0], [0.5]]), jnp.float32([[80.0], [81.0]])
-    value, gradient = jax.value_and_grad(estimators.cauchy_schwarz)(x, y)
+    value, gradient = jax.jit(jax.value_and_grad(estimators.cauchy_schwarz))(x, y)
     assert jnp.exp(-(jnp.float32(79.5) ** 2) / 2) == 0
     log_xx, log_yy = math.log((1 + math.exp(-1 / 8)) / 2), math.log((1 + math.exp(-1 / 2)) / 2)
     between = np.logaddexp.reduce([-(r**2) / 2 for r in (80, 81, 79.5, 80.5)]) - math.log(4)
@@ -188,17 +194,22 @@ def test_gradients():
     x, y = samples(5, 4, 2)
     y[0] = x[0]
     x[1] = x[2]
-    for name, call in CALLS.items():
-        gradients = jax.grad(call, (0, 1))(x, y)
-        assert all(jnp.all(jnp.isfinite(g)) for g in gradients)
-        assert all(jnp.any(g != 0) for g in gradients)
-        x_apart, _ = samples(5, 4, 2)
-        gradient = jax.grad(call)(x_apart, y + 0.01)
-        direction, step = samples(5, 4, 2, seed=1)[0], 1e-6
+    x_apart, _ = samples(5, 4, 2)
+    direction, step = samples(5, 4, 2, seed=1)[0], 1e-6
+    for name, call in COMPILED.items():
+        gradient = jax.jit(jax.grad(CALLS[name], (0, 1)))
+        gradients = gradient(x, y)
+        assert all(np.all(np.isfinite(g)) for g in gradients), name
+        assert all(np.any(g != 0) for g in gradients), name
+        by_x, _ = gradient(x_apart, y + 0.01)
         moved = [call(x_apart + h * direction, y + 0.01) for h in (step, -step)]
-        close(np.sum(gradient * direction), (moved[0] - moved[1]) / (2 * step), 1e-8), name
-    by_bandwidth = jax.grad(lambda s: estimators.cauchy_schwarz(x, y, bandwidth=s))(1.0)
-    moved = [estimators.cauchy_schwarz(x, y, bandwidth=1 + h) for h in (1e-6, -1e-6)]
+        expected = (moved[0] - moved[1]) / (2 * step)
+        np.testing.assert_allclose(
+            np.sum(by_x * direction), expected, rtol=1e-8, atol=1e-8, err_msg=name
+        )
+    of = OF_BANDWIDTH["cauchy_schwarz"]
+    by_bandwidth = jax.jit(jax.grad(lambda s: estimators.cauchy_schwarz(x, y, bandwidth=s)))(1.0)
+    moved = [of(x, y, bandwidth=1 + h) for h in (1e-6, -1e-6)]
     close(by_bandwidth, (moved[0] - moved[1]) / 2e-6, 1e-8)
 
 
@@ -218,20 +229,21 @@ def test_jit_vmap_and_pmap_agree(name):
 
 def test_a_sweep_over_bandwidths_is_a_vmap():
     x, y = samples(5, 4, 2)
-    bandwidths = jnp.array([0.5, 1.0, 3.0])
-    for estimate in (estimators.squared_mmd_biased, estimators.cauchy_schwarz):
-        swept = jax.vmap(lambda s, f=estimate: f(x, y, bandwidth=s))(bandwidths)
-        close(swept, [estimate(x, y, bandwidth=s) for s in (0.5, 1.0, 3.0)], 1e-14)
+    bandwidths = np.array([0.5, 1.0, 3.0])
+    for name in ("squared_mmd_biased", "cauchy_schwarz"):
+        estimate = OF_BANDWIDTH[name]
+        swept = jax.jit(jax.vmap(lambda s, f=estimate: f(x, y, bandwidth=s)))(bandwidths)
+        close(swept, [estimate(x, y, bandwidth=s) for s in bandwidths], 1e-14)
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_half_precision_in_float32_out(name):
     x, y = (jnp.asarray(s) for s in samples(5, 4, 2))
     half = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-    found = CALLS[name](*half)
+    found = COMPILED[name](*half)
     assert found.dtype == jnp.float32
-    assert found == CALLS[name](*(s.astype(jnp.float32) for s in half))
-    assert CALLS[name](x, y).dtype == jnp.float64
+    assert found == COMPILED[name](*(s.astype(jnp.float32) for s in half))
+    assert COMPILED[name](x, y).dtype == jnp.float64
 
 
 @pytest.mark.parametrize("name", CALLS)

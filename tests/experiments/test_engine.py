@@ -200,6 +200,14 @@ def test_a_nan_names_metric_step_and_point(compute):
     assert "1 other point" in found[0]
 
 
+def test_a_nan_of_a_sweep_names_metric_and_point(compute):
+    toy = toys.module(
+        run=lambda config, point, key: {"x": jnp.where(point["seed"] == 1, jnp.nan, 1.0)}
+    )
+    _, said, _ = compute(toy, toys.config(seeds=2, lanes=64))
+    assert "nan in x of name=abs, rate=0.1, power=1, seed=1 (and in 2 other points)" in said[0]
+
+
 def test_the_journal_has_a_line_for_each_piece(compute, tmp_path):
     compute(toys.TRAINING, toys.config(trains=True, seeds=1))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments import records, reproduce, run
+from experiments import commands, records, reproduce, run
 from jdiv import checkpoints
 from tests.experiments import toys
 
@@ -353,7 +353,8 @@ def test_reproduce_says_so_if_a_claim_is_refuted(tmp_path):
 
 def test_only_chooses_areas_and_experiments():
     assert [path.stem for path in reproduce.chosen(["estimation/atlas"])] == ["atlas"]
-    assert reproduce.chosen([]) == reproduce.chosen(["estimation"])
+    assert reproduce.chosen([]) == commands.configs()
+    assert {path.parent.name for path in reproduce.chosen(["estimation"])} == {"estimation"}
     with pytest.raises(records.Refused, match="did you mean estimation"):
         reproduce.chosen(["estimatoin"])
 
