@@ -1,0 +1,5 @@
+"""Bandits: index policies, single-pass streams."""
+
+from jdiv.bandits import index, streaming
+
+__all__ = ["index", "streaming"]

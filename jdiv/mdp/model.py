@@ -1,0 +1,251 @@
+"""Finite Markov decision processes, dense and sparse, and what is known exactly about them.
+
+Both forms have the same methods, `expectation`, `flow` and `policy_transition`, and everything else
+is written in terms of these. Policies are probabilities `[S, A]`, values `[S]`, action values
+`[S, A]`; occupancy measures are normalised, `(1 - discount) sum_t discount^t P(s_t, a_t)`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+# ------------------------------------------------------------------------------------- two forms
+
+
+class Mdp(NamedTuple):
+    """A process by its full transition tensor."""
+
+    transition: Array
+    """`[S, A, S]` probabilities of the next state."""
+    reward: Array
+    """`[S, A]` expected reward."""
+    discount: ArrayLike
+    """`[]` in [0, 1)."""
+    start: Array
+    """`[S]` probabilities of the first state."""
+
+    def expectation(self, value: Array) -> Array:
+        """`E[value(s') | s, a]`, from `[S]` to `[S, A]`."""
+        return self.transition @ value
+
+    def flow(self, mass: Array) -> Array:
+        """Where mass on states and actions goes, from `[S, A]` to `[S]`: the adjoint."""
+        return jnp.einsum("sa,sat->t", mass, self.transition)
+
+    def policy_transition(self, policy: Array) -> Array:
+        """`[S, S]` transition matrix of the chain that a policy makes."""
+        return jnp.einsum("sa,sat->st", policy, self.transition)
+
+
+class SparseMdp(NamedTuple):
+    """A process by the few successors that each state and action has."""
+
+    successor: Array
+    """`[S, A, B]` integers, the states that can follow; one may occur twice."""
+    probability: Array
+    """`[S, A, B]` their probabilities."""
+    reward: Array
+    """`[S, A]` expected reward."""
+    discount: ArrayLike
+    """`[]` in [0, 1)."""
+    start: Array
+    """`[S]` probabilities of the first state."""
+
+    def expectation(self, value: Array) -> Array:
+        """`E[value(s') | s, a]`, from `[S]` to `[S, A]`."""
+        return jnp.sum(self.probability * value[self.successor], axis=-1)
+
+    def flow(self, mass: Array) -> Array:
+        """Where mass on states and actions goes, from `[S, A]` to `[S]`: the adjoint."""
+        arriving = mass[..., None] * self.probability
+        return jnp.zeros_like(self.start).at[self.successor].add(arriving)
+
+    def policy_transition(self, policy: Array) -> Array:
+        """`[S, S]` transition matrix of the chain that a policy makes."""
+        states = jnp.arange(self.start.shape[0])[:, None, None]
+        matrix = jnp.zeros(2 * self.start.shape, self.probability.dtype)
+        return matrix.at[states, self.successor].add(policy[..., None] * self.probability)
+
+
+AnyMdp = Mdp | SparseMdp
+
+
+def dense(mdp: AnyMdp) -> Mdp:
+    """The same process by its full tensor."""
+    if isinstance(mdp, Mdp):
+        return mdp
+    states, actions, _ = mdp.successor.shape
+    s, a = jnp.arange(states)[:, None, None], jnp.arange(actions)[None, :, None]
+    tensor = jnp.zeros((states, actions, states), mdp.probability.dtype)
+    tensor = tensor.at[s, a, mdp.successor].add(mdp.probability)
+    return Mdp(tensor, mdp.reward, mdp.discount, mdp.start)
+
+
+def validate(mdp: AnyMdp) -> None:
+    """Refuses what is no process, in one line; for arrays with values, not under jit.
+
+    >>> validate(Mdp(np.ones((1, 1, 1)), np.zeros((1, 1)), 1.0, np.ones(1)))
+    Traceback (most recent call last):
+    ValueError: discount must be in [0, 1), got 1.0
+    """
+    rows = np.asarray(mdp.transition if isinstance(mdp, Mdp) else mdp.probability)
+    reward, start = np.asarray(mdp.reward), np.asarray(mdp.start)
+    name = "transition" if isinstance(mdp, Mdp) else "probability"
+    if rows.ndim != 3 or not rows.size:
+        raise ValueError(f"{name} must be [S, A, successors], got shape {rows.shape}")
+    states, actions, successors = rows.shape
+    if isinstance(mdp, Mdp) and successors != states:
+        raise ValueError(f"transition must be [S, A, S], got shape {rows.shape}")
+    if isinstance(mdp, SparseMdp):
+        successor = np.asarray(mdp.successor)
+        if successor.shape != rows.shape:
+            raise ValueError(
+                f"successor must have probability's shape {rows.shape}, got {successor.shape}"
+            )
+        if successor.dtype.kind not in "iu":
+            raise TypeError(f"successor must be integers, got {successor.dtype}")
+        if successor.min() < 0 or successor.max() >= states:
+            raise ValueError(
+                f"successor must be in [0, {states}), got {successor.min()} to {successor.max()}"
+            )
+    if reward.shape != (states, actions):
+        raise ValueError(f"reward must have shape {(states, actions)}, got {reward.shape}")
+    if start.shape != (states,):
+        raise ValueError(f"start must have shape {(states,)}, got {start.shape}")
+    _refuse_no_distribution(name, rows)
+    _refuse_no_distribution("start", start)
+    if not np.isfinite(reward).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(reward))[0])
+        raise ValueError(f"reward must be finite, got {reward[where]} at {where}")
+    if not 0 <= float(mdp.discount) < 1:
+        raise ValueError(f"discount must be in [0, 1), got {float(mdp.discount)}")
+
+
+def _refuse_no_distribution(name: str, rows: np.ndarray) -> None:
+    """Rows have to be non-negative and sum to one, to the precision of their type."""
+    if not (rows >= 0).all():
+        where = tuple(int(i) for i in np.argwhere(~(rows >= 0))[0])
+        raise ValueError(f"{name} must not be negative, got {rows[where]} at {where}")
+    total = rows.sum(axis=-1)
+    wrong = np.abs(total - 1) > 8 * np.finfo(rows.dtype).eps * max(8, rows.shape[-1] ** 0.5)
+    if wrong.any():
+        where = tuple(int(i) for i in np.argwhere(wrong)[0])
+        at = f" at {where}" if where else ""
+        raise ValueError(f"{name} must sum to one over its last axis, got {total[where]}{at}")
+
+
+# ---------------------------------------------------------------------------------- exact oracles
+
+
+def action_values(mdp: AnyMdp, value: Array) -> Array:
+    """`q(s, a) = r(s, a) + discount E[v(s')]`, from `[S]` to `[S, A]`."""
+    return mdp.reward + mdp.discount * mdp.expectation(value)
+
+
+def policy_value(mdp: AnyMdp, policy: Array, bonus: Array | None = None) -> Array:
+    """`[S]` value of a policy, `(1 - discount P_pi)^-1 r_pi`, by a linear solve.
+
+    `bonus`, `[S]`, is added to the reward of every step: minus a regulariser, for instance.
+    """
+    reward = jnp.sum(policy * mdp.reward, axis=-1)
+    reward = reward if bonus is None else reward + bonus
+    chain = mdp.policy_transition(policy)
+    return jnp.linalg.solve(jnp.eye(len(reward)) - mdp.discount * chain, reward)
+
+
+def policy_action_values(mdp: AnyMdp, policy: Array) -> Array:
+    """`[S, A]` action values of a policy."""
+    return action_values(mdp, policy_value(mdp, policy))
+
+
+def occupancy(mdp: AnyMdp, policy: Array) -> Array:
+    """`[S, A]` normalised discounted occupancy measure of a policy, by a linear solve.
+
+    `sum mu r = (1 - discount) * return`.
+    """
+    chain = mdp.policy_transition(policy)
+    system = jnp.eye(len(chain)) - mdp.discount * chain.T
+    states = jnp.linalg.solve(system, (1 - mdp.discount) * mdp.start)
+    return states[:, None] * policy
+
+
+def expected_return(mdp: AnyMdp, policy: Array) -> Array:
+    """`[]` value of a policy at the start."""
+    return mdp.start @ policy_value(mdp, policy)
+
+
+class Optimum(NamedTuple):
+    """An optimal policy and the evidence that it is one."""
+
+    policy: Array
+    """`[S, A]` deterministic; the first of equally good actions."""
+    value: Array
+    """`[S]` the optimal value."""
+    iterations: Array
+    """Steps of policy iteration."""
+    residual: Array
+    """`max |T v - v|` of the value that is returned."""
+
+
+def optimum(mdp: AnyMdp) -> Optimum:
+    """The optimal policy by policy iteration with exact evaluation.
+
+    Ends when no action is better than the policy's by more than rounding.
+
+    Reference: Howard 1960, Dynamic programming and Markov processes.
+    """
+    actions = mdp.reward.shape[1]
+
+    def evaluated(choice):
+        value = policy_value(mdp, jax.nn.one_hot(choice, actions, dtype=mdp.reward.dtype))
+        return value, action_values(mdp, value)
+
+    def improve(state):
+        choice, _, iteration = state
+        _, q = evaluated(choice)
+        slack = 64 * jnp.finfo(q.dtype).eps * jnp.max(jnp.abs(q))
+        chosen = jnp.take_along_axis(q, choice[:, None], axis=-1)[:, 0]
+        better = jnp.max(q, axis=-1) > chosen + slack
+        return jnp.where(better, jnp.argmax(q, axis=-1), choice), jnp.any(better), iteration + 1
+
+    choice = jnp.argmax(mdp.reward, axis=-1)
+    start = choice, jnp.array(True), jnp.zeros((), jnp.int32)
+    choice, _, iterations = jax.lax.while_loop(
+        lambda state: state[1] & (state[2] < 1000), improve, start
+    )
+    value, q = evaluated(choice)
+    # Equally good actions are settled in favour of the first, whatever the path was.
+    slack = 1e3 * jnp.finfo(q.dtype).eps * jnp.max(jnp.abs(q))
+    tied = q >= jnp.max(q, axis=-1, keepdims=True) - slack
+    policy = jax.nn.one_hot(jnp.argmax(tied, axis=-1), actions, dtype=q.dtype)
+    return Optimum(policy, value, iterations, jnp.max(jnp.abs(jnp.max(q, axis=-1) - value)))
+
+
+def finite_horizon_value(
+    mdp: AnyMdp, policy: Array, horizon: int, *, discount: ArrayLike = 1.0
+) -> Array:
+    """`[S]` expected sum of `horizon` rewards of a stationary policy, discounted if asked for."""
+
+    def back(value, _):
+        q = mdp.reward + discount * mdp.expectation(value)
+        return jnp.sum(policy * q, axis=-1), None
+
+    return jax.lax.scan(back, jnp.zeros_like(mdp.start), length=horizon)[0]
+
+
+def finite_horizon_optimum(
+    mdp: AnyMdp, horizon: int, *, discount: ArrayLike = 1.0
+) -> tuple[Array, Array]:
+    """Optimal value `[S]` over `horizon` steps, and action values `[horizon, S, A]`, the first
+    step's first."""
+
+    def back(value, _):
+        q = mdp.reward + discount * mdp.expectation(value)
+        return jnp.max(q, axis=-1), q
+
+    value, q = jax.lax.scan(back, jnp.zeros_like(mdp.start), length=horizon)
+    return value, q[::-1]

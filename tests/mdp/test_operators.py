@@ -1,0 +1,220 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import optimize
+
+from jdiv import generators
+from jdiv.mdp import environments, model, operators, value_iteration
+from tests.checks import PARAMETERS
+
+STATES, ACTIONS = 5, 3
+TEMPERATURE = 0.4
+REFERENCE = np.log(np.random.default_rng(0).dirichlet(np.ones(ACTIONS), STATES))
+UNIFORM = np.full((STATES, ACTIONS), -np.log(ACTIONS))
+
+
+def garnet(seed):
+    return environments.garnet(jax.random.key(seed), states=STATES, actions=ACTIONS, branches=3)
+
+
+def row(name):
+    return generators.get(name, **PARAMETERS[name])
+
+
+# A greedy step of q, and the penalty of a policy [..., A] against a row of the reference, by its
+# definition. The rows of the table come from their generator's values, not from `greedy`.
+def _divergence(name, policy, log_reference):
+    u = policy / np.exp(log_reference)
+    generator = row(name)
+    with np.errstate(divide="ignore"):
+        value = generator.value(jnp.log(jnp.maximum(u, 1e-300)))
+    return jnp.sum(jnp.exp(log_reference) * value, axis=-1)
+
+
+def _negative_entropy(policy, _):
+    return jnp.sum(policy * jnp.log(jnp.maximum(policy, 1e-300)), axis=-1)
+
+
+STEPS = {
+    name: (
+        functools.partial(
+            lambda name, q: operators.towards(q, jnp.asarray(REFERENCE), TEMPERATURE, row(name)),
+            name,
+        ),
+        functools.partial(_divergence, name),
+    )
+    for name in PARAMETERS
+} | {
+    "entropy": (
+        lambda q: operators.soft(q, jnp.asarray(UNIFORM), 0.0, TEMPERATURE),
+        _negative_entropy,
+    ),
+    "entropy and KL": (
+        lambda q: operators.soft(q, jnp.asarray(REFERENCE), 0.3, 0.1),
+        lambda policy, ref: (
+            0.75 * jnp.sum(policy * (jnp.log(jnp.maximum(policy, 1e-300)) - ref), axis=-1)
+            + 0.25 * _negative_entropy(policy, ref)
+        ),
+    ),
+    "tsallis": (
+        lambda q: operators.tsallis(q, TEMPERATURE, 1.7),
+        lambda policy, _: -jnp.sum(policy - policy**1.7, axis=-1) / (1.7 * 0.7),
+    ),
+    "none": (operators.greedy, lambda policy, _: 0.0 * policy.sum(axis=-1)),
+}
+
+
+@functools.cache
+def solved(name):
+    """Fixed points of two processes, and T of pairs of values, in one program."""
+    step, _ = STEPS[name]
+
+    @jax.jit
+    @jax.vmap
+    def compute(seed, v, w):
+        mdp = garnet(seed)
+        bellman = lambda v: step(model.action_values(mdp, v)).value  # noqa: E731
+        fixed = jax.lax.fori_loop(0, 300, lambda _, v: bellman(v), jnp.zeros(STATES))
+        policy = jnp.exp(step(model.action_values(mdp, fixed)).log_policy)
+        return fixed, policy, bellman(v), bellman(w), bellman(jnp.maximum(v, w))
+
+    rng = np.random.default_rng(1)
+    v, w = 3 * rng.normal(size=(2, 20, STATES))
+    return v, w, [np.asarray(x) for x in compute(jnp.arange(20), jnp.asarray(v), jnp.asarray(w))]
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_contraction_and_monotonicity(name):
+    v, w, (_, _, of_v, of_w, of_larger) = solved(name)
+    distance = np.abs(of_v - of_w).max(axis=1)
+    assert (distance <= 0.9 * np.abs(v - w).max(axis=1) + 1e-9).all()
+    assert (of_larger >= np.maximum(of_v, of_w) - 1e-9).all()
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_fixed_point_is_that_of_a_convex_program(name):
+    """max over occupancy measures of reward minus penalty, by a generic solver."""
+    _, penalty = STEPS[name]
+    _, _, (fixed, *_) = solved(name)
+
+    @jax.jit
+    def negative(mu, reward):
+        mu = mu.reshape(STATES, ACTIONS)
+        total = jnp.maximum(mu.sum(axis=1), 1e-300)
+        policy = mu / total[:, None]
+        return -jnp.sum(mu * reward) + TEMPERATURE * jnp.sum(total * penalty(policy, REFERENCE))
+
+    gradient = jax.jit(jax.value_and_grad(negative))
+    for seed in range(2):
+        mdp = model.dense(garnet(seed))
+        flow = np.repeat(np.eye(STATES), ACTIONS, axis=1)
+        flow -= 0.9 * np.asarray(mdp.transition).reshape(-1, STATES).T
+        start = np.asarray(model.occupancy(mdp, jnp.exp(jnp.asarray(REFERENCE)))).ravel() * 10
+        balance = {
+            "type": "eq",
+            "fun": lambda mu, flow=flow: flow @ mu - 1 / STATES,
+            "jac": lambda mu, flow=flow: flow,
+        }
+        for _ in range(4):  # from where it gave up
+            found = optimize.minimize(
+                lambda mu, r=mdp.reward: [np.asarray(x) for x in gradient(jnp.asarray(mu), r)],
+                start,
+                jac=True,
+                method="SLSQP",
+                bounds=[(1e-12, None)] * len(start),
+                constraints=balance,
+                options={"maxiter": 2000, "ftol": 1e-15},
+            )
+            start = np.maximum(found.x, 1e-6)
+        assert -found.fun == pytest.approx(fixed[seed].mean(), abs=2e-5)
+
+
+def test_schemes_of_one_policy():
+    """Mirror descent, dual averaging and Munchausen under the same errors, and m = 1."""
+    mdp = garnet(3)
+    errors = jax.random.normal(jax.random.key(1), (60, STATES, ACTIONS))
+    kept = lambda at: jnp.exp(at.log_policy)  # noqa: E731
+
+    @jax.jit
+    @jax.vmap
+    def policies(kl, entropy):
+        temperature = kl + entropy
+        start = jnp.full((STATES, ACTIONS), -kl * jnp.log(ACTIONS))
+        schemes = {
+            "mirror": (operators.md_vi(kl, entropy), None),
+            "dual": (operators.da_vi(kl, entropy), None),
+            "munchausen": (operators.munchausen(kl / temperature, temperature), start),
+        }
+        return {
+            name: value_iteration.run(mdp, scheme, 60, errors=errors, q=q, measure=kept).measured
+            for name, (scheme, q) in schemes.items()
+        }
+
+    found = policies(jnp.array([0.1, 1.0, 5.0, 0.9]), jnp.array([0.0, 0.0, 0.5, 0.1]))
+    np.testing.assert_allclose(found["dual"], found["mirror"], atol=1e-11)
+    np.testing.assert_allclose(found["munchausen"], found["mirror"], atol=1e-11)
+
+
+@jax.jit
+def limits(mdp):
+    """Where schemes end without errors."""
+    best = model.optimum(mdp)
+    run = lambda scheme, n: value_iteration.run(mdp, scheme, n).last  # noqa: E731
+    soft_at = lambda t: run(operators.md_vi(0.0, t), 400)  # noqa: E731
+    return {
+        "best": best.policy,
+        "best q": model.action_values(mdp, best.value),
+        "soft .05": jnp.exp(soft_at(0.05).log_policy),
+        "hard": run(operators.value_iteration(), 400),
+        "advantage": run(operators.advantage_learning(0.6), 1500),
+        "munchausen": run(operators.munchausen(0.75, 0.2), 3000),
+        "munchausen 0": run(operators.munchausen(0.0, 0.05), 400),
+        "dpp": run(operators.dpp(0.2), 1500),
+        "cvi": run(operators.cvi(0.75, 0.2), 3000),
+        "mvi 1": run(operators.mvi(0.0, 0.05, 1.0), 400),
+        "many evaluations": run(operators.md_vi(0.0, 0.05, evaluations=200), 40),
+        "conservative": run(operators.conservative(0.3), 200),
+        "mirror descent": run(operators.mirror_descent(20.0), 400),
+        "mirror descent with entropy": run(operators.mirror_descent(1.0, entropy=0.05), 1000),
+        "mirror descent chi2": run(operators.mirror_descent(20.0, row("pearson_chi2")), 200),
+        "fewer steps": run(
+            operators.regularised(lambda q, last: operators.soft(q, last, 0.5, 0.0)), 1500
+        ),
+    }
+
+
+def test_where_schemes_end():
+    found = limits(garnet(4))
+    policy = lambda name: np.exp(found[name].log_policy)  # noqa: E731
+    best, q = found["best"], np.asarray(found["best q"])
+    for name in (
+        "hard", "advantage", "dpp", "conservative", "mirror descent", "mirror descent chi2",
+        "fewer steps",
+    ):  # fmt: skip
+        np.testing.assert_allclose(policy(name), best, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(found["hard"].q, q, atol=1e-12)
+    # (1 - alpha) T = .05 is what is left of the entropy.
+    for name in ("munchausen", "munchausen 0", "cvi", "mvi 1", "many evaluations",
+                 "mirror descent with entropy"):  # fmt: skip
+        np.testing.assert_allclose(policy(name), found["soft .05"], atol=1e-9, err_msg=name)
+    # Advantage learning widens gaps by 1/(1 - alpha).
+    gap = lambda q: np.max(q, axis=1, keepdims=True) - np.asarray(q)  # noqa: E731
+    np.testing.assert_allclose(gap(found["advantage"].q), gap(q) / 0.4, atol=1e-6)
+
+
+def test_mellowmax_is_the_soft_maximum_against_uniform():
+    q = np.random.default_rng(0).normal(size=(4, 3))
+    expected = 0.3 * np.log(np.mean(np.exp(q / 0.3), axis=1))
+    np.testing.assert_allclose(operators.mellowmax(jnp.asarray(q), 0.3), expected, rtol=1e-12)
+
+
+def test_temperature_zero_is_greedy_and_differentiable():
+    def value(q, t):
+        return operators.soft(q, jnp.asarray(UNIFORM), t, 0 * t).value.sum()
+
+    q = jnp.asarray(np.random.default_rng(2).normal(size=(STATES, ACTIONS)))
+    gradient = jax.jit(jax.grad(value))(q, 0.0)
+    np.testing.assert_array_equal(gradient, jax.nn.one_hot(q.argmax(axis=1), ACTIONS))
