@@ -35,7 +35,7 @@ def shared_flags(values: flags.FlagValues) -> None:
 
 def set_up(values: flags.FlagValues) -> None:
     """Devices, hosts, and the cache of compiled programs."""
-    jax.config.update("jax_num_cpu_devices", values.cpu_devices)
+    parallel.divide_cpu(values.cpu_devices)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(records.ROOT / ".cache" / "jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -5,6 +5,7 @@ out is gathered as NumPy arrays, which any host may save. Training on batches di
 over all devices of all hosts and averages the gradients.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,17 @@ from jax.experimental import multihost_utils
 
 BATCH = "batch"
 """Name of the axis over which `over_batches` averages."""
+
+
+def divide_cpu(devices: int) -> None:
+    """Divides this host's CPU into so many devices. Has to come before anything touches one.
+
+    XLA's linear solvers wait in its thread pool for others of its threads. With no more threads
+    than waiting solvers, as one device on two cores can have them, all wait for ever; the variable
+    is where XLA reads the number of threads. One that the user has set is kept.
+    """
+    jax.config.update("jax_num_cpu_devices", devices)
+    os.environ.setdefault("NPROC", str((os.cpu_count() or 1) + 4 * devices))
 
 
 def connect(

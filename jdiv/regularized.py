@@ -173,9 +173,25 @@ def _solve(generator: Generator, scaled: Array, log_ref: Array):
         lambda g, y: y / g(jnp.ones_like(y)),
         has_aux=True,
     )
-    log_ratio = log_ratios(top) - log_total(top)[..., None]
+    log_ratio = log_ratios(top) + _below_resolution(log_ratios, log_total, top)
+    log_ratio -= jax.nn.logsumexp(jnp.where(supported, log_ref + log_ratio, -jnp.inf), axis=-1)[
+        ..., None
+    ]
     evidence = residual, iterations.astype(jnp.int32), converged > 0
     return log_ratio, generator.slope(top), *jax.lax.stop_gradient(evidence)
+
+
+def _below_resolution(log_ratios, log_total, top: Array) -> Array:
+    """What Newton's next step, too small for a float next to `top`, changes in the log-ratios.
+
+    An action that is about to be dropped may take up all of it: there `u^(a-1)` hardly moves, and
+    u does.
+    """
+    one = jnp.ones_like(top)
+    total, by_top = jax.jvp(log_total, (top,), (one,))
+    log_ratio, slope = jax.jvp(log_ratios, (top,), (one,))
+    relative = jnp.where(log_ratio == -jnp.inf, 0, slope) * (-total / by_top)[..., None]
+    return jax.lax.stop_gradient(jnp.log1p(jnp.clip(relative, -0.9, 9.0)))
 
 
 def _bracketed_newton(f, start: Array, low: Array, high: Array):

@@ -6,6 +6,7 @@ import chex
 import jax
 import pytest
 
+from jdiv import parallel
 from tests.checks import QUICK
 
 # A second run on the same machine finds its programs compiled.
@@ -13,7 +14,7 @@ CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
+parallel.divide_cpu(8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,3 +72,22 @@ def test_memory_grows_with_what_a_program_holds():
 def test_one_host_has_its_own_words():
     assert parallel.text_from_first_host("beta") == "beta"
     assert not parallel.on_any_host(False)
+
+
+def test_solvers_on_several_devices_do_not_wait_for_each_other():
+    """With as many threads as XLA takes by itself this hangs on two cores."""
+    program = """
+import jax, jax.numpy as jnp
+from jdiv import parallel
+parallel.divide_cpu(2)
+def f(x):
+    solve = lambda x, _: (jnp.linalg.solve(jnp.eye(20) + x / 40, x[0])[:, None] + 0 * x, None)
+    return jax.lax.scan(solve, x, length=200)[0].sum()
+print(jax.pmap(jax.vmap(f))(jnp.ones((2, 32, 20, 20))).shape)
+"""
+    run = [sys.executable, "-c", program]
+    environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
+    done = subprocess.run(
+        run, capture_output=True, text=True, timeout=120, check=True, env=environment
+    )
+    assert done.stdout == "(2, 32)\n"
