@@ -1,0 +1,45 @@
+"""Every divergence as the regulariser of value iteration: sparsity, bias and action gap.
+
+    python -m experiments.run --config=configs/mdp/divergences.py
+
+A minute on two cores, twelve programs. Geist, Scherrer and Pietquin 2019: regularising towards a
+reference costs at most temperature * max D(best policy, reference) / (1 - discount). Rows whose
+slope at zero is finite drop actions (a fifth of them is kept at low temperature), the others never
+do; at the same curvature all of them make the same policy at high temperature.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import defaults
+from jdiv import generators
+
+
+def get_config(scale: str = "quick") -> ConfigDict:
+    """Garnet(20, 6, 4), discount .9, a random reference; all rows, few at smoke scale."""
+    config = defaults.get_config("mdp/divergences", scale)
+    config.precision = "float64"
+    config.states, config.actions, config.branches = 20, 6, 4
+    config.discount = 0.9
+    config.iterations = 250
+    config.parameters = ConfigDict(
+        {
+            "jensen_shannon": {"weight": 0.5},
+            "skew_kl": {"skew": 0.1},
+            "alpha": {"alpha": 3.0},
+            "tsallis": {"q_index": 1.5},
+        }
+    )
+    # Divides the temperature by f''(1), so that all rows are alike close to the reference.
+    config.same_curvature = True
+    config.claims = ConfigDict({"slack": 1.0, "sparse": "finite slope at zero"})
+    temperatures = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+    config.sweep = ConfigDict(
+        {
+            "generator": {"smoke": ("kl", "pearson_chi2", "tsallis")}.get(
+                scale, tuple(generators.TABLE)
+            ),
+            "temperature": temperatures[:: {"smoke": 7}.get(scale, 1)],
+            "seed": tuple(range({"smoke": 2, "quick": 8, "full": 64}[scale])),
+        }
+    )
+    return config
