@@ -413,6 +413,69 @@ def test_fenchel_young_loss_of_every_generator(name):
     np.testing.assert_allclose(at_optimum, np.zeros(20), atol=1e-12)
 
 
+# ------------------------------------------------------------ two references
+
+BETWEEN = ("kl", "reverse_kl", "jensen_shannon", "pearson_chi2", "tsallis")
+PREVIOUS = np.log([0.4, 0.3, 0.1, 0.15, 0.05])
+
+
+@functools.cache
+def between(name):
+    def value(v, ref, previous, a, b):
+        best = regularized.greedy_between(v, ref, previous, a, b, row(name))
+        return best.value, best
+
+    return jax.jit(jax.value_and_grad(value, argnums=(0, 3, 4), has_aux=True))
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_two_references_against_a_constrained_optimiser(name):
+    ref, previous = np.exp(REF), np.exp(PREVIOUS)
+    for a, b in ((0.3, 0.5), (2.0, 0.1), (0.05, 0.01)):
+
+        def loss(pi, a=a, b=b):
+            parts = [[np.asarray(x) for x in derivatives(name)(pi, r)] for r in (ref, previous)]
+            cost, slope = (a * parts[0][i] + b * parts[1][i] for i in (0, 1))
+            return cost - pi @ VALUES, slope - VALUES
+
+        solutions = [
+            scipy.optimize.minimize(
+                loss, start, jac=True, method="SLSQP", bounds=[(1e-12, 1)] * 5,
+                constraints={"type": "eq", "fun": lambda x: x.sum() - 1, "jac": np.ones_like},
+                options={"ftol": 1e-16, "maxiter": 1000},
+            )
+            for start in (np.full(5, 0.2), ref, previous, (ref + previous) / 2)
+        ]  # fmt: skip
+        found = min(solutions, key=lambda solution: solution.fun)
+        (value, best), slopes = between(name)(
+            jnp.array(VALUES), jnp.array(REF), jnp.array(PREVIOUS), a, b
+        )
+        policy = np.exp(best.log_policy)
+        assert best.converged
+        assert value >= -found.fun - 1e-10
+        np.testing.assert_allclose(value, -found.fun, atol=1e-8)
+        np.testing.assert_allclose(policy, found.x, atol=1e-4)
+        # The envelope theorem: the policy, and minus each divergence.
+        np.testing.assert_allclose(slopes[0], policy, atol=1e-12)
+        costs = [derivatives(name)(np.maximum(policy, 1e-300), r)[0] for r in (ref, previous)]
+        np.testing.assert_allclose(slopes[1:], -np.array(costs), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_twice_the_same_reference_is_greedy(name):
+    (_, ours), _ = between(name)(jnp.array(VALUES), jnp.array(REF), jnp.array(REF), 0.3, 0.5)
+    once = solver(name)(jnp.array(VALUES), jnp.array(REF), 0.8)
+    np.testing.assert_allclose(jnp.exp(ours.log_policy), jnp.exp(once.log_policy), atol=1e-12)
+    np.testing.assert_allclose(ours.value, once.value, atol=1e-12)
+    np.testing.assert_allclose(ours.normaliser, once.normaliser, atol=1e-12)
+    # What either reference excludes stays out.
+    (_, ours), _ = between(name)(
+        jnp.array(VALUES), jnp.array(REF).at[0].set(-jnp.inf), jnp.array(PREVIOUS), 0.3, 0.5
+    )
+    assert ours.log_policy[0] == -jnp.inf
+    assert jnp.exp(ours.log_policy).sum() == pytest.approx(1, abs=1e-12)
+
+
 # ------------------------------------------------------------ refusals
 
 
@@ -436,3 +499,7 @@ def test_refusals_name_the_argument():
         regularized.greedy(jnp.zeros(0), jnp.zeros(0), 1.0, kl)
     with pytest.raises(TypeError, match=r"^generator must be a row of generators"):
         regularized.greedy(x, x, 1.0, "kl")
+    with pytest.raises(TypeError, match=r"^generator must have a slope with an inverse, got total"):
+        regularized.greedy_between(x, x, x, 1.0, 1.0, generators.total_variation())
+    with pytest.raises(ValueError, match=r"^to_previous must be positive and finite, got 0"):
+        regularized.greedy_between(x, x, x, 1.0, 0, kl)

@@ -68,6 +68,24 @@ def towards(q: Array, log_reference: Array, temperature: ArrayLike, generator: G
     return Step(best.log_policy, best.value)
 
 
+def towards_both(
+    q: Array,
+    log_reference: Array,
+    log_previous: Array,
+    to_reference: ArrayLike,
+    to_previous: ArrayLike,
+    generator: Generator,
+) -> Step:
+    """`argmax <pi, q> - to_reference D(pi‖reference) - to_previous D(pi‖previous)`.
+
+    Reference: Vieillard et al. 2020 (arXiv:2003.14089), section 3, for KL and entropy.
+    """
+    best = regularized.greedy_between(
+        q, log_reference, log_previous, to_reference, to_previous, generator
+    )
+    return Step(best.log_policy, best.value)
+
+
 def mellowmax(q: Array, temperature: ArrayLike) -> Array:
     """`t log mean exp(q/t)`: the soft maximum against the uniform policy.
 
