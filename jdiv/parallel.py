@@ -22,11 +22,13 @@ def divide_cpu(devices: int) -> None:
     """Divides this host's CPU into so many devices. Has to come before anything touches one.
 
     XLA's linear solvers wait in its thread pool for others of its threads. With no more threads
-    than waiting solvers, as one device on two cores can have them, all wait for ever; the variable
-    is where XLA reads the number of threads. One that the user has set is kept.
+    than waiting solvers, as one device on two cores can have them, all wait for ever; NPROC is
+    where XLA reads the number of threads. The solvers themselves are OpenBLAS's, whose own threads
+    only compete with those. Variables that the user has set are kept.
     """
     jax.config.update("jax_num_cpu_devices", devices)
     os.environ.setdefault("NPROC", str((os.cpu_count() or 1) + 4 * devices))
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def connect(

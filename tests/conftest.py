@@ -1,6 +1,12 @@
 """Strict settings for every test: eight simulated devices, double precision, no silent casts."""
 
+import os
 import pathlib
+
+# Before JAX loads: most of the time goes into compiling.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 import chex
 import jax

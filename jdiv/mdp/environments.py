@@ -13,6 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv.mdp.model import AnyMdp, Mdp, SparseMdp
+from jdiv.mdp.tomato import tomato
 from jdiv.sweeps import known
 
 
@@ -184,6 +185,7 @@ ENVIRONMENTS: dict[str, Callable[..., AnyMdp]] = {
     "cliff": cliff,
     "river_swim": river_swim,
     "star_graph": star_graph,
+    "tomato": lambda level=2, **parameters: tomato(level, **parameters).mdp,
 }
 
 
