@@ -79,7 +79,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
 
     q, plain = fixed_point(jnp.stack([alpha, jnp.zeros_like(alpha)]))
     errors = config.noise * jax.random.normal(of_errors, (config.draws, *q.shape))
-    changed = jnp.argmax(q + errors, axis=-1) != jnp.argmax(q, axis=-1)
+    changed = jnp.argmax(q[None] + errors, axis=-1) != jnp.argmax(q, axis=-1)[None]
     return {"ratio": gap(q) / gap(plain), "changed": jnp.mean(changed)}
 
 

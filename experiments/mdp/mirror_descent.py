@@ -73,7 +73,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     policies = jnp.concatenate([start.log_policy[None], policies])
     q = jax.vmap(q_of)(policies)
     return {
-        "gap": jnp.max(jnp.abs(optimal.q - q), axis=(1, 2)),
+        "gap": jnp.max(jnp.abs(optimal.q[None] - q), axis=(1, 2)),
         "worst_step": jnp.min(q[1:] - q[:-1]),
         "distance": jnp.max(jnp.abs(optimal.log_policy - start.log_policy)),
     }

@@ -81,9 +81,9 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     else:
         row = generators.get(point["divergence"])
         solved = occupancy.regularised(sensed, log_reference, coefficient, row)
-    returns = lambda mass: jnp.sum(mass * rewards, axis=(-2, -1))  # noqa: E731
+    returns = lambda mass: jnp.sum(mass[None] * rewards, axis=(-2, -1))  # noqa: E731
     (best_true, _), (hacked_true, hacked_proxy) = map(returns, others)
-    reached = returns(measures(solved.policy[None])[0])
+    reached = returns(model.occupancy(true, solved.policy))
     numbers = {
         "true": reached[0],
         "proxy": reached[1],

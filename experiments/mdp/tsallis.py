@@ -114,7 +114,8 @@ def sparsemax_by_sorting(values: Array) -> Array:
     rank = jnp.arange(1, values.shape[-1] + 1, dtype=values.dtype)
     total = jnp.cumsum(descending, axis=-1)
     kept = jnp.sum(1 + rank[None] * descending > total, axis=-1, keepdims=True)
-    threshold = (jnp.take_along_axis(total, kept - 1, axis=-1) - 1) / kept
+    of_kept = jnp.take_along_axis(total, kept - 1, axis=-1)
+    threshold = (of_kept - 1) / kept.astype(values.dtype)
     return jnp.maximum(values - threshold, 0)
 
 
