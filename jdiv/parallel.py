@@ -142,6 +142,20 @@ def mean_grads(grads: Any, axis_name: str | None = BATCH) -> Any:
     return grads if axis_name is None else jax.lax.pmean(grads, axis_name)
 
 
+def mean_over(x: Any, axis_name: str | None = BATCH) -> Any:
+    """The mean over devices of what each found of its own part; without an axis name x itself."""
+    return x if axis_name is None else jax.lax.pmean(x, axis_name)
+
+
+def sum_over(x: Any, axis_name: str | None = BATCH) -> Any:
+    """The sum over devices of what each found of its own part; without an axis name x itself.
+
+    Under pmap the derivative of a sum reaches each device as the sum of all devices' derivatives,
+    so `mean_grads(grad(loss))` is right also for losses that take a sum or mean over devices.
+    """
+    return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+
 def over_batches(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """`step(state, batch)` with the leading axis of the batch divided over all devices.
 

@@ -1,0 +1,1 @@
+"""Policy updates: exact on finite processes, and as losses of sampled tokens."""

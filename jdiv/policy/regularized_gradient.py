@@ -1,0 +1,230 @@
+"""Losses whose gradient is that of `E_pi[R] - beta D(pi, old)`, from samples of the old policy.
+
+RPG (arXiv:2505.17508) has eight: KL in two directions, normalised or not, differentiated through or
+as REINFORCE. They are two functions here, for every generator of the table. With `w = pi/old`
+and `D = sum old f(w)`
+
+* `rpg` is `-w R + beta f(w)` per sample, all of it differentiable;
+* `rpg_reinforce` is `-stop_gradient(w R - beta w f'(w)) log pi`, with the same gradient.
+
+Normalised, f is the customary generator. Where `old` sums to `total` and not to 1 (its normaliser
+is unknown, or mass is missing), samples come from `old/total`, f is the centred generator and
+everything is `total` times as large: for KL the unnormalised divergence `sum p log(p/q) - p + q`.
+
+==========================  ============  ==========  ==============================================
+D                           generator     total       weight of grad log pi, x ~ old/total
+==========================  ============  ==========  ==============================================
+FKL  KL(old‖pi)             reverse_kl    None        `w R + beta`
+UFKL UKL(old‖pi)            reverse_kl    Z           `Z (w R - beta (w - 1))`
+RKL  KL(pi‖old)             kl            None        `w (R - beta (log w + 1))`
+URKL UKL(pi‖old)            kl            Z           `Z w (R - beta log w)`
+==========================  ============  ==========  ==============================================
+
+The values of the losses differ from the paper's by constants. R may be less a baseline anywhere.
+With several tokens to a sequence and ratios of tokens, old is each token's distribution, and D the
+sum over the states that the old policy visits.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jdiv.divergences.generators import Generator
+from jdiv.estimators import monte_carlo
+from jdiv.policy.group import Clipping, TokenLoss, clipped_surrogate, tokens
+
+
+class Regularised(NamedTuple):
+    """Of a loss with a divergence, each `[..., T]` and 0 where masked."""
+
+    ratio: Array
+    """`pi/old`."""
+    divergence: Array
+    """`total f(w)`, whose mean over tokens is D. Customary f has terms of either sign."""
+
+
+def _divergence(
+    generator: Generator, log_probs: Array, old: Array, total: ArrayLike | None
+) -> Array:
+    """`f(w)` at samples of old, or `total f(w)` with the centred f."""
+    if total is None:
+        return monte_carlo.plain_from_q(generator, log_probs, old)
+    return total * monte_carlo.centred_from_q(generator, log_probs, old)
+
+
+def _objective(generator, log_probs, old, rewards, coefficient, total) -> tuple[Array, Regularised]:
+    """`total (-w R + beta f(w))`, and evidence."""
+    # A reward of 0 is one also where the ratio overflows.
+    used = jnp.exp(jnp.where(rewards == 0, 0, log_probs - old))
+    divergence = _divergence(generator, log_probs, old, total)
+    loss = coefficient * divergence - (1 if total is None else total) * used * rewards
+    evidence = Regularised(jnp.exp(log_probs - old), divergence)
+    return loss, jax.lax.stop_gradient(evidence)
+
+
+def rpg(
+    log_probs: ArrayLike,
+    old_log_probs: ArrayLike,
+    rewards: ArrayLike,
+    mask: ArrayLike,
+    *,
+    coefficient: ArrayLike,
+    generator: Generator,
+    total: ArrayLike | None = None,
+) -> TokenLoss:
+    """`-w R + coefficient f(w)` per sample, differentiable as it stands; see the module.
+
+    Shapes: `[..., T]`, rewards (or advantages) also `[...]`, to `[..., T]`.
+
+    Reference: RPG (arXiv:2505.17508), its table of differentiable losses; other generators follow
+    by the same derivation and are not in the paper.
+    """
+    log_probs, mask, (old, rewards) = tokens(
+        log_probs, mask, old_log_probs=old_log_probs, rewards=rewards
+    )
+    loss, evidence = _objective(generator, log_probs, old, rewards, coefficient, total)
+    return TokenLoss(*jax.tree.map(lambda x: jnp.where(mask, x, 0), (loss, evidence)))
+
+
+def rpg_reinforce(
+    log_probs: ArrayLike,
+    old_log_probs: ArrayLike,
+    rewards: ArrayLike,
+    mask: ArrayLike,
+    *,
+    coefficient: ArrayLike,
+    generator: Generator,
+    total: ArrayLike | None = None,
+) -> TokenLoss:
+    """`-stop_gradient(w R - coefficient w f'(w)) log pi` per sample; see the module.
+
+    Shapes: `[..., T]`, rewards (or advantages) also `[...]`, to `[..., T]`.
+
+    Reference: RPG (arXiv:2505.17508), its table of losses in REINFORCE's form.
+    """
+    log_probs, mask, (old, rewards) = tokens(
+        log_probs, mask, old_log_probs=old_log_probs, rewards=rewards
+    )
+    fixed = jax.lax.stop_gradient(log_probs)
+    # The derivative of the other form: minus the weight.
+    _, slope, evidence = jax.jvp(
+        lambda x: _objective(generator, x, old, rewards, coefficient, total),
+        (fixed,),
+        (jnp.ones_like(fixed),),
+        has_aux=True,
+    )
+    loss = jnp.where(mask, slope, 0) * log_probs
+    return TokenLoss(loss, jax.tree.map(lambda x: jnp.where(mask, x, 0), evidence))
+
+
+# ------------------------------------------------------------------------------------------- clips
+
+
+def regularised_advantages(
+    log_probs: ArrayLike,
+    old_log_probs: ArrayLike,
+    advantages: ArrayLike,
+    mask: ArrayLike,
+    *,
+    coefficient: ArrayLike,
+    generator: Generator,
+    normalised: bool = True,
+) -> Array:
+    """`A - coefficient f'(w)`, constants for a clipped loss: `w` times it is the weight of `rpg`.
+
+    RKL `A - beta (log w + 1)`, URKL `A - beta log w`; for FKL and UFKL it is `A + beta/w` and
+    `A - beta (1 - 1/w)`, where implementations often leave A. Shapes: `[..., T]`, advantages also
+    `[...]`, to `[..., T]`.
+
+    Reference: RPG (arXiv:2505.17508), regularised advantages of the clipped losses.
+    """
+    log_probs, mask, (old, advantages) = tokens(
+        log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
+    )
+    slope = generator.slope(jax.lax.stop_gradient(log_probs - old))
+    if normalised:
+        slope = slope + generator.slope_at_one
+    return jnp.where(mask, advantages - coefficient * slope, 0)
+
+
+def dual_clip(
+    log_probs: ArrayLike,
+    old_log_probs: ArrayLike,
+    advantages: ArrayLike,
+    mask: ArrayLike,
+    *,
+    low: ArrayLike = 0.2,
+    high: ArrayLike = 0.28,
+    ceiling: ArrayLike = 3.0,
+) -> TokenLoss:
+    """PPO's loss, where A is negative at most `-ceiling A`: no ratio makes it explode.
+
+    `max(-w A, -clip(w, 1 - low, 1 + high) A)`, and for A < 0 the minimum of that and `-ceiling A`.
+    Shapes: `[..., T]`, advantages also `[...]`, to `[..., T]`.
+
+    Reference: RPG (arXiv:2505.17508), its dual clip; bounds as there, ceiling as in its code.
+    """
+    log_probs, mask, (old, advantages) = tokens(
+        log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
+    )
+    loss, (ratio, clipped) = clipped_surrogate(
+        log_probs - old, advantages, low=low, high=high, ceiling=ceiling
+    )
+    return TokenLoss(loss, Clipping(jnp.where(mask, ratio, 0), clipped))
+
+
+def rpg_reinforce_clip(
+    log_probs: ArrayLike,
+    old_log_probs: ArrayLike,
+    advantages: ArrayLike,
+    mask: ArrayLike,
+    *,
+    coefficient: ArrayLike,
+    generator: Generator,
+    total: ArrayLike | None = None,
+    low: ArrayLike = 0.2,
+    high: ArrayLike = 0.28,
+    ceiling: ArrayLike = 3.0,
+) -> TokenLoss:
+    """`rpg_reinforce` where the ratio is within bounds, constants beyond them.
+
+    With `l = -log pi`, `C = -beta w f'(w)` and `psi = (A + C/w) l` the loss is `psi w`, but
+
+    * where `psi >= 0` and `w >= 1 + high`: `psi (1 + high)`, constant;
+    * where `psi < 0` and `w <= 1 - low`: `psi (1 - low)`, constant;
+    * where `psi < 0` and `w >= ceiling`: `(A ceiling + C) l`, constant.
+
+    Shapes: `[..., T]`, advantages also `[...]`, to `[..., T]`.
+
+    Reference: RPG (arXiv:2505.17508), algorithm 2; `total` multiplies the whole.
+    """
+    log_probs, mask, (old, advantages) = tokens(
+        log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
+    )
+    fixed = jax.lax.stop_gradient(log_probs)
+    ratio = jnp.exp(fixed - old)
+    _, penalty = jax.jvp(
+        lambda x: coefficient * _divergence(generator, x, old, total),
+        (fixed,),
+        (jnp.ones_like(fixed),),
+    )
+    scale = 1 if total is None else total
+    paid = jnp.where(advantages == 0, 0, scale * ratio * advantages)
+    weight = paid - penalty
+    slope = generator.slope(fixed - old) + (generator.slope_at_one if total is None else 0)
+    surprise = -log_probs
+    psi = scale * (advantages - coefficient * slope) * surprise
+    positive = weight * surprise >= 0
+
+    above = positive & (ratio >= 1 + high)
+    below = ~positive & (ratio <= 1 - low)
+    far = ~positive & ~below & (ratio >= ceiling)
+    bound = (scale * ceiling * advantages - penalty) * surprise
+    constant = jnp.where(far, bound, psi * jnp.where(above, 1 + high, 1 - low).astype(psi.dtype))
+    clipped = mask & (above | below | far)
+    inside = jnp.where(mask & ~clipped, weight, 0) * surprise
+    loss = jnp.where(clipped, jax.lax.stop_gradient(constant), inside)
+    return TokenLoss(loss, Clipping(jnp.where(mask, ratio, 0), clipped))

@@ -1,0 +1,207 @@
+"""Exact policy updates on finite processes: gradients, natural gradients, conservative mixtures.
+
+Policies are logarithms `[S, A]` that softmax turns into probabilities; returns are
+`J = E[sum_t discount^t r_t]`, not normalised. Mirror descent with any generator and mixtures of a
+fixed rate are schemes of `jdiv.mdp.operators`; the schemes here fit the same driver,
+`jdiv.mdp.value_iteration.run`, and `update` makes one step of any of them.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jdiv import numerics
+from jdiv.divergences import categorical
+from jdiv.mdp import operators
+from jdiv.mdp.model import AnyMdp, action_values, occupancy, policy_value
+from jdiv.mdp.operators import Iterate, Scheme
+
+Penalty = Callable[[Array], Array]
+"""From a log-policy `[S, A]` to what each state pays a step, `[S]`."""
+
+# ---------------------------------------------------------------------------------- improvement
+
+
+def advantages(mdp: AnyMdp, policy: Array) -> Array:
+    """`[S, A]` `q - v` of a policy given by its probabilities."""
+    value = policy_value(mdp, policy)
+    return action_values(mdp, value) - value[:, None]
+
+
+def improvement(mdp: AnyMdp, policy: Array, other: Array) -> Array:
+    """`J(other) - J(policy) = sum mu_other A_policy / (1 - discount)`, without cancellation.
+
+    Shapes: probabilities `[S, A]` twice to `[]`.
+
+    Reference: Kakade and Langford 2002, lemma 6.1.
+    """
+    gained = jnp.sum(occupancy(mdp, other) * advantages(mdp, policy))
+    return gained / (1 - mdp.discount)
+
+
+def surrogate(mdp: AnyMdp, policy: Array, other: Array) -> Array:
+    """`sum_s d_policy(s) E_other[A_policy(s, a)] / (1 - discount)`: the improvement to first order.
+
+    Shapes: probabilities `[S, A]` twice to `[]`.
+
+    Reference: Schulman et al. 2015 (arXiv:1502.05477), equation 3, minus J(policy).
+    """
+    visits = jnp.sum(occupancy(mdp, policy), axis=-1)
+    return visits @ jnp.sum(other * advantages(mdp, policy), axis=-1) / (1 - mdp.discount)
+
+
+def trust_region_bound(mdp: AnyMdp, log_policy: Array, log_other: Array) -> Array:
+    """At most the improvement: `surrogate - C max_s KL(policy‖other)`.
+
+    `C = 4 eps discount/(1 - discount)^2`, `eps = max |A_policy|`.
+    Shapes: logarithms `[S, A]` twice to `[]`.
+
+    Reference: Schulman et al. 2015 (arXiv:1502.05477), theorem 1.
+    """
+    policy, other = (jnp.exp(numerics.log_softmax(x)) for x in (log_policy, log_other))
+    worst = jnp.max(jnp.abs(advantages(mdp, policy)))
+    distance = jnp.max(categorical.kl(log_policy, log_other))
+    constant = 4 * worst * mdp.discount / (1 - mdp.discount) ** 2
+    return surrogate(mdp, policy, other) - constant * distance
+
+
+# ------------------------------------------------------------------------------------- gradients
+
+
+def policy_gradient(mdp: AnyMdp, logits: Array, penalty: Penalty | None = None) -> Array:
+    """`[S, A]` gradient of the return by the logits, `d(s) pi(a|s) A(s, a) / (1 - discount)`.
+
+    With a penalty every state pays it each step, and what is differentiated in a state is
+    `<pi, q> - penalty` with the action values q of the penalised process.
+
+    Reference: Sutton et al. 2000, theorem 1; Geist, Scherrer and Pietquin 2019 (arXiv:1901.11275)
+    for the penalised values.
+    """
+    log_policy = numerics.log_softmax(logits)
+    policy = jnp.exp(log_policy)
+    bonus = None if penalty is None else -penalty(log_policy)
+    value = policy_value(mdp, policy, bonus)
+    visits = jnp.sum(occupancy(mdp, policy), axis=-1, keepdims=True)
+    slope = policy * (action_values(mdp, value) - value[:, None])
+    if penalty is not None:
+        cost = jax.grad(lambda logits: jnp.sum(penalty(numerics.log_softmax(logits))))(logits)
+        # <pi, q> - v is the penalty here, and not 0.
+        slope = slope - policy * jnp.sum(slope, axis=-1, keepdims=True) - cost
+    return visits * slope / (1 - mdp.discount)
+
+
+def fisher_product(mdp: AnyMdp, logits: Array, direction: Array) -> Array:
+    """`F x`, `F = E_mu[grad log pi grad log pi']`: `d(s) pi(a|s) (x(s, a) - <pi, x>)`, `[S, A]`."""
+    policy = jnp.exp(numerics.log_softmax(logits))
+    return occupancy(mdp, policy) * (direction - jnp.sum(policy * direction, -1, keepdims=True))
+
+
+def natural_gradient(mdp: AnyMdp, logits: Array) -> Array:
+    """`[S, A]` `F^+ grad J = A / (1 - discount)`, up to a constant of each state.
+
+    Defined, and the same, also where the policy never comes and F has no inverse.
+
+    Reference: Kakade 2001; Agarwal et al. 2021 (arXiv:1908.00261), lemma 15.
+    """
+    return advantages(mdp, jnp.exp(numerics.log_softmax(logits))) / (1 - mdp.discount)
+
+
+# --------------------------------------------------------------------------------------- schemes
+
+
+def gradient_ascent(rate: ArrayLike, penalty: Penalty | None = None) -> Scheme:
+    """`logits + rate grad J`, for `jdiv.mdp.value_iteration.run`; starts uniform.
+
+    Reference: Agarwal et al. 2021 (arXiv:1908.00261), section 5, softmax policy gradient.
+    """
+    return _ascent(rate, lambda mdp, logits: policy_gradient(mdp, logits, penalty))
+
+
+def natural_ascent(rate: ArrayLike) -> Scheme:
+    """`logits + rate A/(1 - discount)`: mirror descent with KL and a step `rate/(1 - discount)`.
+
+    Reference: Kakade 2001; Agarwal et al. 2021 (arXiv:1908.00261), section 5.3.
+    """
+    return _ascent(rate, natural_gradient)
+
+
+def _ascent(rate: ArrayLike, direction: Callable[[AnyMdp, Array], Array]) -> Scheme:
+    """`logits + rate direction`; an error is added to the direction."""
+
+    def step(mdp: AnyMdp, at: Iterate, error: ArrayLike) -> Iterate:
+        logits = at.log_policy + rate * (direction(mdp, at.log_policy) + error)
+        return at._replace(log_policy=numerics.log_softmax(logits))
+
+    return Scheme(operators.value_iteration().init, step)
+
+
+class Mixing(NamedTuple):
+    """How far to go from a policy towards another, and what it brings at least."""
+
+    rate: Array
+    """`[]` in [0, 1]."""
+    gain: Array
+    """`[]` of the return, by `conservative_gain`."""
+
+
+def conservative_gain(mdp: AnyMdp, policy: Array, target: Array, rate: ArrayLike) -> Array:
+    """`a A/(1 - discount) - 2 a^2 discount eps/(1 - discount)^2` for the mixture with rate a.
+
+    At most `J((1 - a) policy + a target) - J(policy)`. `A = E_d E_target[A_policy]` and
+    `eps = max_s |E_target[A_policy(s, a)]|`. The constant is from memory; versions differ in it.
+
+    Reference: Kakade and Langford 2002, theorem 4.1, with `1 - discount (1 - a)` as 1 - discount.
+    """
+    first, second = _conservative_terms(mdp, policy, target)
+    return rate * first - rate**2 * second
+
+
+def safe_mixing(mdp: AnyMdp, policy: Array, target: Array) -> Mixing:
+    """The rate that maximises `conservative_gain`: `A (1 - discount)/(4 discount eps)`, at most 1.
+
+    Reference: Kakade and Langford 2002, corollary 4.2.
+    """
+    first, second = _conservative_terms(mdp, policy, target)
+    curved = second > 0
+    rate = jnp.clip(jnp.where(curved, first / (2 * jnp.where(curved, second, 1)), 1), 0, 1)
+    return Mixing(rate, rate * first - rate**2 * second)
+
+
+def _conservative_terms(mdp: AnyMdp, policy: Array, target: Array) -> tuple[Array, Array]:
+    """What multiplies the rate in the bound, and minus what multiplies its square."""
+    discount = mdp.discount
+    gained = jnp.sum(target * advantages(mdp, policy), axis=-1)
+    visits = jnp.sum(occupancy(mdp, policy), axis=-1)
+    curvature = 2 * discount * jnp.max(jnp.abs(gained)) / (1 - discount) ** 2
+    return visits @ gained / (1 - discount), curvature
+
+
+def conservative_policy_iteration() -> Scheme:
+    """Mixtures with the greedy policy, each with the rate of `safe_mixing`.
+
+    Reference: Kakade and Langford 2002, section 4.
+    """
+
+    def step(mdp: AnyMdp, at: Iterate, error: ArrayLike) -> Iterate:
+        policy = jnp.exp(at.log_policy)
+        q = advantages(mdp, policy) + error
+        best = jnp.exp(operators.greedy(q).log_policy)
+        rate = safe_mixing(mdp, policy, best).rate
+        return operators.conservative(rate).step(mdp, at, error)
+
+    return Scheme(operators.value_iteration().init, step)
+
+
+def update(mdp: AnyMdp, scheme: Scheme, log_policy: Array) -> Array:
+    """The policy after one step of a scheme that looks at the policy only: `[S, A]` to the same.
+
+    `update(mdp, operators.mirror_descent(rate, generator), log_policy)` is
+    `argmax <pi, q> - D(pi‖policy)/rate`, and `operators.conservative(rate)` a mixture.
+    """
+    nothing = jnp.zeros_like(log_policy)
+    at = Iterate(nothing, numerics.log_softmax(log_policy), nothing)
+    return scheme.step(mdp, at, 0.0).log_policy
