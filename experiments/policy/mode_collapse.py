@@ -103,15 +103,21 @@ def _sel(results: xr.Dataset, variant: int, beta: float) -> xr.Dataset:
     return results.sel(variant=variant, beta=beta)
 
 
+def _name(results: xr.Dataset, variant: int) -> str:
+    """Of the generator, the two KL as the field writes them."""
+    name = str(results.generator.sel(variant=variant).item())
+    return {"kl": "KL(π‖ref)", "reverse_kl": "KL(ref‖π)"}.get(name, name.replace("_", " "))
+
+
 def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     """Answers kept against beta: sampled both ways, and exact for every row."""
-    figure, axes = plt.subplots(1, 3, figsize=(10.8, 4.6))
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.4))
     mean, error = results.mean("seed"), results.std("seed") / results.sizes["seed"] ** 0.5
     beta = [b for b in results.beta.values if b > 0]
     exact = [v for v in results.variant.values if results.sampling.sel(variant=v) == "exact"]
     drawn = [v for v in results.variant.values if v not in exact]
     for variant, style in zip(drawn, ("o-", "s--", "^-.", "v:"), strict=False):
-        name = str(results.generator.sel(variant=variant).item()).replace("_", " ")
+        name = _name(results, variant)
         label = f"{name}, from {results.sampling.sel(variant=variant).item()}"
         for axis, what in zip(axes, ("kept", "correct"), strict=False):
             axis.errorbar(
@@ -119,10 +125,9 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
                 error[what].sel(variant=variant, beta=beta), fmt=style, label=label,
             )  # fmt: skip
     for number, variant in enumerate(exact):
-        name = str(results.generator.sel(variant=variant).item()).replace("_", " ")
         axes[2].plot(
             beta, mean.kept.sel(variant=variant, beta=beta), ("-", "--")[number // len(COLOURS)],
-            color=COLOURS[number % len(COLOURS)], label=name,
+            color=COLOURS[number % len(COLOURS)], label=_name(results, variant),
         )  # fmt: skip
     axes[0].set(ylabel=f"correct answers kept of {config.correct}", title="sampled")
     axes[1].set(ylabel="probability of a correct answer", title="sampled")
@@ -130,13 +135,15 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     for axis in axes:
         axis.set(xscale="log", xlabel="β")
         axis.title.set_fontsize("medium")
-        axis.legend(fontsize="x-small", ncols=2 if axis is axes[2] else 1)
+        if axis is not axes[2]:
+            axis.legend(fontsize="x-small")
+    axes[2].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return {
         "window": Picture(
             figure,
-            "After training: in a window of β forward KL (reverse kl of the table) keeps answers"
-            " that reverse KL loses; above it both keep all and reverse KL is the more accurate,"
-            " below it none does. The optimum of every objective keeps all odds: the collapse is"
+            "After training: in a window of β forward KL, KL(ref‖π), keeps answers that reverse KL"
+            " loses; above it both keep all and reverse KL is the more accurate, below it none"
+            " does. The optimum of every objective keeps all odds: the collapse is"
             " of the gradient flow, as the exact gradients show.",
         )
     }

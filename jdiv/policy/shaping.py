@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from jdiv import divergences, numerics, parallel
 from jdiv.policy.exploration import kth_largest
+from jdiv.policy.group import grpo_advantages
 
 # -------------------------------------------------------------------------------------- difficulty
 
@@ -173,7 +174,7 @@ def dler_advantages(rewards: ArrayLike, *, axis_name: str | None = None) -> Arra
     Reference: DLER (arXiv:2510.15110), abstract.
     """
     rewards = numerics.as_float("rewards", rewards)
-    centred = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
+    centred = grpo_advantages(rewards, scale=False)
     variance = parallel.mean_over(jnp.mean(centred**2), axis_name)
     return jnp.where(variance > 0, centred / jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
 
