@@ -1,0 +1,114 @@
+"""What every loss of tokens has to withstand, all of them in one program."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jdiv import generators
+from jdiv.policy import anchors, exploration, group, regularized_gradient, trust_region
+
+ROWS, LENGTH = 8, 5
+
+
+def batch():
+    """Answers with log-ratios of 80 both ways, NaN where masked, an empty one, no advantage."""
+    rng = np.random.default_rng(0)
+    log_probs = np.log(rng.uniform(0.05, 1, (ROWS, LENGTH)))
+    old = log_probs + rng.normal(size=log_probs.shape) / 4
+    mask = rng.random(log_probs.shape) < 0.8
+    mask[:, 0] = True
+    advantages = rng.normal(size=ROWS)
+    old[0, 0], old[1, 0], log_probs[1, 0] = log_probs[0, 0] - 80, log_probs[1, 0], -80.0
+    old[2, 0], old[3, 0], log_probs[3, 0] = log_probs[2, 0] - 80, log_probs[3, 0], -80.0
+    advantages[:4] = 1.0, 1.0, -1.0, -1.0
+    mask[4], advantages[5] = False, 0.0
+    log_probs[~mask], old[~mask] = np.nan, np.nan
+    return [jnp.asarray(x, jnp.float32) for x in (log_probs, old, advantages)] + [jnp.asarray(mask)]
+
+
+def rows(f, **options):
+    """RPG's losses with two of the rows."""
+    return {
+        f"{f.__name__} {name}": functools.partial(
+            f, coefficient=0.1, generator=generators.get(name), **options
+        )
+        for name in ("kl", "reverse_kl")
+    }
+
+
+LOSSES = {
+    "ppo_clip": group.ppo_clip,
+    "gspo": group.gspo,
+    "cispo": lambda new, old, a, mask: group.cispo(new, old, a, mask, high=2.0),
+    "reinforce": lambda new, old, a, mask: group.reinforce(new, a, mask),
+    "ppo_kl": lambda new, old, a, mask: trust_region.ppo_kl(new, old, a, mask, coefficient=0.1),
+    "awr": lambda new, old, a, mask: trust_region.awr(new, a, mask, temperature=0.5),
+    **rows(regularized_gradient.rpg),
+    **rows(regularized_gradient.rpg_reinforce, total=1.7),
+    "dual_clip": regularized_gradient.dual_clip,
+    **rows(regularized_gradient.rpg_reinforce_clip),
+    "kl_cov": functools.partial(exploration.kl_cov, share=0.2),
+    "clip_cov": lambda new, old, a, mask: exploration.clip_cov(
+        jax.random.key(0), new, old, a, mask, share=0.2, lowest=0.0
+    ),
+    "lp_reg": lambda new, old, a, mask: exploration.lp_reg(new, old, old, a, mask, share=0.2),
+    "gtpo": lambda new, old, a, mask: exploration.gtpo(
+        new, old, -old, a, jnp.ones_like(new), mask, initial_entropy=1.0
+    ),
+    "apo": lambda new, old, a, mask: anchors.apo(new, old, 0.5 * old, 0.5 * old, a, mask),
+}
+
+
+@jax.jit
+def losses_and_gradients(log_probs, old, advantages, mask):
+    def both(loss):
+        whole = lambda x: jnp.sum(loss(x, old, advantages, mask).loss)  # noqa: E731
+        return loss(log_probs, old, advantages, mask).loss, jax.grad(whole)(log_probs)
+
+    return {name: both(loss) for name, loss in LOSSES.items()}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_finite_and_silent_where_masked(dtype):
+    *arrays, mask = batch()
+    arrays = [x.astype(dtype) for x in arrays]
+    for name, (loss, gradient) in losses_and_gradients(*arrays, mask).items():
+        assert loss.dtype == jnp.float32, name
+        assert gradient.dtype == dtype, name
+        gradient = gradient.astype(jnp.float32)
+        assert np.isfinite(loss).all(), name
+        assert np.isfinite(gradient).all(), name
+        assert not np.asarray(loss)[~mask].any(), name
+        assert not np.asarray(gradient)[~mask].any(), name
+
+
+def test_a_batch_of_batches_is_each_of_them():
+    *arrays, mask = batch()
+    other = [x[::-1] for x in (*arrays, mask)]
+    stacked = [jnp.stack(pair) for pair in zip((*arrays, mask), other, strict=True)]
+    together = jax.jit(jax.vmap(losses_and_gradients))(*stacked)
+    for i, single in enumerate(((*arrays, mask), other)):
+        for name, expected in losses_and_gradients(*single).items():
+            for ours, theirs in zip(together[name], expected, strict=True):
+                scale = 1 + np.abs(theirs).max()
+                np.testing.assert_allclose(ours[i] / scale, theirs / scale, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["kl_cov", "lp_reg"])
+def test_statistics_of_the_batch_are_those_of_all_devices(name):
+    *arrays, mask = batch()
+    whole = LOSSES[name](*arrays, mask).loss
+    if name == "kl_cov":
+        loss = functools.partial(exploration.kl_cov, share=0.2, axis_name="devices")
+    else:
+
+        def loss(new, old, a, mask):
+            return exploration.lp_reg(new, old, old, a, mask, share=0.2, axis_name="devices")
+
+    divided = [x.reshape(4, ROWS // 4, *x.shape[1:]) for x in (*arrays, mask)]
+    parts = jax.pmap(lambda *x: loss(*x).loss, axis_name="devices")(*divided)
+    scale = 1 + np.abs(whole).max()
+    np.testing.assert_allclose(parts.reshape(whole.shape) / scale, whole / scale, atol=1e-6)
