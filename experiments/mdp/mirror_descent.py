@@ -33,8 +33,8 @@ def coordinates(config: ConfigDict) -> dict[str, object]:
 def validate(config: ConfigDict, point: dict) -> None:
     """Refuses unknown rows, steps that are none, and entropy with a row that is not KL."""
     known("config.sweep.generator", point["generator"], generators.TABLE)
-    for name, least in (("rate", 0), ("growth", 0)):
-        if not point[name] > least:
+    for name in ("rate", "growth"):
+        if not point[name] > 0:
             raise ValueError(f"config.sweep.{name} must be positive, got {point[name]}")
     if point["entropy"] and point["generator"] != "kl":
         raise ValueError(
