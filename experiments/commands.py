@@ -35,12 +35,17 @@ def shared_flags(values: flags.FlagValues) -> None:
 
 def set_up(values: flags.FlagValues) -> None:
     """Devices, hosts, and the cache of compiled programs."""
-    parallel.divide_cpu(values.cpu_devices)
+    use_cpu(values.cpu_devices)
+    if values.distributed:
+        parallel.connect(values.coordinator_address, values.num_processes, values.process_id)
+
+
+def use_cpu(devices: int) -> None:
+    """Divides the CPU, if that is what there is, and keeps compiled programs."""
+    parallel.divide_cpu(devices)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(records.ROOT / ".cache" / "jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    if values.distributed:
-        parallel.connect(values.coordinator_address, values.num_processes, values.process_id)
 
 
 def command(module: str) -> str:

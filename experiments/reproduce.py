@@ -1,19 +1,28 @@
 """Runs all experiments and writes the report.
 
     python -m experiments.reproduce [--scale=smoke|quick|full] [--only=area,area/name]
-        [--workdir=DIR] [--overwrite]
+        [--workdir=DIR] [--overwrite] [--processes=N]
 
 What is finished is not run again, what was interrupted goes on; results of older code are replaced.
+On a CPU each core has a process that takes one experiment after the other: most of the time goes
+into compiling, which keeps one core busy.
 Exit code 0: all claims are supported and all controls refute theirs; 1: not so, or an experiment
 failed; 2: refused, with the reason in one line; 143: asked to stop.
 """
 
+import concurrent.futures.process
+import multiprocessing
+import os
 import pathlib
+import signal
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -42,12 +51,22 @@ def main() -> int:
         commands.shared_flags(values)
         flags.DEFINE_string("scale", "quick", "How large.", flag_values=values)
         flags.DEFINE_list("only", [], "Areas, or experiments as area/name.", flag_values=values)
+        flags.DEFINE_integer("processes", None, "Experiments at once; one for each core of a CPU.",
+                             1, flag_values=values)  # fmt: skip
         commands.parse(values, sys.argv)
         root = pathlib.Path(values.workdir or "runs")
         plan = planned(values.scale, values.only, root, overwrite=values.overwrite)
         commands.set_up(values)
+        alone = values.distributed or jax.default_backend() != "cpu"
+        left = sum(not records.finished(one.folder, one.config) for one in plan)
+        processes = min(values.processes or (1 if alone else values.cpu_devices), max(left, 1))
         with commands.stopping_on_signal() as stopping:
-            return reproduce(plan, run.scaled(root, values.scale), stopping)
+            if processes == 1:
+                outcomes = one_by_one(plan, stopping)
+            else:
+                devices = max(1, values.cpu_devices // processes)
+                outcomes = side_by_side(plan, processes, devices, stopping)
+            return reproduce(outcomes, run.scaled(root, values.scale))
 
     return commands.guarded(body)
 
@@ -89,31 +108,92 @@ def chosen(only: list[str]) -> list[pathlib.Path]:
     ]
 
 
-def reproduce(plan: list[Planned], root: pathlib.Path, stopping=lambda: False) -> int:
-    """Runs the plan one by one and writes the report; the exit code."""
+Outcome = tuple[Planned, list[dict[str, Any]] | None]
+"""What was planned, and its claims; None if it failed, which has been said."""
+
+
+def one_by_one(plan: list[Planned], stopping: Callable[[], bool]) -> Iterator[Outcome]:
+    """Runs the plan in this process."""
+    for planned in plan:
+        yield planned, _claims_of(*planned, stopping)
+
+
+def side_by_side(
+    plan: list[Planned], processes: int, devices: int, stopping: Callable[[], bool]
+) -> Iterator[Outcome]:
+    """Runs the plan in as many processes, each with so many devices; in the order they finish."""
+    context = multiprocessing.get_context("spawn")
+    asked = context.Event()
+    pool = concurrent.futures.ProcessPoolExecutor(processes, context, _begin, (devices, asked))
+    try:
+        left = {pool.submit(_claims_there, *planned[1:]): planned for planned in plan}
+        while left:
+            done, _ = concurrent.futures.wait(left, 0.2, concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                yield left.pop(future), future.result()
+            if stopping():
+                raise engine.Stopped
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise records.Refused(
+            "a process was killed, perhaps for want of memory; the same command goes on from here"
+        ) from error
+    finally:
+        asked.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(devices: int, asked: Any) -> None:
+    """Of a process of `side_by_side`: it stops when it is asked to and ends with its parent."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    commands.use_cpu(devices)
+    global _asked
+    _asked = asked
+
+
+def _claims_there(config: ConfigDict, folder: pathlib.Path, overwrite: bool):
+    # A module cannot be sent.
+    return _claims_of(None, config, folder, overwrite, _asked.is_set)
+
+
+def _claims_of(
+    experiment: Any,
+    config: ConfigDict,
+    folder: pathlib.Path,
+    overwrite: bool,
+    stopping: Callable[[], bool],
+) -> list[dict[str, Any]] | None:
+    """The entries of an experiment, None if it failed; what concerns all of them is raised."""
+    scale = "" if config.scale == "quick" else f":{config.scale}"
+    command = f"python -m experiments.run --config=configs/{config.experiment}.py{scale}"
+    try:
+        experiment = experiment or run.checked(config)
+        return run.execute(
+            experiment, config, folder, command=command, overwrite=overwrite, stopping=stopping
+        )
+    except (engine.Stopped, records.Refused, OSError, KeyboardInterrupt):
+        raise
+    except Exception:
+        traceback.print_exc()
+        return None
+
+
+def reproduce(outcomes: Iterable[Outcome], root: pathlib.Path) -> int:
+    """Says what came out, and writes the report; the exit code."""
     start = time.monotonic()
-    entries, failed = [], []
-    for experiment, config, folder, overwrite in plan:
-        scale = "" if config.scale == "quick" else f":{config.scale}"
-        command = f"python -m experiments.run --config=configs/{config.experiment}.py{scale}"
-        try:
-            found = run.execute(
-                experiment, config, folder,
-                command=command, overwrite=overwrite, stopping=stopping,
-            )  # fmt: skip
-        except (engine.Stopped, records.Refused, OSError, KeyboardInterrupt):
-            raise
-        except Exception:
-            traceback.print_exc()
-            failed.append(config.experiment)
+    entries, failed, folders = [], [], []
+    for planned, found in outcomes:
+        if found is None:
+            failed.append(planned.config.experiment)
             continue
-        print(f"{config.experiment}\n{run.summary(found)}", flush=True)
+        print(f"{planned.config.experiment}\n{run.summary(found)}", flush=True)
         entries += found
+        folders.append(planned.folder)
     if parallel.host() > 0:
         return 0
-    page = report.write(
-        root, [planned.folder for planned in plan if planned.config.experiment not in failed]
-    )
+    page = report.write(root, sorted(folders))
     unsound = [entry["name"] for entry in entries if not run.sound(entry)]
     print(f"{len(entries) - len(unsound)} of {len(entries)} claims supported, with their controls")
     for what, names in (("not supported", unsound), ("failed", failed)):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments import commands, records, reproduce, run
+from experiments import commands, engine, records, reproduce, run
 from jdiv import checkpoints
 from tests.experiments import toys
 
@@ -343,12 +343,33 @@ def test_reproduce_says_so_if_a_claim_is_refuted(tmp_path):
         reproduce.Planned(toys.SWEEP, config, tmp_path / name, False)
         for name, config in (("right", toys.config(seeds=1)), ("wrong", wrong))
     ]
-    assert reproduce.reproduce(plans[:1], tmp_path) == 0
-    assert reproduce.reproduce(plans, tmp_path) == 1
+
+    def reproduced(plan):
+        return reproduce.reproduce(reproduce.one_by_one(plan, lambda: False), tmp_path)
+
+    assert reproduced(plans[:1]) == 0
+    assert reproduced(plans) == 1
     failing = toys.module(run=lambda config, point, key: 1 / 0, claims=None)
     broken = reproduce.Planned(failing, toys.config(seeds=1), tmp_path / "broken", False)
-    assert reproduce.reproduce([broken, plans[0]], tmp_path) == 1
+    assert reproduced([broken, plans[0]]) == 1
     assert (tmp_path / "report.html").exists()
+
+
+def test_experiments_run_side_by_side(tmp_path):
+    config = run.load("configs/policy/difficulty.py:smoke")
+    wrong = config.copy_and_resolve_references()
+    wrong.experiment = "policy/no_such_experiment"
+    plans = [
+        reproduce.Planned(None, config, tmp_path / "a", False),
+        reproduce.Planned(None, config, tmp_path / "b", False),
+        reproduce.Planned(None, wrong.lock(), tmp_path / "c", False),
+    ]
+    found = {plan.folder.name: claims for plan, claims in
+             reproduce.side_by_side(plans, 2, 1, lambda: False)}  # fmt: skip
+    assert found["c"] is None
+    assert found["a"] == found["b"] == records.read_json(tmp_path / "b" / "claims.json")
+    with pytest.raises(engine.Stopped):
+        list(reproduce.side_by_side(plans, 2, 1, lambda: True))
 
 
 def test_only_chooses_areas_and_experiments():
