@@ -152,6 +152,12 @@ def mean_over(x: Any, axis_name: str | None = BATCH) -> Any:
     return x if axis_name is None else jax.lax.pmean(x, axis_name)
 
 
+def max_over(x: Any, axis_name: str | None = BATCH) -> Any:
+    """The maximum over devices, a constant; without an axis name x itself."""
+    x = jax.lax.stop_gradient(x)
+    return x if axis_name is None else jax.lax.pmax(x, axis_name)
+
+
 def sum_over(x: Any, axis_name: str | None = BATCH) -> Any:
     """The sum over devices of what each found of its own part; without an axis name x itself.
 

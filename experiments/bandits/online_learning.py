@@ -367,7 +367,7 @@ def four_errors(values: xr.DataArray) -> xr.DataArray:
 
 
 def descent_claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
-    """The sheet's three cases."""
+    """The three cases of the reference."""
     taken = {"optimistic": config.claims.descent, "plain": "plain"}
     regret = results.descent_regret.sel(time=list(TIMES))
     found = [regret.sel(case=case, descent=taken[descent]) for case, descent in REFERENCES]

@@ -1,7 +1,7 @@
 """Policy mirror descent, `argmax <pi, q_pi> - D(pi‖previous)/eta`, and its rates.
 
 Agarwal et al. 2021 for constant steps, Johnson, Pike-Burke and Rebeschini 2023 for growing ones,
-Cen et al. 2022 (arXiv:2007.06558) for entropy: statements from memory, rates as on the fact sheet.
+Cen et al. 2022 (arXiv:2007.06558) for entropy: statements and rates from memory.
 Units: eta multiplies action values; natural policy gradient's step is (1 - discount) eta.
 """
 

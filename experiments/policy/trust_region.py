@@ -3,7 +3,7 @@
 TRPO (Schulman et al. 2015), PPO (2017), MPO (Abdolmaleki et al. 2018), REPS (Peters et al. 2010),
 natural gradient and mirror descent (Agarwal et al. 2021; Johnson et al. 2023) and conservative
 iteration (Kakade and Langford 2002) on the same random processes. The papers' own experiments are
-others; what is claimed are their theorems, most of them as remembered and as on the fact sheet.
+others; what is claimed are their theorems, most of them from memory.
 An iteration is one evaluation of the policy, whatever the update does with it.
 """
 

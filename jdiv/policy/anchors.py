@@ -90,11 +90,13 @@ class Target(NamedTuple):
 def dmpo_target(rewards: ArrayLike) -> Array:
     """`log(R_i / sum R)`: -inf for no reward, and everywhere in a group without any.
 
-    Shapes: `[..., G]` rewards that are not negative, to the same.
+    Shapes: `[..., G]` rewards that are not negative, to the same; a negative one has no logarithm
+    and counts as no reward.
 
     Reference: DMPO (arXiv:2605.19461), abstract: a target proportional to the reward.
     """
     rewards = numerics.as_float("rewards", rewards)
+    rewards = jnp.maximum(rewards, 0)
     total = jnp.sum(rewards, axis=-1, keepdims=True)
     share = rewards / jnp.where(total > 0, total, 1)
     return jnp.where(share > 0, jnp.log(jnp.where(share > 0, share, 1)), -jnp.inf)
@@ -147,8 +149,10 @@ def dph_rl_penalty(
 
     Reference: DPH-RL, code (core_algos.py).
     """
-    log_ref = jnp.asarray(ref_sequence_log_probs)
-    log_probs = jnp.where(solved, sequence_log_probs, log_ref.astype(sequence_log_probs.dtype))
+    log_probs = numerics.as_float("sequence_log_probs", sequence_log_probs)
+    log_ref = numerics.as_float("ref_sequence_log_probs", ref_sequence_log_probs)
+    numerics.same_shape(sequence_log_probs=log_probs, ref_sequence_log_probs=log_ref)
+    log_probs = jnp.where(solved, log_probs, log_ref.astype(log_probs.dtype))
     return jnp.where(solved, estimators.centred_from_q(generator, log_probs, log_ref), 0)
 
 

@@ -83,7 +83,9 @@ def fg_expo_weights(rate: ArrayLike, *, width: ArrayLike, axis_name: str | None 
     Reference: FG-ExPO (arXiv:2605.11403), abstract.
     """
     rate = numerics.as_float("rate", rate)
-    weights = jnp.exp(-(((rate - 0.5) / width) ** 2) / 2)
+    exponent = -(((rate - 0.5) / width) ** 2) / 2
+    # The largest is 1, however narrow the Gaussian.
+    weights = jnp.exp(exponent - parallel.max_over(jnp.max(exponent), axis_name))
     return weights / parallel.mean_over(jnp.mean(weights), axis_name)
 
 

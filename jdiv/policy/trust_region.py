@@ -437,7 +437,7 @@ def reps(mdp: AnyMdp, log_reference: Array, radius: ArrayLike) -> Reps:
     even the optimum is within the radius, eta ends at a 1e-6th of the range of rewards. Call it
     under jit and in float64.
 
-    Reference: Peters, Muelling and Altun 2010, with discount and start as the fact sheet has them.
+    Reference: Peters, Muelling and Altun 2010, from memory; discount and start are of this form.
     """
     log_reference = numerics.as_float("log_reference", log_reference)
     if log_reference.shape != mdp.reward.shape:

@@ -41,7 +41,7 @@ def test_kl_to_the_optimum():
 
 
 def test_where_the_variance_is_a_lower_bound():
-    """The sheet's six pass rates at beta 1."""
+    """Six reference pass rates at beta 1."""
     rate = np.array([0.01, 0.1, 0.3, 0.5, 0.7, 0.9])
     kl = np.asarray(shaping.kl_to_optimum(rate, 1.0))
     bound = shaping.learnability(rate, 1.0)
@@ -60,6 +60,7 @@ def test_fg_expo():
     assert (np.diff(weights)[:2] > 0).all()
     assert weights[0] / weights[2] == pytest.approx(stats.norm.pdf(2.5) / stats.norm.pdf(0))
     assert np.allclose(shaping.fg_expo_weights(rate, width=np.inf), 1)
+    assert np.allclose(shaping.fg_expo_weights(jnp.array([0.0, 1.0]), width=1e-4), 1)
     between = [
         float(shaping.fg_expo_coefficient(jnp.full(3, a), low=0.1, high=0.4))
         for a in np.linspace(0, 1, 11)
