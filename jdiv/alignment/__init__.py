@@ -1,0 +1,1 @@
+"""Alignment on finite answer sets, exactly: targets, losses, rewards, averaging."""

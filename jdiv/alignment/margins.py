@@ -1,0 +1,206 @@
+"""What preference losses are made of: margins, and the link of chi2-PO.
+
+A margin is a function of `x`, the score of the chosen answer minus that of the rejected one,
+elementwise. What it does to a pair that wins with probability p is in the minimiser of
+`p f(x) + (1 - p) f(-x)`, the margin that fits it:
+
+=====================  ==================================  =====================  ==============
+`logistic`             `log(1 + e^-x)`                     `logit p`              DPO
+`squared`              `(x - 1)^2`                         `2 p - 1`              IPO
+`hinge`                `max(0, 1 - x)`                     1, whatever p > 1/2    SLiC
+`exponential`          `e^-x`                              `logit p / 2`
+`truncated_quadratic`  `max(0, 1 - x)^2`                   `2 p - 1`
+`savage`               `1 / (1 + e^x)^2`, not convex       `logit p`
+=====================  ==================================  =====================  ==============
+
+Only a minimiser of `logit p` belongs to Bradley-Terry: with it the optimum of a preference loss is
+the optimum of the regularised reward. `conservative`, `robust`, `exo` and `discopop` take a
+parameter and return such a function.
+
+Reference: Tang et al. 2024 (arXiv:2402.05749), table 1, as remembered, for the six.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jdiv import numerics
+from jdiv.divergences import categorical, generators
+from jdiv.divergences.generators import Generator
+
+Margin = Callable[[Array], Array]
+
+
+def logistic(x: Array) -> Array:
+    """`log(1 + e^-x)`: DPO."""
+    return jax.nn.softplus(-x)
+
+
+def squared(x: Array) -> Array:
+    """`(x - 1)^2`: IPO."""
+    return (x - 1) ** 2
+
+
+def hinge(x: Array) -> Array:
+    """`max(0, 1 - x)`: SLiC."""
+    return jax.nn.relu(1 - x)
+
+
+def exponential(x: Array) -> Array:
+    """`e^-x`."""
+    return jnp.exp(-x)
+
+
+def truncated_quadratic(x: Array) -> Array:
+    """`max(0, 1 - x)^2`."""
+    return hinge(x) ** 2
+
+
+def savage(x: Array) -> Array:
+    """`1 / (1 + e^x)^2`: bounded, so that pairs which are far off do not count."""
+    return jax.nn.sigmoid(-x) ** 2
+
+
+TABLE: dict[str, Margin] = {
+    margin.__name__: margin
+    for margin in (logistic, squared, hinge, exponential, truncated_quadratic, savage)
+}
+
+
+# --------------------------------------------------------------------------------- with a parameter
+
+
+def _share(label_smoothing: ArrayLike) -> ArrayLike:
+    return numerics.in_range(
+        "label_smoothing", label_smoothing, math.nextafter(0, -1), 0.5, "from 0 to below 1/2"
+    )
+
+
+def conservative(label_smoothing: ArrayLike) -> Margin:
+    """`(1 - e) logistic(x) + e logistic(-x)`: labels are wrong with probability e, and fitted so.
+
+    Reference: cDPO, as TRL's aot losses have it.
+    """
+    share = _share(label_smoothing)
+    return lambda x: (1 - share) * logistic(x) + share * logistic(-x)
+
+
+def robust(label_smoothing: ArrayLike) -> Margin:
+    """`((1 - e) logistic(x) - e logistic(-x)) / (1 - 2 e)`.
+
+    With labels flipped with probability e its mean is that of `logistic` without flips.
+
+    Reference: Chowdhury et al. 2024 (arXiv:2403.00409).
+    """
+    share = _share(label_smoothing)
+    return lambda x: ((1 - share) * logistic(x) - share * logistic(-x)) / (1 - 2 * share)
+
+
+def exo(label_smoothing: ArrayLike) -> Margin:
+    """`KL(sigmoid(x)‖1 - e)` of two Bernoulli distributions, the policy's on the left.
+
+    `conservative` has the other direction, up to a constant. Infinite for e = 0.
+
+    Reference: Ji et al. 2024 (arXiv:2402.00856), for pairs.
+    """
+    share = _share(label_smoothing)
+
+    def margin(x: Array) -> Array:
+        log_policy = jnp.stack([jax.nn.log_sigmoid(x), jax.nn.log_sigmoid(-x)], axis=-1)
+        e = jnp.asarray(share, x.dtype)
+        log_labels = jnp.broadcast_to(jnp.stack([jnp.log1p(-e), jnp.log(e)]), log_policy.shape)
+        return categorical.kl(log_policy, log_labels)
+
+    return margin
+
+
+def discopop(temperature: ArrayLike = 0.05) -> Margin:
+    """`sigmoid(-x/t) logistic(x) + sigmoid(x/t) exponential(x)`: not convex near 0.
+
+    Reference: Lu et al. 2024 (arXiv:2406.08414), its log-ratio modulated loss.
+    """
+    numerics.in_range("temperature", temperature, 0, 1, "between 0 and 1, exclusive")
+
+    def margin(x: Array) -> Array:
+        z = x / temperature
+        # log(sigmoid(z) e^-x), with e^-x and the sigmoid's underflow taken together.
+        exponent = jnp.where(x < 0, x * (1 / temperature - 1), -x)
+        log_product = exponent - jnp.log1p(jnp.exp(-jnp.abs(z)))
+        return jax.nn.sigmoid(-z) * logistic(x) + jnp.exp(log_product)
+
+    return margin
+
+
+def clipped(margin: Margin, limit: ArrayLike) -> Margin:
+    """`margin` of x clipped to [-limit, limit], beyond which nothing has a gradient."""
+    return lambda x: margin(jnp.clip(x, -limit, limit))
+
+
+# ------------------------------------------------------------------------------ the link of chi2-PO
+
+_KL, _HALF_CHI2 = generators.kl(), generators.alpha(2.0)
+
+
+@generators.row
+class Chi2KL(Generator):
+    """Half of Pearson's chi2 plus gamma KL: f(u) = (u^2 - 1)/2 + gamma (u log u - u + 1).
+
+    Its slope before centring is chi2-PO's link `u + gamma log u`.
+    """
+
+    gamma: ArrayLike
+
+    at_zero = property(lambda self: 0.5 + self.gamma)
+    slope_at_zero = -jnp.inf
+    slope_at_infinity = jnp.inf
+    slope_at_one = 1.0
+
+    def _sum(self, method: str, log_p: Array, log_q: Array, t: Array) -> Array:
+        chi2, kl = getattr(_HALF_CHI2, method), getattr(_KL, method)
+        return chi2(log_p, log_q, t) + self.gamma * kl(log_p, log_q, t)
+
+    def perspective(self, log_p, log_q, t):
+        """`(p - q)^2 / (2 q) + gamma (p log(p/q) - p + q)`."""
+        return self._sum("perspective", log_p, log_q, t)
+
+    def perspective_p(self, log_p, log_q, t):
+        """`p (p - q)/q + gamma p log(p/q)`."""
+        return self._sum("perspective_p", log_p, log_q, t)
+
+    def perspective_q(self, log_p, log_q, t):
+        """`(q^2 - p^2) / (2 q) + gamma (q - p)`."""
+        return self._sum("perspective_q", log_p, log_q, t)
+
+    def shift(self, t, step):
+        """`f' = u - 1 + gamma log u`, whose inverse is Wright's omega."""
+        gamma = jnp.asarray(self.gamma, t.dtype)
+        guess = log_inverse_link(jnp.exp(t) + gamma * t + step, gamma=gamma)
+        # One Newton step on the slope itself restores the accuracy near t.
+        move = guess - t
+        error = jnp.exp(t) * jnp.expm1(move) + gamma * move - step
+        return guess - error / (jnp.exp(guess) + gamma)
+
+
+def chi2_kl(gamma: ArrayLike = 1.0) -> Generator:
+    """Half of chi2 plus gamma KL. See `Chi2KL`."""
+    return Chi2KL(numerics.in_range("gamma", gamma, 0, jnp.inf, "positive and finite"))
+
+
+def log_inverse_link(s: ArrayLike, *, gamma: ArrayLike = 1.0) -> Array:
+    """`log z` of the z with `z + gamma log z = s`: for gamma 1, log W(e^s), W Lambert's.
+
+    In logarithms: e^s overflows from 709 on. Shapes: any to the same.
+
+    >>> print(f"{log_inverse_link(jnp.array(1.0)):.4f} {log_inverse_link(jnp.array(5000.0)):.4f}")
+    0.0000 8.5155
+
+    Reference: Huang et al. 2024 (arXiv:2407.13399), equation 8.
+    """
+    numerics.in_range("gamma", gamma, 0, jnp.inf, "positive and finite")
+    s = numerics.as_float("s", s)
+    gamma = jnp.asarray(gamma, s.dtype)
+    return jnp.log(gamma) + numerics.log_wright_omega(s / gamma - jnp.log(gamma))

@@ -1,0 +1,489 @@
+"""Preference losses: a margin of the difference of two scores, for every divergence.
+
+The optimum of `E[r] - beta D(pi‖ref)` has `r = beta f'(pi/ref) + normaliser`. The normaliser is the
+same for two answers of one prompt, so a preference between them, `sigmoid(r_w - r_l)`, can be
+fitted with the policy alone: `margin(beta f'(pi_w/ref_w) - beta f'(pi_l/ref_l))`. That is `f_dpo`;
+with KL it is DPO, IPO and SLiC, by the margin. What is no function of such a difference, or divides
+it by the lengths of the answers, keeps a part of the normaliser: it is for KL, whose users accept
+that, and any other generator is refused.
+
+Arguments are log-probabilities of whole answers, sums over tokens: `chosen`, `rejected` of the
+policy and `ref_chosen`, `ref_rejected` of the reference, `[...]` to losses `[...]`; nothing is
+averaged. `beta` is a number or `[...]`. Half precision is widened.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jdiv import estimators, numerics, regularized
+from jdiv.alignment import margins
+from jdiv.alignment.margins import Margin
+from jdiv.divergences import generators
+from jdiv.divergences.generators import KL, Generator, TotalVariation
+from jdiv.policy.group import rloo_advantages
+
+_KL = generators.kl()
+Lengths = tuple[ArrayLike, ArrayLike]
+"""Numbers of tokens of the chosen and the rejected answers, `[...]` each."""
+
+# ------------------------------------------------------------------------------------------ inputs
+
+
+def _same_precision(**arrays: ArrayLike) -> list[Array]:
+    arrays = {name: numerics.as_float(name, x) for name, x in arrays.items()}
+    numerics.same_shape(**arrays)
+    dtype = jnp.result_type(*(x.dtype for x in arrays.values()))
+    return [x.astype(dtype) for x in arrays.values()]
+
+
+def _log_ratios(chosen, rejected, ref_chosen, ref_rejected, beta) -> tuple[Array, Array, Array]:
+    """`log pi/ref` of both answers, and beta in their precision."""
+    numerics.in_range("beta", beta, 0, jnp.inf, "positive and finite")
+    chosen, rejected, ref_chosen, ref_rejected = _same_precision(
+        chosen=chosen, rejected=rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected
+    )
+    beta = jnp.asarray(beta, chosen.dtype)
+    if beta.shape not in ((), chosen.shape):
+        raise ValueError(f"beta must be a number or of shape {chosen.shape}, got {beta.shape}")
+    return chosen - ref_chosen, rejected - ref_rejected, beta
+
+
+def _invertible(generator: Generator, dtype) -> Generator:
+    if not isinstance(generator, Generator):
+        raise TypeError(f"generator must be a row of generators.TABLE, got {generator!r}")
+    if isinstance(generator, TotalVariation):
+        raise TypeError(
+            "generator must have a slope with an inverse, got total_variation: its slope is the"
+            " sign of log pi/ref, and the reward cannot be read off it"
+        )
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), generator)
+
+
+def _only_kl(generator: Generator, loss: str, why: str) -> None:
+    if not isinstance(generator, KL):
+        raise TypeError(
+            f"generator must be kl for {loss}, got {type(generator).__name__}: the normaliser of"
+            f" an f-divergence cancels {why}"
+        )
+
+
+_IN_DIFFERENCES = "only between two answers of one prompt, in their difference"
+_EQUAL_LENGTHS = "only if it is divided by the same length; for equal ones use beta / length"
+
+# --------------------------------------------------------------------------------- the composition
+
+
+def implicit_reward(
+    log_policy: ArrayLike, log_ref: ArrayLike, *, beta: ArrayLike, generator: Generator = _KL
+) -> Array:
+    """`beta f'(pi/ref)`: the reward that the policy is optimal for, up to a constant per prompt.
+
+    Shapes: any, twice the same.
+
+    Reference: Rafailov et al. 2023 (arXiv:2305.18290), equation 5; Wang et al. 2024
+    (arXiv:2309.16240), Theorem 1, for every row.
+    """
+    numerics.in_range("beta", beta, 0, jnp.inf, "positive and finite")
+    log_policy, log_ref = _same_precision(log_policy=log_policy, log_ref=log_ref)
+    beta = jnp.asarray(beta, log_policy.dtype)
+    return beta * _invertible(generator, log_policy.dtype).slope(log_policy - log_ref)
+
+
+def _of_difference(margin: Margin, generator: Generator, beta: Array, t_w: Array, t_l: Array):
+    """`margin(beta f'(e^t_w) - beta f'(e^t_l))`, its limit where a slope is infinite."""
+    generator = _invertible(generator, t_w.dtype)
+    log_ratios = jnp.stack([t_w, t_l])
+    slopes = jax.lax.stop_gradient(generator.slope(log_ratios))
+    infinite = jnp.any(jnp.isinf(slopes), axis=0)
+    # Two infinite slopes still have an order.
+    order = jnp.where(t_w == t_l, 0, jnp.copysign(jnp.inf, t_w - t_l))
+    limit = jnp.where(slopes[0] == slopes[1], order, slopes[0] - slopes[1])
+    of_w, of_l = generator.slope(jnp.where(infinite[None], 0, log_ratios))
+    x = beta * jnp.where(infinite, jax.lax.stop_gradient(limit), of_w - of_l)
+    return margin(x)
+
+
+def f_dpo(
+    chosen: ArrayLike,
+    rejected: ArrayLike,
+    ref_chosen: ArrayLike,
+    ref_rejected: ArrayLike,
+    *,
+    beta: ArrayLike,
+    generator: Generator,
+    margin: Margin = margins.logistic,
+) -> Array:
+    """`margin(beta f'(pi_w/ref_w) - beta f'(pi_l/ref_l))`, any margin with any generator.
+
+    With the logistic margin its minimiser is the optimum of `E[r] - beta D(pi‖ref)`, given that no
+    answer has probability zero there: `f'(0) = -inf`, as for kl, reverse_kl, jensen_shannon and
+    alpha up to 1. Where f'(0) is finite (pearson_chi2, le_cam, alpha above 1) the optimum drops
+    answers as soon as beta is small for the spread of the rewards, `beta f'` is then no longer the
+    reward, and the fit goes elsewhere; `chi2_po` repairs that. total_variation is refused.
+    Jensen-Shannon is often written twice as large: its beta is half of this one.
+    A slope that is infinite, or overflows as that of reverse_kl does in float32 at a log-ratio of
+    -88, makes the loss its limit, 0 or inf, without a gradient.
+    Shapes: `[...]` four times to `[...]`.
+
+    >>> pair = jnp.array(-1.0), jnp.array(-2.0), jnp.array(-1.5), jnp.array(-1.5)
+    >>> print(f"{f_dpo(*pair, beta=0.5, generator=generators.reverse_kl()):.4f}")
+    0.4662
+
+    Reference: Wang et al. 2024 (arXiv:2309.16240), Theorem 1 and table 1; Tang et al. 2024
+    (arXiv:2402.05749) for the margins.
+    """
+    t_w, t_l, beta = _log_ratios(chosen, rejected, ref_chosen, ref_rejected, beta)
+    return _of_difference(margin, generator, beta, t_w, t_l)
+
+
+# ----------------------------------------------------------------------------- losses by their name
+
+
+def dpo(chosen, rejected, ref_chosen, ref_rejected, *, beta: ArrayLike) -> Array:
+    """`log(1 + e^-x)`, `x = beta (log pi_w/ref_w - log pi_l/ref_l)`.
+
+    With any other generator or margin it is `f_dpo`. Shapes: `[...]` four times to `[...]`.
+
+    >>> pair = jnp.array(-1.0), jnp.array(-2.0), jnp.array(-1.5), jnp.array(-1.5)
+    >>> print(f"{dpo(*pair, beta=1.0):.4f}")
+    0.3133
+
+    Reference: Rafailov et al. 2023 (arXiv:2305.18290), equation 7.
+    """
+    return f_dpo(chosen, rejected, ref_chosen, ref_rejected, beta=beta, generator=_KL)
+
+
+def _lengths(lengths: Lengths, like: Array) -> tuple[Array, Array]:
+    of_chosen, of_rejected = (jnp.asarray(n, like.dtype) for n in lengths)
+    numerics.same_shape(chosen=like, lengths_of_chosen=of_chosen, lengths_of_rejected=of_rejected)
+    for length in (of_chosen, of_rejected):
+        numerics.in_range("lengths", length, 0, jnp.inf, "positive")
+    return of_chosen, of_rejected
+
+
+def ipo(
+    chosen: ArrayLike,
+    rejected: ArrayLike,
+    ref_chosen: ArrayLike,
+    ref_rejected: ArrayLike,
+    *,
+    beta: ArrayLike,
+    generator: Generator = _KL,
+    lengths: Lengths | None = None,
+) -> Array:
+    """`(f'(pi_w/ref_w) - f'(pi_l/ref_l) - 1/(2 beta))^2`; with lengths each is divided by its own.
+
+    The squared margin of `2 beta` times the difference, over `4 beta^2`. With lengths it is TRL's,
+    and no optimum of a regularised reward unless they are equal. Shapes: `[...]` four times, and
+    twice for the lengths, to `[...]`.
+
+    Reference: Azar et al. 2023 (arXiv:2310.12036), equation 17; TRL 1.16 for the lengths.
+    """
+    t_w, t_l, beta = _log_ratios(chosen, rejected, ref_chosen, ref_rejected, beta)
+    if lengths is not None:
+        _only_kl(generator, "ipo with lengths", _EQUAL_LENGTHS)
+        of_w, of_l = _lengths(lengths, t_w)
+        t_w, t_l = t_w / of_w, t_l / of_l
+    return _of_difference(margins.squared, generator, 2 * beta, t_w, t_l) / (2 * beta) ** 2
+
+
+def sigmoid_norm(
+    chosen: ArrayLike,
+    rejected: ArrayLike,
+    ref_chosen: ArrayLike,
+    ref_rejected: ArrayLike,
+    *,
+    beta: ArrayLike,
+    lengths: Lengths,
+    generator: Generator = _KL,
+) -> Array:
+    """DPO with each log-ratio divided by the length of its answer.
+
+    The normaliser does not cancel unless the lengths are equal. Shapes: `[...]` four times, and
+    twice for the lengths, to `[...]`.
+
+    Reference: Tulu 3 (arXiv:2411.15124), equation 6, as TRL 1.16 has it.
+    """
+    _only_kl(generator, "sigmoid_norm", _EQUAL_LENGTHS)
+    t_w, t_l, beta = _log_ratios(chosen, rejected, ref_chosen, ref_rejected, beta)
+    of_w, of_l = _lengths(lengths, t_w)
+    return margins.logistic(beta * (t_w / of_w - t_l / of_l))
+
+
+def slic(chosen, rejected, ref_chosen, ref_rejected, *, beta, generator=_KL) -> Array:
+    """`f_dpo` with `margins.hinge`. Shapes: `[...]` four times to `[...]`.
+
+    Reference: Zhao et al. 2023 (arXiv:2305.10425), as TRL's `hinge`.
+    """
+    pair = chosen, rejected, ref_chosen, ref_rejected
+    return f_dpo(*pair, beta=beta, generator=generator, margin=margins.hinge)
+
+
+def exo(
+    chosen, rejected, ref_chosen, ref_rejected, *, beta, label_smoothing, generator=_KL
+) -> Array:
+    """`f_dpo` with `margins.exo`. Shapes: `[...]` four times to `[...]`."""
+    pair = chosen, rejected, ref_chosen, ref_rejected
+    return f_dpo(*pair, beta=beta, generator=generator, margin=margins.exo(label_smoothing))
+
+
+def robust(
+    chosen, rejected, ref_chosen, ref_rejected, *, beta, label_smoothing, generator=_KL
+) -> Array:
+    """`f_dpo` with `margins.robust`. Shapes: `[...]` four times to `[...]`."""
+    pair = chosen, rejected, ref_chosen, ref_rejected
+    return f_dpo(*pair, beta=beta, generator=generator, margin=margins.robust(label_smoothing))
+
+
+def discopop(
+    chosen, rejected, ref_chosen, ref_rejected, *, beta, temperature=0.05, generator=_KL
+) -> Array:
+    """`f_dpo` with `margins.discopop`. Shapes: `[...]` four times to `[...]`."""
+    pair = chosen, rejected, ref_chosen, ref_rejected
+    return f_dpo(*pair, beta=beta, generator=generator, margin=margins.discopop(temperature))
+
+
+def h_dpo(
+    chosen: ArrayLike,
+    rejected: ArrayLike,
+    ref_chosen: ArrayLike,
+    ref_rejected: ArrayLike,
+    *,
+    beta: ArrayLike,
+    alpha: ArrayLike,
+) -> Array:
+    """DPO of `alpha beta log(pi_w/pi_l) - beta log(ref_w/ref_l)`: alpha below 1 sharpens.
+
+    Its optimum maximises `E[r] + beta alpha H(pi) - beta H(pi, ref)` and is
+    `ref^(1/alpha) e^(r/(alpha beta))`: `regularized.greedy` with KL, reference `log_ref / alpha`
+    and temperature `alpha beta`. Shapes: `[...]` four times to `[...]`.
+
+    Reference: H-DPO (arXiv:2411.07595), from its code.
+    """
+    numerics.in_range("alpha", alpha, 0, jnp.inf, "positive and finite")
+    chosen, rejected = numerics.as_float("chosen", chosen), numerics.as_float("rejected", rejected)
+    alpha = jnp.asarray(alpha, chosen.dtype)
+    pair = alpha * chosen, alpha.astype(rejected.dtype) * rejected
+    return dpo(*pair, ref_chosen, ref_rejected, beta=beta)
+
+
+# ------------------------------------------------------------------------------ terms of one answer
+
+
+def sft(chosen: ArrayLike) -> Array:
+    """`-log pi`: supervised fine-tuning. Shapes: `[...]` to the same."""
+    return -numerics.as_float("chosen", chosen)
+
+
+def f_sft(
+    chosen: ArrayLike,
+    ref_chosen: ArrayLike,
+    sampled: ArrayLike,
+    ref_sampled: ArrayLike,
+    *,
+    generator: Generator,
+) -> Array:
+    """`-mean f'(pi/ref)` of answers in the data, plus `mean f*(f'(pi/ref))` of samples of ref.
+
+    What imitation of the data with the reward `f'(pi/ref)` amounts to: minus a lower bound of
+    D(data‖ref) that is tight at pi = data, so data is the minimiser for every row. For kl the
+    second mean is `E_ref[pi/ref - 1] = 0`, a constant, and what is left is `sft`. The paper has
+    this special case; its objectives for other divergences are unknown, and this one is inferred.
+    Shapes: `[..., n]` twice and `[..., m]` twice to `[...]`.
+
+    Reference: Implicit Reward as the Bridge, abstract, for SFT as implicit reward learning.
+    """
+    data = _same_precision(chosen=chosen, ref_chosen=ref_chosen)
+    samples = _same_precision(sampled=sampled, ref_sampled=ref_sampled)
+    generator = _invertible(generator, data[0].dtype)
+    return -estimators.log_ratio_bound(generator, data[0] - data[1], samples[0] - samples[1])
+
+
+def rpo(
+    chosen, rejected, ref_chosen, ref_rejected, *, beta: ArrayLike, coefficient: ArrayLike
+) -> Array:
+    """`dpo + coefficient sft(chosen)`. TRL divides the second by the number of tokens.
+
+    Answers that are in no pair get nothing from either term: they are driven to zero. Shapes:
+    `[...]` four times to `[...]`.
+
+    Reference: Liu et al. 2024 (arXiv:2405.16436).
+    """
+    loss = dpo(chosen, rejected, ref_chosen, ref_rejected, beta=beta)
+    return loss + jnp.asarray(coefficient, loss.dtype) * sft(chosen).astype(loss.dtype)
+
+
+def hypo(
+    chosen: ArrayLike,
+    rejected: ArrayLike,
+    ref_chosen: ArrayLike,
+    ref_rejected: ArrayLike,
+    sampled: ArrayLike,
+    ref_sampled: ArrayLike,
+    *,
+    beta: ArrayLike,
+    coefficient: ArrayLike,
+) -> Array:
+    """`dpo + coefficient KL(pi‖ref)`, the KL from samples of the policy, `[..., n]` each prompt.
+
+    The value is the mean of `log pi/ref`, the gradient REINFORCE's with the mean of the others as
+    the baseline; both are unbiased. Shapes: `[...]` four times, `[..., n]` twice, to `[...]`.
+
+    Reference: Song et al. 2024 (arXiv:2406.01462), algorithm 1, as remembered.
+    """
+    loss = dpo(chosen, rejected, ref_chosen, ref_rejected, beta=beta)
+    sampled, ref_sampled = _same_precision(sampled=sampled, ref_sampled=ref_sampled)
+    if sampled.shape[:-1] != loss.shape or sampled.ndim == 0 or sampled.shape[-1] == 0:
+        raise ValueError(f"sampled must be of shape {(*loss.shape, 'n')}, got {sampled.shape}")
+    log_ratio = estimators.kl_k1(sampled, ref_sampled)
+    surrogate = jnp.mean(rloo_advantages(log_ratio) * sampled, axis=-1)
+    value = jax.lax.stop_gradient(jnp.mean(log_ratio, axis=-1) - surrogate)
+    return loss + jnp.asarray(coefficient, loss.dtype) * (value + surrogate).astype(loss.dtype)
+
+
+# ----------------------------------------------------- no functions of a difference: for KL only
+
+
+def _log_odds(pair, beta, generator, loss: str) -> tuple[Array, Array]:
+    """`beta log pi/ref` of both answers."""
+    _only_kl(generator, loss, _IN_DIFFERENCES)
+    t_w, t_l, beta = _log_ratios(*pair, beta)
+    return beta * t_w, beta * t_l
+
+
+def nca(chosen, rejected, ref_chosen, ref_rejected, *, beta, generator=_KL) -> Array:
+    """`logistic(w) + (logistic(-w) + logistic(-l))/2` with `w, l = beta log pi/ref`.
+
+    Shapes: `[...]` four times to `[...]`.
+
+    Reference: Chen et al. 2024 (arXiv:2402.05369), for pairs, as TRL 1.16 has it.
+    """
+    w, l = _log_odds((chosen, rejected, ref_chosen, ref_rejected), beta, generator, "nca")
+    return margins.logistic(w) + (margins.logistic(-w) + margins.logistic(-l)) / 2
+
+
+def bco(
+    chosen, rejected, ref_chosen, ref_rejected, *, beta, shift: ArrayLike = 0.0, generator=_KL
+) -> Array:
+    """`logistic(w - shift) + logistic(shift - l)`: a classifier of chosen and rejected answers.
+
+    The shift is the caller's running mean of w and l, 0 in TRL 1.16. Shapes: `[...]` four times to
+    `[...]`.
+
+    Reference: Jung et al. 2024 (arXiv:2404.04656).
+    """
+    w, l = _log_odds((chosen, rejected, ref_chosen, ref_rejected), beta, generator, "bco")
+    shift = jnp.asarray(shift, w.dtype)
+    return margins.logistic(w - shift) + margins.logistic(shift - l)
+
+
+def sppo(chosen, rejected, ref_chosen, ref_rejected, *, beta, generator=_KL) -> Array:
+    """`(t_w - 1/(2 beta))^2 + (t_l + 1/(2 beta))^2`, t the log-ratios; beta is one over SPPO's eta.
+
+    The hard version: the chosen one wins for certain. Shapes: `[...]` four times to `[...]`.
+
+    Reference: Wu et al. 2024 (arXiv:2405.00675), as TRL's `sppo_hard`.
+    """
+    w, l = _log_odds((chosen, rejected, ref_chosen, ref_rejected), beta, generator, "sppo")
+    return ((w - 0.5) ** 2 + (l + 0.5) ** 2) / jnp.asarray(beta, w.dtype) ** 2
+
+
+def apo_zero(chosen, rejected, ref_chosen, ref_rejected, *, beta, generator=_KL) -> Array:
+    """`sigmoid(-w) + sigmoid(l)`: chosen up, rejected down. Shapes: `[...]` four times to `[...]`.
+
+    Reference: D'Oosterlinck et al. 2024 (arXiv:2408.06266), as TRL 1.16 has it.
+    """
+    w, l = _log_odds((chosen, rejected, ref_chosen, ref_rejected), beta, generator, "apo_zero")
+    return jax.nn.sigmoid(-w) + jax.nn.sigmoid(l)
+
+
+def apo_down(chosen, rejected, ref_chosen, ref_rejected, *, beta, generator=_KL) -> Array:
+    """`sigmoid(w) + sigmoid(l - w)`: both down, rejected more.
+
+    Shapes: `[...]` four times to `[...]`.
+
+    Reference: D'Oosterlinck et al. 2024 (arXiv:2408.06266), equation 8.
+    """
+    w, l = _log_odds((chosen, rejected, ref_chosen, ref_rejected), beta, generator, "apo_down")
+    return jax.nn.sigmoid(w) + jax.nn.sigmoid(l - w)
+
+
+def aot(
+    chosen, rejected, ref_chosen, ref_rejected, *, beta, label_smoothing=0.0, generator=_KL
+) -> Array:
+    """DPO of sorted margins: the k-th smallest of the policy against the k-th of the reference.
+
+    `margins.conservative(beta (sort(log pi_w/pi_l) - sort(log ref_w/ref_l)))`, sorted along the
+    last axis, the batch; the k-th loss is that of rank k.
+    Shapes: `[..., n]` four times to `[..., n]`.
+
+    Reference: Melnyk et al. 2024 (arXiv:2406.05882), section 3, as TRL 1.16 has it.
+    """
+    _log_odds((chosen, rejected, ref_chosen, ref_rejected), beta, generator, "aot")
+    return _aligned(chosen, rejected, ref_chosen, ref_rejected, beta, label_smoothing)
+
+
+def aot_unpaired(
+    chosen, rejected, ref_chosen, ref_rejected, *, beta, label_smoothing=0.0, generator=_KL
+) -> Array:
+    """DPO of sorted log-ratios: the k-th smallest of chosen against the k-th of rejected answers.
+
+    `margins.conservative(beta (sort(t_w) - sort(t_l)))` along the last axis, the batch. Shapes:
+    `[..., n]` four times to `[..., n]`.
+
+    Reference: Melnyk et al. 2024 (arXiv:2406.05882), section 3, as TRL 1.16 has it.
+    """
+    _log_odds((chosen, rejected, ref_chosen, ref_rejected), beta, generator, "aot_unpaired")
+    return _aligned(chosen, ref_chosen, rejected, ref_rejected, beta, label_smoothing)
+
+
+def _aligned(a, b, c, d, beta, label_smoothing) -> Array:
+    """Of `sort(a - b) - sort(c - d)`."""
+    first, second, beta = _log_ratios(a, c, b, d, beta)
+    if first.ndim == 0:
+        raise ValueError("chosen must have an axis to sort along, got a scalar")
+    difference = jnp.sort(first, axis=-1) - jnp.sort(second, axis=-1)
+    return margins.conservative(label_smoothing)(beta * difference)
+
+
+# ----------------------------------------------------------------------------------------- chi2-PO
+
+
+def chi2_po(
+    chosen: ArrayLike,
+    rejected: ArrayLike,
+    ref_chosen: ArrayLike,
+    ref_rejected: ArrayLike,
+    *,
+    beta: ArrayLike,
+    gamma: ArrayLike = 1.0,
+    r_max: ArrayLike | None = None,
+) -> Array:
+    """`logistic(clip(beta phi(u_w) - beta phi(u_l)))`, `phi(u) = u + gamma log u`.
+
+    `f_dpo` with `margins.chi2_kl`: pessimistic like chi2, and no answer has probability zero in
+    its optimum. The clip is to [-2 r_max, 2 r_max], r_max being the largest reward; beyond it a
+    pair has no gradient. Shapes: `[...]` four times to `[...]`.
+
+    Reference: Huang et al. 2024 (arXiv:2407.13399), equation 9.
+    """
+    pair, margin = (chosen, rejected, ref_chosen, ref_rejected), margins.logistic
+    if r_max is not None:
+        numerics.in_range("r_max", r_max, 0, jnp.inf, "positive and finite, or None")
+        margin = margins.clipped(margin, 2 * r_max)
+    return f_dpo(*pair, beta=beta, generator=margins.chi2_kl(gamma), margin=margin)
+
+
+def chi2_po_policy(
+    values: ArrayLike, ref_logits: ArrayLike, *, beta: ArrayLike, gamma: ArrayLike = 1.0
+) -> regularized.Greedy:
+    """The optimum of chi2-PO: `ref phi^-1((values - lambda)/beta)`, positive wherever ref is.
+
+    `regularized.greedy` with `margins.chi2_kl`, which comes with the evidence; lambda is its
+    normaliser less beta. Shapes: `[..., n]` twice.
+
+    Reference: Huang et al. 2024 (arXiv:2407.13399), equation 8.
+    """
+    return regularized.greedy(values, ref_logits, beta, margins.chi2_kl(gamma))
