@@ -1,14 +1,8 @@
 """Strict settings for every test: eight simulated devices, double precision, no silent casts."""
 
+import importlib.metadata
 import os
 import pathlib
-
-# Before JAX loads: most of the time goes into compiling, which the older code generator does faster.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
-)
 
 import chex
 import jax
@@ -16,6 +10,14 @@ import pytest
 
 from jdiv import parallel
 from tests.checks import QUICK
+
+# Most of the time goes into compiling. XLA's older code generator is faster at it; jaxlib 0.11 does
+# not have it, and an unknown flag ends the process.
+FLAGS = ["backend_optimization_level=0", "llvm_disable_expensive_passes=true",
+         "cpu_parallel_codegen_split_count=1"]  # fmt: skip
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    FLAGS.append("cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{flag}" for flag in FLAGS))
 
 # A second run on the same machine finds its programs compiled.
 CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
