@@ -8,6 +8,7 @@ Probabilities are kept as logarithms and `-inf` is an exact zero. Two ideas carr
   `exp_difference`, `exp_difference_2`).
 """
 
+import functools
 import math
 
 import jax
@@ -33,6 +34,14 @@ def same_shape(**arrays: Array) -> None:
     if len(set(shapes.values())) > 1:
         found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"{' and '.join(shapes)} must have the same shape, got {found}")
+
+
+def alike(**arrays: ArrayLike) -> list[Array]:
+    """Arrays of one shape in the widest of their precisions, in the order of the names."""
+    arrays = {name: as_float(name, x) for name, x in arrays.items()}
+    same_shape(**arrays)
+    dtype = functools.reduce(jnp.promote_types, (x.dtype for x in arrays.values()))
+    return [x.astype(dtype) for x in arrays.values()]
 
 
 def in_range(name: str, x: ArrayLike, low: float, high: float, allowed: str) -> ArrayLike:

@@ -93,10 +93,9 @@ def slerp(a: ArrayLike, b: ArrayLike, share: ArrayLike) -> Array:
 
     Reference: Shoemake 1985; Rame et al. 2024, WARP (arXiv:2406.16768), section 3.2.
     """
-    a, b = numerics.as_float("a", a), numerics.as_float("b", b)
-    numerics.same_shape(a=a, b=b)
-    dtype = jnp.result_type(a, b)
-    a, b, share = a.astype(dtype), b.astype(dtype), jnp.asarray(share, dtype)
+    a, b = numerics.alike(a=a, b=b)
+    dtype = a.dtype
+    share = jnp.asarray(share, dtype)
     apart, together = _chords(a, b)
     omega = 2 * jnp.arctan2(apart, together)
     # sin W = ‖u - v‖ ‖u + v‖ / 2 keeps its digits near pi, sin W / W by sinc near 0.

@@ -23,14 +23,11 @@ from jdiv.divergences import categorical, generators
 
 
 def _alike(
-    generator: generators.Generator | None, **arrays: ArrayLike
-) -> tuple[generators.Generator | None, list[Array]]:
+    generator: generators.Generator, **arrays: ArrayLike
+) -> tuple[generators.Generator, list[Array]]:
     """Arrays of one shape in one precision, and the parameters of the row in the same."""
-    arrays = {name: numerics.as_float(name, x) for name, x in arrays.items()}
-    numerics.same_shape(**arrays)
-    dtype = jnp.result_type(*arrays.values())
-    generator = jax.tree.map(lambda x: jnp.asarray(x, dtype), generator)
-    return generator, [x.astype(dtype) for x in arrays.values()]
+    arrays = numerics.alike(**arrays)
+    return jax.tree.map(lambda x: jnp.asarray(x, arrays[0].dtype), generator), arrays
 
 
 def _log_ratio(log_p: Array, log_q: Array) -> Array:
@@ -173,7 +170,7 @@ def log_partition(log_target: ArrayLike, log_proposal: ArrayLike, *, axis: int =
 
     Reference: Go et al. 2023 (arXiv:2302.08215), algorithm 1.
     """
-    _, (log_target, log_proposal) = _alike(None, log_target=log_target, log_proposal=log_proposal)
+    log_target, log_proposal = numerics.alike(log_target=log_target, log_proposal=log_proposal)
     count = jnp.asarray(log_target.shape[axis], log_target.dtype)
     return jax.nn.logsumexp(log_target - log_proposal, axis=axis) - jnp.log(count)
 
@@ -195,7 +192,7 @@ class QuasiRejection(NamedTuple):
 def log_acceptance(log_target: ArrayLike, log_proposal: ArrayLike, beta: ArrayLike) -> Array:
     """`log min(1, P/(beta q))` of each sample x ~ q. Shapes: any, twice the same, to the same."""
     numerics.in_range("beta", beta, 0, jnp.inf, "positive and finite")
-    _, (log_target, log_proposal) = _alike(None, log_target=log_target, log_proposal=log_proposal)
+    log_target, log_proposal = numerics.alike(log_target=log_target, log_proposal=log_proposal)
     log_beta = jnp.log(jnp.asarray(beta, log_target.dtype))
     return jnp.minimum(0, _log_ratio(log_target, log_proposal) - log_beta)
 
@@ -219,7 +216,7 @@ def quasi_rejection(
     Reference: Eikema et al. 2022 (arXiv:2112.05702) for the sampler; the bound is derived: the law
     is nowhere below min(P, beta q)/Z.
     """
-    _, (log_target, logits) = _alike(None, log_target=log_target, proposal_logits=proposal_logits)
+    log_target, logits = numerics.alike(log_target=log_target, proposal_logits=proposal_logits)
     log_proposal = numerics.log_softmax(logits)
     log_mass = log_proposal + log_acceptance(log_target, log_proposal, beta)
     log_accepted = jax.nn.logsumexp(log_mass, axis=-1)

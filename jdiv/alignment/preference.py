@@ -31,17 +31,10 @@ Lengths = tuple[ArrayLike, ArrayLike]
 # ------------------------------------------------------------------------------------------ inputs
 
 
-def _same_precision(**arrays: ArrayLike) -> list[Array]:
-    arrays = {name: numerics.as_float(name, x) for name, x in arrays.items()}
-    numerics.same_shape(**arrays)
-    dtype = jnp.result_type(*(x.dtype for x in arrays.values()))
-    return [x.astype(dtype) for x in arrays.values()]
-
-
 def _log_ratios(chosen, rejected, ref_chosen, ref_rejected, beta) -> tuple[Array, Array, Array]:
     """`log pi/ref` of both answers, and beta in their precision."""
     numerics.in_range("beta", beta, 0, jnp.inf, "positive and finite")
-    chosen, rejected, ref_chosen, ref_rejected = _same_precision(
+    chosen, rejected, ref_chosen, ref_rejected = numerics.alike(
         chosen=chosen, rejected=rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected
     )
     beta = jnp.asarray(beta, chosen.dtype)
@@ -86,7 +79,7 @@ def implicit_reward(
     (arXiv:2309.16240), Theorem 1, for every row.
     """
     numerics.in_range("beta", beta, 0, jnp.inf, "positive and finite")
-    log_policy, log_ref = _same_precision(log_policy=log_policy, log_ref=log_ref)
+    log_policy, log_ref = numerics.alike(log_policy=log_policy, log_ref=log_ref)
     beta = jnp.asarray(beta, log_policy.dtype)
     return beta * _invertible(generator, log_policy.dtype).slope(log_policy - log_ref)
 
@@ -295,8 +288,8 @@ def f_sft(
 
     Reference: Implicit Reward as the Bridge, abstract, for SFT as implicit reward learning.
     """
-    data = _same_precision(chosen=chosen, ref_chosen=ref_chosen)
-    samples = _same_precision(sampled=sampled, ref_sampled=ref_sampled)
+    data = numerics.alike(chosen=chosen, ref_chosen=ref_chosen)
+    samples = numerics.alike(sampled=sampled, ref_sampled=ref_sampled)
     generator = _invertible(generator, data[0].dtype)
     return -estimators.log_ratio_bound(generator, data[0] - data[1], samples[0] - samples[1])
 
@@ -334,7 +327,7 @@ def hypo(
     Reference: Song et al. 2024 (arXiv:2406.01462), algorithm 1, as remembered.
     """
     loss = dpo(chosen, rejected, ref_chosen, ref_rejected, beta=beta)
-    sampled, ref_sampled = _same_precision(sampled=sampled, ref_sampled=ref_sampled)
+    sampled, ref_sampled = numerics.alike(sampled=sampled, ref_sampled=ref_sampled)
     if sampled.shape[:-1] != loss.shape or sampled.ndim == 0 or sampled.shape[-1] == 0:
         raise ValueError(f"sampled must be of shape {(*loss.shape, 'n')}, got {sampled.shape}")
     log_ratio = estimators.kl_k1(sampled, ref_sampled)

@@ -25,9 +25,7 @@ def bradley_terry_loss(chosen: ArrayLike, rejected: ArrayLike) -> Array:
 
     Reference: Bradley and Terry 1952; Ouyang et al. 2022 (arXiv:2203.02155), equation 1.
     """
-    chosen = numerics.as_float("chosen", chosen)
-    rejected = numerics.as_float("rejected", rejected).astype(chosen.dtype)
-    numerics.same_shape(chosen=chosen, rejected=rejected)
+    chosen, rejected = numerics.alike(chosen=chosen, rejected=rejected)
     return jax.nn.softplus(rejected - chosen)
 
 
@@ -196,9 +194,7 @@ def pair_covariance(chosen: ArrayLike, rejected: ArrayLike, ridge: ArrayLike) ->
 
     Reference: GSHF, Xiong et al. 2023 (arXiv:2312.11456).
     """
-    chosen = numerics.as_float("chosen", chosen)
-    rejected = numerics.as_float("rejected", rejected).astype(chosen.dtype)
-    numerics.same_shape(chosen=chosen, rejected=rejected)
+    chosen, rejected = numerics.alike(chosen=chosen, rejected=rejected)
     numerics.in_range("ridge", ridge, 0, jnp.inf, "positive and finite")
     difference = chosen - rejected
     return difference.T @ difference + ridge * jnp.eye(chosen.shape[-1], dtype=chosen.dtype)

@@ -107,9 +107,9 @@ def tpo_target(old_sequence_log_probs: ArrayLike, utilities: ArrayLike) -> Array
 
     Reference: TPO (arXiv:2604.06159).
     """
-    old = numerics.as_float("old_sequence_log_probs", old_sequence_log_probs)
-    utilities = numerics.as_float("utilities", utilities).astype(old.dtype)
-    numerics.same_shape(old_sequence_log_probs=old, utilities=utilities)
+    old, utilities = numerics.alike(
+        old_sequence_log_probs=old_sequence_log_probs, utilities=utilities
+    )
     return numerics.log_softmax(old + utilities)
 
 
@@ -122,9 +122,9 @@ def group_forward_kl(sequence_log_probs: ArrayLike, log_target: ArrayLike) -> To
 
     Reference: DMPO (arXiv:2605.19461), abstract; TPO (arXiv:2604.06159).
     """
-    log_probs = numerics.as_float("sequence_log_probs", sequence_log_probs)
-    log_target = numerics.as_float("log_target", log_target).astype(log_probs.dtype)
-    numerics.same_shape(sequence_log_probs=log_probs, log_target=log_target)
+    log_probs, log_target = numerics.alike(
+        sequence_log_probs=sequence_log_probs, log_target=log_target
+    )
     log_p = numerics.log_softmax(log_probs)
     inside = log_target > -jnp.inf
     log_q = jax.lax.stop_gradient(jnp.where(inside, log_target, 0))
@@ -149,10 +149,10 @@ def dph_rl_penalty(
 
     Reference: DPH-RL, code (core_algos.py).
     """
-    log_probs = numerics.as_float("sequence_log_probs", sequence_log_probs)
-    log_ref = numerics.as_float("ref_sequence_log_probs", ref_sequence_log_probs)
-    numerics.same_shape(sequence_log_probs=log_probs, ref_sequence_log_probs=log_ref)
-    log_probs = jnp.where(solved, log_probs, log_ref.astype(log_probs.dtype))
+    log_probs, log_ref = numerics.alike(
+        sequence_log_probs=sequence_log_probs, ref_sequence_log_probs=ref_sequence_log_probs
+    )
+    log_probs = jnp.where(solved, log_probs, log_ref)
     return jnp.where(solved, estimators.centred_from_q(generator, log_probs, log_ref), 0)
 
 
@@ -172,13 +172,11 @@ def rapo_penalty(
 
     Reference: RAPO (arXiv:2510.03865), abstract.
     """
-    log_probs = numerics.as_float("sequence_log_probs", sequence_log_probs)
-    log_ref = numerics.as_float("ref_sequence_log_probs", ref_sequence_log_probs)
-    weights = numerics.as_float("weights", weights)
-    numerics.same_shape(
-        sequence_log_probs=log_probs, ref_sequence_log_probs=log_ref, weights=weights
+    log_probs, log_ref, weights = numerics.alike(
+        sequence_log_probs=sequence_log_probs,
+        ref_sequence_log_probs=ref_sequence_log_probs,
+        weights=weights,
     )
-    log_ref, weights = (x.astype(log_probs.dtype) for x in (log_ref, weights))
     mean = parallel.mean_over(jnp.mean(weights), axis_name)
     v = jax.lax.stop_gradient(weights / jnp.where(mean > 0, mean, 1))
     positive = v > 0

@@ -121,9 +121,7 @@ def ace_advantages(
 
     Reference: ACE (arXiv:2602.21420), abstract.
     """
-    advantages = numerics.as_float("advantages", advantages)
-    confidence = numerics.as_float("log_ratio", log_ratio).astype(advantages.dtype)
-    numerics.same_shape(advantages=advantages, log_ratio=confidence)
+    advantages, confidence = numerics.alike(advantages=advantages, log_ratio=log_ratio)
     factor = jnp.where(advantages < 0, 1 + alpha * scale(confidence), 1)
     return jax.lax.stop_gradient(advantages * factor)
 
@@ -146,9 +144,7 @@ def grpo_lambda_rewards(
 
     Reference: GRPO-lambda (arXiv:2505.18086), abstract.
     """
-    correct = numerics.as_float("correct", correct)
-    penalised = numerics.as_float("penalised", penalised).astype(correct.dtype)
-    numerics.same_shape(correct=correct, penalised=penalised)
+    correct, penalised = numerics.alike(correct=correct, penalised=penalised)
     rate = pass_rate(correct)
     groups = parallel.sum_over(jnp.asarray(rate.size, rate.dtype), axis_name)
     count = jnp.floor(share * groups).astype(jnp.int32)

@@ -1,0 +1,1 @@
+"""Preference games: matrices, equilibria, self-play."""
