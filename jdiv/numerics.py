@@ -10,6 +10,7 @@ Probabilities are kept as logarithms and `-inf` is an exact zero. Two ideas carr
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -298,3 +299,35 @@ def _log_wright_omega_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
     y = log_wright_omega(x)
     return y, dx / (1 + jnp.exp(y))
+
+
+def bracketed_newton(f: Callable[[Array], Array], start: Array, low: Array, high: Array):
+    """The root of an increasing f in [low, high]: Newton's step where it helps, else bisection.
+
+    A step has to stay inside the bracket, and the one before must have halved |f|. All rows of
+    the batch step together until the last one rests. For `jax.lax.custom_root` it returns the root
+    and, as floats, `|expm1(f)|` there, the iterations, and which rows came to rest.
+    """
+    resolution = 4 * jnp.finfo(start.dtype).eps
+
+    def unfinished(state):
+        *_, resting, iteration = state
+        return ~jnp.all(resting) & (iteration < 200)
+
+    def step(state):
+        x, low, high, previous, resting, iteration = state
+        value, slope = jax.jvp(f, (x,), (jnp.ones_like(x),))
+        low, high = jnp.where(value < 0, x, low), jnp.where(value > 0, x, high)
+        newton = x - value / slope
+        scale = resolution * jnp.maximum(jnp.abs(x), 1)
+        resting |= (jnp.abs(newton - x) <= scale) | (high - low <= scale)
+        usable = (newton > low - scale) & (newton < high + scale)
+        usable &= jnp.abs(value) <= previous / 2
+        inner = jnp.clip(newton, low + scale / 2, high - scale / 2)
+        moved = jnp.where(usable, inner, (low + high) / 2)
+        return jnp.where(resting, x, moved), low, high, jnp.abs(value), resting, iteration + 1
+
+    never = jnp.zeros(start.shape, bool)
+    state = start, low, high, jnp.full_like(start, jnp.inf), never, jnp.zeros((), jnp.int32)
+    x, *_, resting, iterations = jax.lax.while_loop(unfinished, step, state)
+    return x, (jnp.abs(jnp.expm1(f(x))), iterations.astype(x.dtype), resting.astype(x.dtype))

@@ -169,7 +169,7 @@ def _solve(generator: Generator, scaled: Array, log_ref: Array):
     top, (residual, iterations, converged) = jax.lax.custom_root(
         log_total,
         jnp.clip(start, low, high),
-        lambda f, start: _bracketed_newton(f, start, low, high),
+        lambda f, start: numerics.bracketed_newton(f, start, low, high),
         lambda g, y: y / g(jnp.ones_like(y)),
         has_aux=True,
     )
@@ -192,38 +192,6 @@ def _below_resolution(log_ratios, log_total, top: Array) -> Array:
     log_ratio, slope = jax.jvp(log_ratios, (top,), (one,))
     relative = jnp.where(log_ratio == -jnp.inf, 0, slope) * (-total / by_top)[..., None]
     return jax.lax.stop_gradient(jnp.log1p(jnp.clip(relative, -0.9, 9.0)))
-
-
-def _bracketed_newton(f, start: Array, low: Array, high: Array):
-    """The root of an increasing f in [low, high]: Newton's step where it helps, else bisection.
-
-    A step has to stay inside the bracket, and the one before must have halved |f|. All rows of
-    the batch step together until the last one rests.
-    """
-    resolution = 4 * jnp.finfo(start.dtype).eps
-
-    def unfinished(state):
-        *_, resting, iteration = state
-        return ~jnp.all(resting) & (iteration < 200)
-
-    def step(state):
-        x, low, high, previous, resting, iteration = state
-        value, slope = jax.jvp(f, (x,), (jnp.ones_like(x),))
-        low, high = jnp.where(value < 0, x, low), jnp.where(value > 0, x, high)
-        newton = x - value / slope
-        scale = resolution * jnp.maximum(jnp.abs(x), 1)
-        resting |= (jnp.abs(newton - x) <= scale) | (high - low <= scale)
-        usable = (newton > low - scale) & (newton < high + scale)
-        usable &= jnp.abs(value) <= previous / 2
-        inner = jnp.clip(newton, low + scale / 2, high - scale / 2)
-        moved = jnp.where(usable, inner, (low + high) / 2)
-        return jnp.where(resting, x, moved), low, high, jnp.abs(value), resting, iteration + 1
-
-    never = jnp.zeros(start.shape, bool)
-    state = start, low, high, jnp.full_like(start, jnp.inf), never, jnp.zeros((), jnp.int32)
-    x, *_, resting, iterations = jax.lax.while_loop(unfinished, step, state)
-    # Evidence travels as floats: custom_root wants to differentiate it.
-    return x, (jnp.abs(jnp.expm1(f(x))), iterations.astype(x.dtype), resting.astype(x.dtype))
 
 
 def greedy_between(
@@ -274,7 +242,7 @@ def greedy_between(
         slope = values - normaliser[..., None]
         alone = generator.inverse_slope(slope / total)
         kept = supported & jnp.isfinite(alone)
-        low, high = (jnp.where(kept, x + alone, 0) for x in (lower, upper))
+        ends = jax.lax.stop_gradient([jnp.where(kept, x + alone, 0) for x in (lower, upper)])
 
         def excess(x):
             parts = [
@@ -285,8 +253,8 @@ def greedy_between(
 
         found = jax.lax.custom_root(
             excess,
-            jax.lax.stop_gradient((low + high) / 2),
-            lambda f, start: _bracketed_newton(f, start, *jax.lax.stop_gradient((low, high)))[0],
+            (ends[0] + ends[1]) / 2,
+            lambda f, start: numerics.bracketed_newton(f, start, *ends)[0],
             lambda g, y: y / g(jnp.ones_like(y)),
         )
         return jnp.where(kept, found, jnp.where(supported & (alone > 0), jnp.inf, -jnp.inf))
@@ -303,7 +271,7 @@ def greedy_between(
     normaliser, (residual, iterations, converged) = jax.lax.custom_root(
         missing,
         (low + high) / 2,
-        lambda f, start: _bracketed_newton(f, start, low, high),
+        lambda f, start: numerics.bracketed_newton(f, start, low, high),
         lambda g, y: y / g(jnp.ones_like(y)),
         has_aux=True,
     )

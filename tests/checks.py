@@ -18,12 +18,6 @@ PARAMETERS = {
 }
 """Every row of the table, with a value for its parameter that is no special case."""
 
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
-"""Options of jax.jit: XLA's older code generator compiles in half the time.
-
-For programs whose formulas are in question and not their last digits: derivatives, batching.
-"""
-
 
 def refused(error, words, call):
     """Asserts that the call is refused in one line that has all of the words."""

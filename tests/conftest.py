@@ -9,7 +9,6 @@ import jax
 import pytest
 
 from jdiv import parallel
-from tests.checks import QUICK
 
 # Most of the time goes into compiling. XLA's older code generator is faster at it; jaxlib 0.11 does
 # not have it, and an unknown flag ends the process.
@@ -46,7 +45,7 @@ def same_everywhere():
 
     def check(f, *arrays, rtol=1e-12):
         eager = f(*arrays)
-        for transformed in (jax.jit(f), jax.jit(jax.vmap(f), compiler_options=QUICK), jax.pmap(f)):
+        for transformed in (jax.jit(f), jax.jit(jax.vmap(f)), jax.pmap(f)):
             chex.assert_trees_all_close(transformed(*arrays), eager, rtol=rtol, atol=rtol)
 
     return check

@@ -14,7 +14,6 @@ import scipy.special
 from jdiv import divergences as dv
 from jdiv import generators, regularized
 from tests.checks import PARAMETERS as EVERY
-from tests.checks import QUICK
 
 SMOOTH = [name for name in EVERY if name != "total_variation"]
 # NumPy here: JAX would round to float32 before the tests enable double precision.
@@ -39,7 +38,7 @@ def solver(name):
 def gradients_of_value(name):
     """By values, reference and temperature."""
     value = lambda *x: regularized.greedy(*x, row(name)).value  # noqa: E731
-    return jax.jit(jax.grad(value, (0, 1, 2)), compiler_options=QUICK)
+    return jax.jit(jax.grad(value, (0, 1, 2)))
 
 
 def of_five(*arrays):
@@ -278,7 +277,7 @@ def test_the_policy_is_differentiable(name):
     def both(*x):
         return jax.jacobian(policy, (0, 1, 2))(*x), jax.hessian(value)(*x)
 
-    jacobians, hessian = jax.jit(both, compiler_options=QUICK)(VALUES, REF, 0.35)
+    jacobians, hessian = jax.jit(both)(VALUES, REF, 0.35)
     jacobians = [np.asarray(x) for x in jacobians]
     np.testing.assert_allclose(hessian, jacobians[0], atol=1e-11)
     np.testing.assert_allclose(jacobians[0], jacobians[0].T, atol=1e-11)

@@ -21,6 +21,7 @@ from experiments.claims import Claim
 from experiments.plots import COLOURS, Picture
 from jdiv import divergences, generators, regularized
 from jdiv.alignment import margins, preference
+from jdiv.divergences import sums
 from jdiv.divergences.generators import Generator
 
 TRACED = ("beta", "row")
@@ -183,7 +184,7 @@ class Choice(Generator):
 def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     """Optima, fit, equal rewards, entropy at equal reward; the divergence is `factor` times row."""
     number, *power, factor = jnp.array(list(ROWS.values()))[jnp.asarray(point["row"], int)]
-    rows = generators.Power(*power), generators.jensen_shannon(), margins.chi2_kl()
+    rows = generators.Power(*power), generators.jensen_shannon(), sums.chi2_kl()
     row, beta = Choice(number, rows), point["beta"]
     log_ref, reward = jnp.log(jnp.array(config.reference)), jnp.array(config.reward)
     uniform = jnp.full_like(log_ref, -np.log(len(config.reference)))

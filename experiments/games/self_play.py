@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from experiments.claims import Claim
 from experiments.plots import COLOURS, GREY, Picture
 from jdiv import generators, regularized
+from jdiv.divergences import sums
 from jdiv.games import preferences, self_play
 
 TRACED = ("variant", "share", "exponent", "weight")
@@ -80,7 +81,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         log_start,
         config.regularised_steps,
     )
-    row = self_play.weighted_sum(penalties)
+    row = sums.weighted_sum(penalties)
     ends = jnp.stack([held[-1], log_start])
     gap = jax.vmap(lambda x: preferences.regularised_exploitability(game, x, log_ref, 1.0, row))(
         ends

@@ -1,4 +1,4 @@
-"""What preference losses are made of: margins, and the link of chi2-PO.
+"""What preference losses are made of: margins.
 
 A margin is a function of `x`, the score of the chosen answer minus that of the rejected one,
 elementwise. What it does to a pair that wins with probability p is in the minimiser of
@@ -29,8 +29,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import numerics
-from jdiv.divergences import categorical, generators
-from jdiv.divergences.generators import Generator
+from jdiv.divergences import categorical
 
 Margin = Callable[[Array], Array]
 
@@ -138,69 +137,3 @@ def discopop(temperature: ArrayLike = 0.05) -> Margin:
 def clipped(margin: Margin, limit: ArrayLike) -> Margin:
     """`margin` of x clipped to [-limit, limit], beyond which nothing has a gradient."""
     return lambda x: margin(jnp.clip(x, -limit, limit))
-
-
-# ------------------------------------------------------------------------------ the link of chi2-PO
-
-_KL, _HALF_CHI2 = generators.kl(), generators.alpha(2.0)
-
-
-@generators.row
-class Chi2KL(Generator):
-    """Half of Pearson's chi2 plus gamma KL: f(u) = (u^2 - 1)/2 + gamma (u log u - u + 1).
-
-    Its slope before centring is chi2-PO's link `u + gamma log u`.
-    """
-
-    gamma: ArrayLike
-
-    at_zero = property(lambda self: 0.5 + self.gamma)
-    slope_at_zero = -jnp.inf
-    slope_at_infinity = jnp.inf
-    slope_at_one = 1.0
-
-    def _sum(self, method: str, log_p: Array, log_q: Array, t: Array) -> Array:
-        chi2, kl = getattr(_HALF_CHI2, method), getattr(_KL, method)
-        return chi2(log_p, log_q, t) + self.gamma * kl(log_p, log_q, t)
-
-    def perspective(self, log_p, log_q, t):
-        """`(p - q)^2 / (2 q) + gamma (p log(p/q) - p + q)`."""
-        return self._sum("perspective", log_p, log_q, t)
-
-    def perspective_p(self, log_p, log_q, t):
-        """`p (p - q)/q + gamma p log(p/q)`."""
-        return self._sum("perspective_p", log_p, log_q, t)
-
-    def perspective_q(self, log_p, log_q, t):
-        """`(q^2 - p^2) / (2 q) + gamma (q - p)`."""
-        return self._sum("perspective_q", log_p, log_q, t)
-
-    def shift(self, t, step):
-        """`f' = u - 1 + gamma log u`, whose inverse is Wright's omega."""
-        gamma = jnp.asarray(self.gamma, t.dtype)
-        guess = log_inverse_link(jnp.exp(t) + gamma * t + step, gamma=gamma)
-        # One Newton step on the slope itself restores the accuracy near t.
-        move = guess - t
-        error = jnp.exp(t) * jnp.expm1(move) + gamma * move - step
-        return guess - error / (jnp.exp(guess) + gamma)
-
-
-def chi2_kl(gamma: ArrayLike = 1.0) -> Generator:
-    """Half of chi2 plus gamma KL. See `Chi2KL`."""
-    return Chi2KL(numerics.in_range("gamma", gamma, 0, jnp.inf, "positive and finite"))
-
-
-def log_inverse_link(s: ArrayLike, *, gamma: ArrayLike = 1.0) -> Array:
-    """`log z` of the z with `z + gamma log z = s`: for gamma 1, log W(e^s), W Lambert's.
-
-    In logarithms: e^s overflows from 709 on. Shapes: any to the same.
-
-    >>> print(f"{log_inverse_link(jnp.array(1.0)):.4f} {log_inverse_link(jnp.array(5000.0)):.4f}")
-    0.0000 8.5155
-
-    Reference: Huang et al. 2024 (arXiv:2407.13399), equation 8.
-    """
-    numerics.in_range("gamma", gamma, 0, jnp.inf, "positive and finite")
-    s = numerics.as_float("s", s)
-    gamma = jnp.asarray(gamma, s.dtype)
-    return jnp.log(gamma) + numerics.log_wright_omega(s / gamma - jnp.log(gamma))

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from jdiv import estimators, numerics, regularized
 from jdiv.alignment import margins
 from jdiv.alignment.margins import Margin
-from jdiv.divergences import generators
+from jdiv.divergences import generators, sums
 from jdiv.divergences.generators import KL, Generator, TotalVariation
 from jdiv.policy.group import rloo_advantages
 
@@ -456,7 +456,7 @@ def chi2_po(
 ) -> Array:
     """`logistic(clip(beta phi(u_w) - beta phi(u_l)))`, `phi(u) = u + gamma log u`.
 
-    `f_dpo` with `margins.chi2_kl`: pessimistic like chi2, and no answer has probability zero in
+    `f_dpo` with `sums.chi2_kl`: pessimistic like chi2, and no answer has probability zero in
     its optimum. The clip is to [-2 r_max, 2 r_max], r_max being the largest reward; beyond it a
     pair has no gradient. Shapes: `[...]` four times to `[...]`.
 
@@ -466,7 +466,7 @@ def chi2_po(
     if r_max is not None:
         numerics.in_range("r_max", r_max, 0, jnp.inf, "positive and finite, or None")
         margin = margins.clipped(margin, 2 * r_max)
-    return f_dpo(*pair, beta=beta, generator=margins.chi2_kl(gamma), margin=margin)
+    return f_dpo(*pair, beta=beta, generator=sums.chi2_kl(gamma), margin=margin)
 
 
 def chi2_po_policy(
@@ -474,9 +474,9 @@ def chi2_po_policy(
 ) -> regularized.Greedy:
     """The optimum of chi2-PO: `ref phi^-1((values - lambda)/beta)`, positive wherever ref is.
 
-    `regularized.greedy` with `margins.chi2_kl`, which comes with the evidence; lambda is its
+    `regularized.greedy` with `sums.chi2_kl`, which comes with the evidence; lambda is its
     normaliser less beta. Shapes: `[..., n]` twice.
 
     Reference: Huang et al. 2024 (arXiv:2407.13399), equation 8.
     """
-    return regularized.greedy(values, ref_logits, beta, margins.chi2_kl(gamma))
+    return regularized.greedy(values, ref_logits, beta, sums.chi2_kl(gamma))

@@ -23,7 +23,7 @@ from jax import Array
 from jax.scipy.special import digamma
 from jax.typing import ArrayLike
 
-from jdiv import numerics, regularized
+from jdiv import numerics
 from jdiv.divergences import categorical
 from jdiv.divergences.generators import Generator, TotalVariation
 from jdiv.regularized import Greedy, greedy
@@ -111,7 +111,7 @@ def tilted_to(
     x, (residual, iterations, resting) = jax.lax.custom_root(
         excess,
         start,
-        lambda f, start: regularized._bracketed_newton(f, start, -limit, limit),
+        lambda f, start: numerics.bracketed_newton(f, start, -limit, limit),
         lambda g, y: y / g(jnp.ones_like(y)),
         has_aux=True,
     )
@@ -500,7 +500,7 @@ def win_rate_optimal_to(budget: ArrayLike) -> WinRate:
     x, (residual, iterations, resting) = jax.lax.custom_root(
         excess,
         low,
-        lambda f, start: regularized._bracketed_newton(f, start, low, high),
+        lambda f, start: numerics.bracketed_newton(f, start, low, high),
         lambda g, y: y / g(jnp.ones_like(y)),
         has_aux=True,
     )

@@ -1,10 +1,11 @@
 """Divergences between distributions: by name between categoricals, and the table behind them.
 
-`generators` is the table, `categorical` the exact values on logits (exported here), `gaussian` the
-closed forms between Gaussians, `transport` the distances that know a geometry.
+`generators` is the table, `sums` rows made of its rows, `categorical` the exact values on logits
+(exported here), `gaussian` the closed forms between Gaussians, `transport` the distances that know
+a geometry.
 """
 
-from jdiv.divergences import categorical, gaussian, generators, transport
+from jdiv.divergences import categorical, gaussian, generators, sums, transport
 from jdiv.divergences.categorical import (
     alpha,
     bhattacharyya,
@@ -44,6 +45,7 @@ __all__ = [
     "reverse_kl",
     "skew_kl",
     "squared_hellinger",
+    "sums",
     "total_variation",
     "transport",
     "tsallis",

@@ -15,7 +15,7 @@ Policies are `[..., n]` log-probabilities, the preference `[..., n, n]` as in `p
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -23,9 +23,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import estimators, numerics, regularized
+from jdiv import estimators, numerics
 from jdiv.alignment import preference as preference_losses
-from jdiv.divergences import generators
+from jdiv.divergences import generators, sums
 from jdiv.divergences.generators import KL, Generator, TotalVariation
 from jdiv.games.preferences import against
 from jdiv.regularized import greedy
@@ -179,14 +179,6 @@ def inpo(
     return mirror_descent(log_policy, preference, ref_logits, beta=tau, step_size=1 / (eta - tau))
 
 
-def _alike(**arrays: ArrayLike) -> list[Array]:
-    """Arrays of one shape in one precision."""
-    arrays = {name: numerics.as_float(name, x) for name, x in arrays.items()}
-    numerics.same_shape(**arrays)
-    dtype = functools.reduce(jnp.promote_types, (x.dtype for x in arrays.values()))
-    return [x.astype(dtype) for x in arrays.values()]
-
-
 def inpo_loss(
     chosen: ArrayLike,
     rejected: ArrayLike,
@@ -206,7 +198,7 @@ def inpo_loss(
     Reference: Zhang et al. 2024 (arXiv:2407.00617), from code for arXiv:2606.01382.
     """
     _positive(eta=eta, tau=tau)
-    chosen, rejected, ref_chosen, ref_rejected, previous_chosen, previous_rejected = _alike(
+    chosen, rejected, ref_chosen, ref_rejected, previous_chosen, previous_rejected = numerics.alike(
         chosen=chosen,
         rejected=rejected,
         ref_chosen=ref_chosen,
@@ -249,88 +241,10 @@ def sppo_loss(
     Reference: Wu et al. 2024 (arXiv:2405.00675), the objective, from the authors' code.
     """
     _positive(eta=eta)
-    log_prob, previous, win_probability = _alike(
+    log_prob, previous, win_probability = numerics.alike(
         log_prob=log_prob, previous=previous, win_probability=win_probability
     )
     return (log_prob - previous - jnp.asarray(eta, log_prob.dtype) * (win_probability - 0.5)) ** 2
-
-
-Penalties = Sequence[tuple[ArrayLike, Generator]]
-"""Weights and rows: `((0.1, generators.kl()), (0.1, generators.reverse_kl()))`."""
-
-
-@generators.row
-class WeightedSum(Generator):
-    """A weighted sum of rows, one of them kl or jeffreys, whose slopes take every value.
-
-    Rows of weight zero do not count, traced ones too.
-    """
-
-    weights: tuple[ArrayLike, ...]
-    rows: tuple[Generator, ...]
-
-    def _sum(self, of: Callable[[Generator], ArrayLike]) -> ArrayLike:
-        return sum(weight * of(row) for weight, row in zip(self.weights, self.rows, strict=True))
-
-    at_zero = property(lambda self: self._sum(lambda row: row.at_zero))
-    slope_at_zero = -jnp.inf
-    slope_at_infinity = jnp.inf
-    slope_at_one = property(lambda self: self._sum(lambda row: row.slope_at_one))
-
-    def perspective(self, log_p, log_q, t):
-        """The sum of theirs."""
-        return self._sum(lambda row: row.perspective(log_p, log_q, t))
-
-    def perspective_p(self, log_p, log_q, t):
-        """The sum of theirs."""
-        return self._sum(lambda row: row.perspective_p(log_p, log_q, t))
-
-    def perspective_q(self, log_p, log_q, t):
-        """The sum of theirs."""
-        return self._sum(lambda row: row.perspective_q(log_p, log_q, t))
-
-    def shift(self, t, step):
-        """Between the least and the most of what the rows do with all the weight.
-
-        A bounded slope may have no answer to that; what an unbounded row does alone is enough.
-        """
-        t, step = jnp.broadcast_arrays(t, step)
-        together = jnp.stack([row.shift(t, step / sum(self.weights)) for row in self.rows])
-        low, high = jnp.min(together, axis=0), jnp.max(together, axis=0)
-        for weight, row in zip(self.weights, self.rows, strict=True):
-            if isinstance(row, KL | generators.Jeffreys):
-                alone = row.shift(t, step / jnp.where(weight > 0, weight, 1))
-                counts = jnp.asarray(weight) > 0
-                low = jnp.where(counts & (step < 0), jnp.maximum(low, alone), low)
-                high = jnp.where(counts & (step > 0), jnp.minimum(high, alone), high)
-        low, high = jax.lax.stop_gradient((low, high))
-        target = self.slope(t) + step
-        return jax.lax.custom_root(
-            lambda x: self.slope(x) - target,
-            (low + high) / 2,
-            lambda f, start: regularized._bracketed_newton(f, start, low, high)[0],
-            lambda g, y: y / g(jnp.ones_like(y)),
-        )
-
-
-def weighted_sum(penalties: Penalties) -> Generator:
-    """`sum_i w_i D_i` as one row, so that all that is made for a row has it.
-
-    >>> both = weighted_sum(((0.5, generators.kl()), (0.5, generators.reverse_kl())))
-    >>> print(f"{both.slope(jnp.log(2.0)):.4f}")  # half of jeffreys: (log 2 + 1 - 1/2) / 2
-    0.5966
-    """
-    weights, rows = zip(*penalties, strict=True)
-    for weight in weights:
-        if not isinstance(weight, jax.core.Tracer) and not 0 <= weight < jnp.inf:
-            raise ValueError(f"weights must be non-negative and finite, got {weight}")
-    if not any(isinstance(row, KL | generators.Jeffreys) for row in rows):
-        raise ValueError(
-            "penalties must have kl or jeffreys among them, whose slopes are unbounded"
-        )
-    if any(isinstance(row, TotalVariation) for row in rows):
-        raise TypeError("penalties must have slopes with an inverse, got total_variation")
-    return WeightedSum(tuple(weights), tuple(rows))
 
 
 def rspo(
@@ -339,7 +253,7 @@ def rspo(
     ref_logits: Array,
     *,
     eta: ArrayLike,
-    penalties: Penalties,
+    penalties: sums.Penalties,
 ) -> Array:
     """`argmax_pi <pi, P pi_t> - KL(pi‖pi_t) / eta - sum_i w_i D_i(pi‖ref)`: SPPO, regularised.
 
@@ -356,7 +270,7 @@ def rspo(
     own = 1 / eta + sum(weight for weight, row in penalties if isinstance(row, KL))
     if not others:
         return greedy(values, ref_logits, own, _KL).log_policy
-    row = weighted_sum(((own, _KL), *others))
+    row = sums.weighted_sum(((own, _KL), *others))
     return greedy(values, ref_logits, 1.0, row).log_policy
 
 
@@ -367,7 +281,7 @@ def rspo_loss(
     win_probability: ArrayLike,
     *,
     eta: ArrayLike,
-    penalties: Penalties,
+    penalties: sums.Penalties,
 ) -> Array:
     """`sppo_loss + sum_i w_i D_i(pi‖ref)`, the divergences from the same answers of pi_t.
 
@@ -380,7 +294,7 @@ def rspo_loss(
     loss plus a penalty is from a secondary note, and how the penalty is estimated is chosen here.
     """
     loss = sppo_loss(log_prob, previous, win_probability, eta=eta)
-    log_prob, previous, ref = _alike(log_prob=log_prob, previous=previous, ref=ref)
+    log_prob, previous, ref = numerics.alike(log_prob=log_prob, previous=previous, ref=ref)
     for weight, row in penalties:
         estimate = estimators.centred_from_p(row, log_prob, ref, log_weights=log_prob - previous)
         loss += jnp.asarray(weight, loss.dtype) * estimate.astype(loss.dtype)
@@ -392,7 +306,7 @@ def rspo_loss(
 
 def geometric_mixture(log_policy: ArrayLike, log_base: ArrayLike, share: ArrayLike) -> Array:
     """`pi^(1 - share) base^share`, normalised. Shapes: `[..., n]` twice to the same."""
-    log_policy, log_base = _alike(log_policy=log_policy, log_base=log_base)
+    log_policy, log_base = numerics.alike(log_policy=log_policy, log_base=log_base)
     share = jnp.asarray(share, log_policy.dtype)
     mixed = [
         jnp.where(weight > 0, weight * log, 0)
@@ -421,7 +335,7 @@ def spin_loss(
     Reference: Chen et al. 2024 (arXiv:2401.01335), SPIN; arXiv:2404.04291, abstract, for the
     mixture and the history.
     """
-    real, generated, previous_real, previous_generated, base_real, base_generated = _alike(
+    real, generated, previous_real, previous_generated, base_real, base_generated = numerics.alike(
         real=real,
         generated=generated,
         previous_real=previous_real,
@@ -457,7 +371,7 @@ def spin(
     """
     opponent = log_policy if log_opponent is None else log_opponent
     anchor = geometric_mixture(log_policy, log_base, share)
-    _, _, advantage = numerics.log_ratio(*_alike(log_data=log_data, log_opponent=opponent))
+    _, _, advantage = numerics.log_ratio(*numerics.alike(log_data=log_data, log_opponent=opponent))
     advantage = jnp.where(log_data == -jnp.inf, -jnp.inf, advantage)
     return greedy(advantage, anchor, beta, _KL).log_policy
 

@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +5,7 @@ import pytest
 
 from jdiv import divergences, generators
 from jdiv.alignment import distributional as dpg
-from tests.checks import PARAMETERS, QUICK, refused
+from tests.checks import PARAMETERS, refused
 
 # The customary generators, written down once more.
 F = {
@@ -39,7 +37,7 @@ def cases():
     return logits, target, proposal
 
 
-@functools.partial(jax.jit, compiler_options=QUICK)
+@jax.jit
 def by_enumeration(logits, target, proposal):
     """Rewards, and gradients of the expected loss: on-policy, from a proposal, with a baseline."""
     log_target, log_proposal = (jax.nn.log_softmax(x) for x in (target, proposal))

@@ -9,7 +9,7 @@ from scipy import integrate, optimize
 
 from jdiv import generators
 from jdiv.alignment import inference_aware, targets
-from tests.checks import QUICK, refused
+from tests.checks import refused
 
 KL = generators.kl()
 RNG = np.random.default_rng(0)
@@ -68,7 +68,7 @@ def test_the_transform_is_the_slope_of_the_win_rate(sign):
     rewards, ref = jnp.asarray(REWARDS), jnp.log(REF)
     directions = np.eye(5) - np.roll(np.eye(5), 1, axis=1)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def differences(n):
         h = 1e-6
         win = jax.vmap(lambda p: rate(rewards, jnp.log(p), ref, n))
@@ -121,7 +121,7 @@ def solved(sign):
     u, ref = inference_aware.quantiles(200)
     rate, transform = both(sign)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     @jax.vmap
     def solve(n, budget):
         slope = lambda log_policy: transform(u, log_policy, ref, n)  # noqa: E731

@@ -11,7 +11,7 @@ from scipy import integrate, optimize
 
 from jdiv import divergences, generators
 from jdiv.alignment import targets
-from tests.checks import PARAMETERS, QUICK, refused
+from tests.checks import PARAMETERS, refused
 
 KL = generators.kl()
 RNG = np.random.default_rng(0)
@@ -19,7 +19,7 @@ RNG = np.random.default_rng(0)
 
 @functools.cache
 def compiled(f):
-    return jax.jit(f, compiler_options=QUICK)
+    return jax.jit(f)
 
 
 def fractions_of(law):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jdiv import divergences as dv
 from jdiv import generators
 from tests import high_precision
-from tests.checks import PARAMETERS, QUICK
+from tests.checks import PARAMETERS
 
 ROWS = json.loads((pathlib.Path(__file__).parents[1] / "data" / "divergences.json").read_text())
 
@@ -343,7 +343,7 @@ def test_hessian(name):
     That is f''(1) times the covariance of the score, for the row of every f-divergence.
     """
     joint = lambda x: function(name)(x[:5], x[5:])  # noqa: E731
-    hessian = jax.jit(jax.hessian(joint), compiler_options=QUICK)
+    hessian = jax.jit(jax.hessian(joint))
     gradient = lambda x: np.concatenate([g[:5] for g in evaluate(name, x[:5], x[5:])[1]])  # noqa: E731
     rng = np.random.default_rng(8)
     x = rng.normal(size=10)
@@ -371,7 +371,7 @@ def test_gradient_by_a_parameter(name, parameter, points):
     """Parameters may be traced: their gradients hold, also at the limits where formulas break."""
     p, q = np.random.default_rng(10).normal(size=(2, 5))
     f = lambda x: getattr(dv, name)(jnp.array(p), jnp.array(q), **{parameter: x})  # noqa: E731
-    gradient = jax.jit(jax.grad(f), compiler_options=QUICK)
+    gradient = jax.jit(jax.grad(f))
     for at in points:
         up, down = (evaluate(name, p, q, **{parameter: at + s})[0] for s in (1e-5, -1e-5))
         np.testing.assert_allclose(gradient(at), (up - down) / 2e-5, rtol=1e-7, err_msg=f"at {at}")

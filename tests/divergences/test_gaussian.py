@@ -16,7 +16,6 @@ import scipy.stats
 
 from jdiv.divergences import gaussian
 from jdiv.divergences.gaussian import Diagonal, Gaussian
-from tests.checks import QUICK
 
 mp.mp.dps = 60
 
@@ -75,9 +74,9 @@ def value(name, order, p, q):
 def compiled(name):
     """A divergence as a program of its order, for orders that are no case."""
     if name not in PARAMETER:
-        return jax.jit(getattr(gaussian, name), compiler_options=QUICK)
+        return jax.jit(getattr(gaussian, name))
     of_order = lambda p, q, x: getattr(gaussian, name)(p, q, **{PARAMETER[name]: x})  # noqa: E731
-    return jax.jit(of_order, compiler_options=QUICK)
+    return jax.jit(of_order)
 
 
 def lower(rng, d, spread=0.4):
@@ -395,7 +394,7 @@ DISTINCT = [
 @functools.cache
 def jacobian(kind):
     f = lambda z: stacked(DISTINCT, *of_free(kind, z))  # noqa: E731
-    return jax.jit(jax.jacrev(f), compiler_options=QUICK)
+    return jax.jit(jax.jacrev(f))
 
 
 @pytest.mark.parametrize("which", near_pairs())
@@ -432,7 +431,7 @@ BASIC = [
 def hessian():
     gradients = jax.jacrev(lambda z: stacked(BASIC, *of_free(Gaussian, z)))
     programs = gradients, jax.jacfwd(gradients)
-    return [jax.jit(program, compiler_options=QUICK) for program in programs]
+    return [jax.jit(program) for program in programs]
 
 
 @pytest.mark.parametrize("which", ["full", "repeated eigenvalues", "equal"])
@@ -474,10 +473,7 @@ def test_gradient_by_the_order(name):
     p, q = near_pairs()["full"]
     f, slope = (
         compiled(name),
-        jax.jit(
-            jax.grad(lambda p, q, x: getattr(gaussian, name)(p, q, alpha=x), 2),
-            compiler_options=QUICK,
-        ),
+        jax.jit(jax.grad(lambda p, q, x: getattr(gaussian, name)(p, q, alpha=x), 2)),
     )
     for at in (0.3, 0.5, 1.0, 1.3):
         expected = (f(p, q, at + 1e-5) - f(p, q, at - 1e-5)) / 2e-5
@@ -626,7 +622,7 @@ def test_an_infinite_row_leaves_the_others_alone(kind):
     p = kind(jnp.full((2, 2), 0.3), scale)
     q = kind(jnp.zeros((2, 2)), jnp.broadcast_to(one, scale.shape))
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def value_and_gradients(p, q):
         result, pullback = jax.vjp(gaussian.pearson_chi2, p, q)
         return result, pullback(jnp.ones(2))
@@ -642,7 +638,7 @@ def test_an_infinite_row_leaves_the_others_alone(kind):
 
 def test_overflow_is_infinite_and_has_no_nan_gradient():
     p, q = (Diagonal(jnp.array([x, 0.0, 0.0]), jnp.ones(3)) for x in (40.0, 0.0))
-    program = jax.jit(jax.value_and_grad(gaussian.pearson_chi2), compiler_options=QUICK)
+    program = jax.jit(jax.value_and_grad(gaussian.pearson_chi2))
     result, gradient = program(p, q)
     assert result == jnp.inf
     assert all(jnp.all(jnp.isfinite(g)) for g in gradient)

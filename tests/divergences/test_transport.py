@@ -15,7 +15,6 @@ import scipy.optimize
 import scipy.stats
 
 from jdiv.divergences import transport
-from tests.checks import QUICK
 
 rng = np.random.default_rng(0)
 N = 6
@@ -236,7 +235,7 @@ def test_same_under_every_transformation(name, same_everywhere):
 def solver(**options):
     options = {"threshold": 1e-11, "max_iterations": 50_000, **options}
     f = lambda p, q, cost, epsilon: transport.sinkhorn(p, q, cost, epsilon=epsilon, **options)  # noqa: E731
-    return f, jax.jit(f, compiler_options=QUICK)
+    return f, jax.jit(f)
 
 
 plain, converged = solver()
@@ -253,7 +252,7 @@ def solve(p, q, epsilon, cost=None):
 @functools.cache
 def gradients():
     f = lambda *x: jnp.sum(plain(*x).value)  # noqa: E731
-    return jax.jit(jax.grad(f, (0, 1, 2, 3)), compiler_options=QUICK)
+    return jax.jit(jax.grad(f, (0, 1, 2, 3)))
 
 
 def entropic_cost(p, q, cost, epsilon):

@@ -7,6 +7,7 @@ import pytest
 from scipy import optimize, special
 
 from jdiv import divergences, generators, regularized
+from jdiv.divergences import sums
 from jdiv.games import preferences, self_play
 from tests.checks import PARAMETERS, refused
 
@@ -187,7 +188,7 @@ def test_sppo_spirals_and_a_penalty_holds_it():
         both = self_play.play(
             lambda x: self_play.rspo(x, RPS, LOG_REF, eta=0.5, penalties=BOTH), LOG_PREVIOUS, 1000
         )[-1]
-        row = self_play.weighted_sum(BOTH)
+        row = sums.weighted_sum(BOTH)
         gap = preferences.regularised_exploitability(RPS, both, LOG_REF, 1.0, row)
         return free[-1], held, gap
 
@@ -200,7 +201,7 @@ def test_sppo_spirals_and_a_penalty_holds_it():
 
 def test_a_weighted_sum_is_a_row():
     rows = [generators.get(name, **PARAMETERS[name]) for name in ("kl", "alpha", "le_cam")]
-    row = self_play.weighted_sum(tuple(zip((0.3, 0.5, 2.0), rows, strict=True)))
+    row = sums.weighted_sum(tuple(zip((0.3, 0.5, 2.0), rows, strict=True)))
     p, q = LOG_PREVIOUS, LOG_REF
     apart = sum(
         w * divergences.f_divergence(r, p, q) for w, r in zip(row.weights, rows, strict=True)
@@ -216,7 +217,7 @@ def test_a_weighted_sum_is_a_row():
         (0.0, generators.alpha(-1.0)),
         (1.0, generators.kl()),
     )
-    as_sum = self_play.weighted_sum(penalties)
+    as_sum = sums.weighted_sum(penalties)
     best = jax.jit(lambda: [regularized.greedy(values, q, 0.4, r) for r in (both, as_sum)])()
     np.testing.assert_allclose(best[1].log_policy, best[0].log_policy, atol=1e-12)
     np.testing.assert_allclose(best[1].value, best[0].value, atol=1e-14)
@@ -334,9 +335,9 @@ def test_wrong_input_is_refused():
     refused(
         ValueError, ("P + P^T",), lambda: self_play.sppo(three, 0.5 * np.eye(3), eta=0.5)
     )  # fmt: skip
-    refused(ValueError, ("kl",), lambda: self_play.weighted_sum(((1.0, generators.le_cam()),)))
-    refused(TypeError, ("total_variation",), lambda: self_play.weighted_sum(((1.0, kl), (1.0, tv))))
-    refused(ValueError, ("weights",), lambda: self_play.weighted_sum(((-1.0, kl),)))
+    refused(ValueError, ("kl",), lambda: sums.weighted_sum(((1.0, generators.le_cam()),)))
+    refused(TypeError, ("total_variation",), lambda: sums.weighted_sum(((1.0, kl), (1.0, tv))))
+    refused(ValueError, ("weights",), lambda: sums.weighted_sum(((-1.0, kl),)))
     refused(
         ValueError, ("log_prob", "previous"),
         lambda: self_play.sppo_loss(three, jnp.zeros(2), three, eta=1.0),

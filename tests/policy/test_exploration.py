@@ -8,7 +8,7 @@ import pytest
 from jdiv import parallel
 from jdiv.policy import exploration
 from jdiv.policy.group import ppo_clip
-from tests.checks import QUICK, refused
+from tests.checks import refused
 
 ROWS, TOKENS, GROUP = 8, 6, 4
 
@@ -25,7 +25,7 @@ def batch(seed=0, rows=ROWS):
 def summed(loss, *arrays, **options):
     """Value and gradient by the first array of the sum of a loss, and what it returns."""
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def compute(*arrays):
         def total(first):
             out = loss(first, *arrays[1:], **options)
@@ -179,7 +179,7 @@ def test_integral_control_holds_the_entropy_where_fixed_coefficients_do_not():
         log_p = jax.nn.log_softmax(logits)
         return -jnp.sum(jnp.exp(log_p) * log_p)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     @jax.vmap
     def late_entropy(scale, rate):
         def step(carry, _):

@@ -8,7 +8,7 @@ import pytest
 
 from jdiv import estimators, parallel
 from jdiv.policy import group
-from tests.checks import QUICK, refused
+from tests.checks import refused
 
 RNG = np.random.default_rng(0)
 N, T = 16, 5
@@ -165,7 +165,7 @@ def test_averages():
 
 
 def test_a_divided_batch_has_the_same_averages_and_gradients():
-    whole = jax.jit(jax.jacrev(averages), compiler_options=QUICK)(NEW, MASK)
+    whole = jax.jit(jax.jacrev(averages))(NEW, MASK)
 
     def of_part(x, mask):
         gradient = jax.jacrev(lambda x: averages(x, mask, parallel.BATCH))(x)
@@ -188,9 +188,7 @@ def test_share_of_the_gradient_by_length():
     loss = jax.jit(
         jax.jacrev(
             lambda new: averages(group.ppo_clip(new, NEW, np.ones(N), MASK).loss, MASK)
-        ),
-        compiler_options=QUICK,
-    )  # fmt: skip
+        ))  # fmt: skip
     share = np.asarray(loss(NEW)).sum(axis=2)
     flat = (length > 0) / (length > 0).sum()
     for found, expected in zip(
@@ -332,7 +330,7 @@ def kl_gradients():
             found["reward", name] = of_policy @ loss.sum(axis=1) / 0.5
         return found
 
-    gradients = jax.jit(jax.jacrev(terms), compiler_options=QUICK)(POLICY)
+    gradients = jax.jit(jax.jacrev(terms))(POLICY)
     true = jax.grad(exact_kl)(POLICY, REFERENCE)
     other = jax.grad(exact_kl, argnums=1)(REFERENCE, POLICY)
     return jax.tree.map(np.asarray, (gradients, true, other))

@@ -9,7 +9,7 @@ from scipy import optimize
 from jdiv import generators
 from jdiv.policy import group
 from jdiv.policy import regularized_gradient as rpg
-from tests.checks import PARAMETERS, QUICK, refused
+from tests.checks import PARAMETERS, refused
 
 ACTIONS, BETA, TOTAL = 7, 0.3, 1.7
 RNG = np.random.default_rng(0)
@@ -70,7 +70,7 @@ def gradients():
 
         return jax.grad(loss)(LOGITS)
 
-    found = jax.jit(lambda: [of(*key) for key in cases()], compiler_options=QUICK)()
+    found = jax.jit(lambda: [of(*key) for key in cases()])()
     return dict(zip(cases(), map(np.asarray, found), strict=True))
 
 
@@ -211,7 +211,7 @@ def clipped():
             )  # fmt: skip
         return {name: jax.grad(of(loss), has_aux=True)(x) for name, loss in losses.items()}
 
-    found = jax.jit(everything, compiler_options=QUICK)(LOG_OLD + GRID[0])
+    found = jax.jit(everything)(LOG_OLD + GRID[0])
     return jax.tree.map(np.asarray, found)
 
 
@@ -302,8 +302,7 @@ def test_extremes_and_masks():
 
     new = far - np.float32(100)
     values, slopes = jax.jit(
-        lambda x: (everything(x), jax.jacrev(lambda x: everything(x).sum(axis=(1, 2)))(x)),
-        compiler_options=QUICK,
+        lambda x: (everything(x), jax.jacrev(lambda x: everything(x).sum(axis=(1, 2)))(x))
     )(new)
     assert values.dtype == jnp.float32
     for found in (values, slopes):
