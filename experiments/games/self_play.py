@@ -205,7 +205,8 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     axes[2].plot(*_flat(np.array(config.data)), "k*", markersize=7, label="data")
     for axis in axes:
         axis.plot(*_flat(np.array(config.reference)), "k+", markersize=10, label="reference, base")
-        axis.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2)
+        axis.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2,
+                    labelspacing=0.9)  # fmt: skip
     _triangle(axes[0])
     _part(axes[1], f"close-up, λ = {weights[0]:g}", 0.32, 0.05, 0.37)
     _part(axes[2], "close-up, SPIN", 0.31, 0.03, 0.38)
@@ -249,30 +250,30 @@ def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
         Claim(
             "inpo-fits-mirror-descent",
             f"Zhang et al. 2024 (arXiv:2407.00617); numbers of {TOY}",
-            "The minimiser of the mean squared loss over pairs, and the mirror-descent step, minus"
+            "The minimiser of the mean squared loss over pairs, and the mirror-descent step:"
             " (.54711, .23726, .21564), to five digits.",
-            fit - update,
-            low=-half,
-            high=half,
+            fit,
+            low=[update - half] * 2,
+            high=[update + half] * 2,
             controls=({"claims.fit": "loss without the reference"},),
         ),
         Claim(
             "multiplicative-self-play-spirals-to-the-border",
             f"Numbers of {TOY}",
-            "SPPO's policy after 5000 steps, minus (.99893, 0, .00107), to five digits.",
-            first["last"].sel(run=config.claims.free).values - spiral,
-            low=-half,
-            high=half,
+            "SPPO's policy after 5000 steps: (.99893, 0, .00107), to five digits.",
+            first["last"].sel(run=config.claims.free).values,
+            low=spiral - half,
+            high=spiral + half,
             controls=({"claims.free": "rspo"},),
         ),
         Claim(
             "rspo-rests-at-the-regularised-equilibrium",
             f"RSPO (arXiv:2503.00030), whose exact loss is unknown; numbers of {TOY}",
             "With lambda KL(pi‖ref), lambda = .1 and .3, the last policy and, by another solver,"
-            " the equilibrium, minus (.29579, .44419, .26002) and (.36972, .49322, .13706).",
-            np.stack([last - expected, of_nash.values - expected]),
-            low=-half,
-            high=half,
+            " the equilibrium: (.29579, .44419, .26002) and (.36972, .49322, .13706).",
+            np.stack([last, of_nash.values]),
+            low=[expected - half] * 2,
+            high=[expected + half] * 2,
             controls=({"claims.run": "sppo"}, {"claims.variant": 1}),
         ),
         Claim(
@@ -288,10 +289,10 @@ def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
             "spin-a-mixture-is-two-penalties",
             f"arXiv:2404.04291, abstract; numbers of {TOY}",
             "argmax E[r] - a KL(pi‖pi_t) - b KL(pi‖pi_0), and the tilt of their geometric mixture,"
-            " minus (.45976, .47848, .06176), to five digits.",
-            spin - identity,
-            low=-half,
-            high=half,
+            " (.45976, .47848, .06176), to five digits.",
+            spin,
+            low=[identity - half] * 2,
+            high=[identity + half] * 2,
             controls=({"claims.mixture": "mixture exchanged"},),
         ),
         Claim(
