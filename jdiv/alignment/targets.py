@@ -160,7 +160,8 @@ def _deviation(rewards: Array, log_ref: Array) -> Array:
 def pointwise(ref_logits: ArrayLike, log_scores: ArrayLike) -> Array:
     """Log-probabilities of `p ∝ ref(x) b(x)` for scores `b = exp(log_scores)` of every answer.
 
-    A score of 0 is -inf and forbids the answer; only answers of the reference get mass. With
+    A score of 0 is -inf and forbids the answer. A score on an answer that the reference never gives
+    is refused, for the target could not have it; under jit such answers get no mass. With
     `log_scores = r / beta` it is `tilted` with KL. Shapes: `[..., n]` twice to the same.
 
     >>> has_word = jnp.array([True, False, True])
@@ -173,6 +174,8 @@ def pointwise(ref_logits: ArrayLike, log_scores: ArrayLike) -> Array:
     log_scores, log_ref = _answers(ref_logits, log_scores=log_scores)
     log_target = log_ref + jnp.where(log_ref > -jnp.inf, log_scores, 0)
     if not isinstance(log_target, jax.core.Tracer):
+        if np.any((np.asarray(log_ref) == -np.inf) & (np.asarray(log_scores) > -np.inf)):
+            raise ValueError("log_scores must be -inf where the reference has no mass")
         most = np.max(log_target, axis=-1)
         if not (most < np.inf).all():
             raise ValueError("log_scores must be below infinity where the reference has mass")

@@ -109,13 +109,16 @@ def test_pointwise_is_the_product_and_the_preference_target_a_tilt():
     scores = RNG.gamma(1.0, size=(3, 5))
     scores[:, 1] = 0
     ref[:, 2] = 0
-    with np.errstate(divide="ignore"):
-        law = targets.pointwise(jnp.log(ref), jnp.asarray(np.log(scores)))
     product = ref * scores
+    with np.errstate(divide="ignore"):
+        log_ref, log_scores = jnp.log(ref), jnp.asarray(np.log(scores))
+    law = jax.jit(targets.pointwise)(log_ref, log_scores)
     np.testing.assert_allclose(np.exp(law), product / product.sum(1, keepdims=True), atol=1e-15)
+    words = ["log_scores", "reference", "no mass"]
+    refused(ValueError, words, lambda: targets.pointwise(log_ref, log_scores))
     rewards = jnp.asarray(RNG.normal(size=(3, 5)))
     np.testing.assert_allclose(
-        jnp.exp(targets.pointwise(jnp.log(ref), rewards / 0.3)),
+        jnp.exp(targets.pointwise(jnp.log(ref), jnp.where(ref > 0, rewards / 0.3, -jnp.inf))),
         jnp.exp(targets.tilted(rewards, jnp.log(ref), 0.3, KL).log_policy),
         atol=1e-15,
     )
