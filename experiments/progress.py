@@ -18,13 +18,14 @@ class Progress:
         self.stream = sys.stderr if stream is None else stream
         self.total = self.done = self.fresh = 0
         self.unit = "points"
-        self.compiling = self.running = 0.0
+        self.compiling = self.running = self.before = 0.0
         self.programs = 0
         self.shown = time.monotonic()
 
     def expect(self, total: int, unit: str, done: int = 0) -> None:
         """So much work in all, of which some was done before."""
         self.total, self.unit, self.done, self.fresh = total, unit, done, 0
+        self.before = self.running
 
     @contextmanager
     def compile(self) -> Iterator[None]:
@@ -55,9 +56,10 @@ class Progress:
         self._clear()
 
     def _rate(self) -> str:
-        if not self.fresh or not self.running:
+        spent = self.running - self.before
+        if not self.fresh or not spent:
             return ""
-        rate = self.fresh / self.running
+        rate = self.fresh / spent
         left = (self.total - self.done) / rate
         return f"{rate:.3g} {self.unit}/s, {_clock(left)} left"
 

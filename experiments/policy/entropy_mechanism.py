@@ -179,16 +179,19 @@ def sampled(config: ConfigDict, key: Array) -> dict[str, Array]:
             take = lambda x: jnp.take_along_axis(x, taken, axis=-1)  # noqa: E731
             old = take(log_policy)
 
-            def inner(logits: Array, key: Array):
-                total = lambda z: jnp.sum(  # noqa: E731
-                    lose(key, take(jax.nn.log_softmax(z)), old, advantages)
-                )
-                slope = jax.grad(total)(logits) / settings.samples
-                return logits - settings.rate * slope, None
+            def inner(change: Array, key: Array):
+                def total(change: Array) -> Array:
+                    # `dz - log E e^dz`, exactly 0 at first: KL-Cov goes by the sign.
+                    mean = jnp.sum(jnp.exp(log_policy) * jnp.expm1(change), -1, keepdims=True)
+                    log_ratio = take(change - jnp.log1p(mean))
+                    return jnp.sum(lose(key, old + log_ratio, old, advantages))
 
-            after, _ = jax.lax.scan(inner, logits, drawn[1])
+                slope = jax.grad(total)(change) / settings.samples
+                return change - settings.rate * slope, None
+
+            change, _ = jax.lax.scan(inner, jnp.zeros_like(logits), drawn[1])
             gained = jnp.mean(jnp.sum(jnp.exp(log_policy) * reward[None], axis=-1))
-            return after, (jnp.mean(_entropy(log_policy)), gained)
+            return logits + change, (jnp.mean(_entropy(log_policy)), gained)
 
         return jax.lax.scan(step, start, (draws, keys))[1]
 

@@ -88,6 +88,19 @@ def kth_largest(
     return jax.lax.bitcast_convert_type(pattern, scores.dtype)
 
 
+def among_largest(
+    scores: Array, eligible: Array, count: ArrayLike, *, axis_name: str | None = None
+) -> Array:
+    """Which of the eligible are the `count` with the largest scores, or equal to the last of them.
+
+    Shapes: any, twice the same, to the same.
+
+    >>> among_largest(jnp.array([3.0, 1.0, 2.0, 2.0]), jnp.full(4, True), 2).tolist()
+    [True, False, True, True]
+    """
+    return eligible & (scores >= kth_largest(scores, eligible, count, axis_name=axis_name))
+
+
 # -------------------------------------------------------------------------------------- covariance
 
 
@@ -136,7 +149,9 @@ def kl_cov(
     """`-A w`, and `+ coefficient |log w|` for the share of tokens with the largest covariance.
 
     No clip. At least one token is chosen, and all that are equal to the last one; the share is
-    of the batch: .002 and .0002 in the paper. At ratio 1 the gradient is that of `-A w`.
+    of the batch: .002 and .0002 in the paper. At ratio 1 the gradient is that of `-A w`; a ratio
+    that is 1 but for rounding has the whole slope of |log w|, so the first step on a batch needs
+    old log-probabilities that are the policy's own to the last digit.
     Shapes: as at the top of the module.
 
     Reference: Cui et al. 2025 (arXiv:2505.22617), KL-Cov, and its code.
@@ -144,8 +159,7 @@ def kl_cov(
     x = _tokens(log_probs, old_log_probs, advantages, mask)
     covariance = _covariance(x, axis_name)
     count = _share_of(_count(x.mask, axis_name), share, x.ratio.dtype)
-    least = kth_largest(covariance, x.mask, count, axis_name=axis_name)
-    chosen = x.mask & (covariance >= least)
+    chosen = among_largest(covariance, x.mask, count, axis_name=axis_name)
     log_ratio = x.log_probs - x.old_log_probs
     # The derivative of |x| at 0 is 0 here, and 1 for jnp.abs.
     penalty = coefficient * log_ratio * jax.lax.stop_gradient(jnp.sign(log_ratio))
@@ -185,7 +199,7 @@ def clip_cov(
     eligible = x.mask & inside & ~parent.aux.clipped
     scores = jax.random.uniform(key, covariance.shape, covariance.dtype)
     count = _share_of(_count(x.mask, axis_name), share, x.ratio.dtype)
-    chosen = eligible & (scores >= kth_largest(scores, eligible, count, axis_name=axis_name))
+    chosen = among_largest(scores, eligible, count, axis_name=axis_name)
     loss = jnp.where(chosen, 0, parent.loss)
     return TokenLoss(loss, Covariance(parent.aux.ratio, covariance, chosen))
 
@@ -276,8 +290,8 @@ def lp_reg(
     _, _, (proxy,) = tokens(log_probs, mask, proxy_log_probs=proxy_log_probs)
     negative = x.mask & (x.advantages < 0)
     count = _share_of(_count(negative, axis_name), share, x.ratio.dtype)
-    rare = -x.log_probs >= kth_largest(-x.log_probs, negative, count, axis_name=axis_name)
-    chosen = negative & rare & (x.log_probs < proxy)
+    rare = among_largest(-x.log_probs, negative, count, axis_name=axis_name)
+    chosen = rare & (x.log_probs < proxy)
     # k3 is beyond its bound from 2.62 on: a constant there, without overflow.
     log_ratio = jnp.clip(jnp.where(chosen, proxy - x.log_probs, 0), None, 3.0)
     k3 = jnp.minimum(estimators.kl_k3(jnp.zeros_like(log_ratio), log_ratio), 10.0)
@@ -420,7 +434,7 @@ def haepo(
 
     def log_softmax(x: Array) -> Array:
         x = jax.lax.stop_gradient(x)
-        x = x - kth_largest(x, jnp.full(x.shape, True), 1, axis_name=axis_name)
+        x = x - parallel.max_over(jnp.max(x), axis_name)
         return x - jnp.log(total(jnp.exp(x)))
 
     log_w, log_w_ref = log_softmax(log_probs), log_softmax(log_ref)

@@ -13,7 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import divergences, numerics, parallel
-from jdiv.policy.exploration import kth_largest
+from jdiv.policy.exploration import among_largest
 from jdiv.policy.group import grpo_advantages
 
 # -------------------------------------------------------------------------------------- difficulty
@@ -148,8 +148,8 @@ def grpo_lambda_rewards(
     rate = pass_rate(correct)
     groups = parallel.sum_over(jnp.asarray(rate.size, rate.dtype), axis_name)
     count = jnp.floor(share * groups).astype(jnp.int32)
-    least = kth_largest(rate, jnp.full(rate.shape, True), count, axis_name=axis_name)
-    return jnp.where(((rate >= least) & (count > 0))[..., None], penalised, correct)
+    easiest = among_largest(rate, jnp.full(rate.shape, True), count, axis_name=axis_name)
+    return jnp.where((easiest & (count > 0))[..., None], penalised, correct)
 
 
 def dler_rewards(rewards: ArrayLike, lengths: ArrayLike, *, limit: ArrayLike) -> Array:

@@ -54,3 +54,15 @@ def test_elsewhere_there_is_a_line_a_minute(monkeypatch):
     assert stream.text.splitlines() == [
         "toy: 30/40 points, 0.25 points/s, 0:40 left (compiled 1 in 0:02)"
     ]
+
+
+def test_a_control_has_its_own_rate(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    stream = Stream(terminal=True)
+    progress = Progress("toy", stream)
+    for seconds in (100, 1):
+        progress.expect(20, "points")
+        with progress.work(10):
+            clock[0] += seconds
+    assert "10 points/s, 0:01 left" in stream.text

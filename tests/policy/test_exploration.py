@@ -124,6 +124,11 @@ def test_kl_cov_at_ratio_one_is_the_policy_gradient():
     out, gradient = summed(exploration.kl_cov, log_probs, log_probs, advantages, mask, share=0.5)
     assert np.allclose(gradient, np.where(mask, -advantages[:, None], 0), rtol=1e-14)
     assert np.asarray(out.aux.chosen).sum() >= mask.sum() // 2
+    # Off by one digit the penalty has its whole slope.
+    off = np.nextafter(log_probs, 0)
+    out, gradient = summed(exploration.kl_cov, log_probs, off, advantages, mask, share=0.5)
+    pushed = np.where(mask, -advantages[:, None] - np.asarray(out.aux.chosen), 0)
+    assert np.allclose(gradient, pushed, rtol=1e-14)
 
 
 def test_clip_cov():
