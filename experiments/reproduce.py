@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from configs import defaults
 from experiments import commands, engine, records, report, run
-from jdiv import parallel, sweeps
+from jdiv import checks, parallel
 
 
 class Planned(NamedTuple):
@@ -98,7 +98,7 @@ def chosen(only: list[str]) -> list[pathlib.Path]:
     areas = {stem.partition("/")[0] for stem in stems}
     for name in only:
         try:
-            sweeps.known("--only", name, [*sorted(areas), *stems])
+            checks.known("--only", name, [*sorted(areas), *stems])
         except ValueError as error:
             raise records.Refused(str(error)) from error
     return [

@@ -30,7 +30,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments import claims, commands, engine, plots, records
 from experiments.progress import Progress
 from experiments.records import Refused
-from jdiv import parallel, sweeps
+from jdiv import checks, parallel, sweeps
 
 _OVERRIDE = re.compile(r"--?config\.([^=]+)")
 
@@ -87,7 +87,7 @@ def load(argument: str) -> ConfigDict:
     if not pathlib.Path(name).is_file():
         known = [str(path.relative_to(records.ROOT)) for path in commands.configs()]
         with _refusing():
-            sweeps.known("--config", name, known)
+            checks.known("--config", name, known)
         raise Refused(f"--config: {name} does not exist below this folder")
     spec = importlib.util.spec_from_file_location("config", name)
     module = importlib.util.module_from_spec(spec)
@@ -113,7 +113,7 @@ def _refuse_unknown_field(path: str, config: ConfigDict) -> None:
         if not isinstance(config, ConfigDict):
             raise Refused(f"--config.{path}: the field before {name!r} has no fields")
         with _refusing():
-            sweeps.known(f"--config.{path}", name, list(config))
+            checks.known(f"--config.{path}", name, list(config))
         config = config[name]
 
 

@@ -8,83 +8,12 @@ Probabilities are kept as logarithms and `-inf` is an exact zero. Two ideas carr
   `exp_difference`, `exp_difference_2`).
 """
 
-import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-
-# ---------------------------------------------------------------------------------------- inputs
-
-
-def as_float(name: str, x: ArrayLike) -> Array:
-    """`x` as an array of float32 or float64; half precision is widened, other types are refused."""
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{name} must be a floating-point array, got dtype {x.dtype}")
-    return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
-
-
-def same_shape(**arrays: Array) -> None:
-    """Refuses arrays of different shapes, naming them."""
-    shapes = {name: tuple(x.shape) for name, x in arrays.items()}
-    if len(set(shapes.values())) > 1:
-        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"{' and '.join(shapes)} must have the same shape, got {found}")
-
-
-def alike(**arrays: ArrayLike) -> list[Array]:
-    """Arrays of one shape in the widest of their precisions, in the order of the names."""
-    arrays = {name: as_float(name, x) for name, x in arrays.items()}
-    same_shape(**arrays)
-    dtype = functools.reduce(jnp.promote_types, (x.dtype for x in arrays.values()))
-    return [x.astype(dtype) for x in arrays.values()]
-
-
-def in_range(name: str, x: ArrayLike, low: float, high: float, allowed: str) -> ArrayLike:
-    """Refuses a value outside the open interval (low, high); traced values pass unchecked."""
-    if isinstance(x, jax.core.Tracer):
-        return x
-    value = np.asarray(x)
-    if value.dtype.kind not in "fiu" or not np.all((value > low) & (value < high)):
-        raise ValueError(f"{name} must be {allowed}, got {x}")
-    return x
-
-
-def logits_pair(
-    p_logits: ArrayLike, q_logits: ArrayLike, axis: int, where: ArrayLike | None
-) -> tuple[Array, Array]:
-    """Two checked arrays of logits with the categories last and masked categories at `-inf`.
-
-    A row with nothing left by `where` becomes twice the same distribution, so that every
-    divergence of it is 0 and so is its gradient.
-    """
-    p_logits, q_logits = as_float("p_logits", p_logits), as_float("q_logits", q_logits)
-    same_shape(p_logits=p_logits, q_logits=q_logits)
-    if p_logits.ndim == 0:
-        raise ValueError("p_logits must have an axis of categories, got a scalar")
-    if not -p_logits.ndim <= axis < p_logits.ndim:
-        raise ValueError(f"axis must be within shape {tuple(p_logits.shape)}, got {axis}")
-    dtype = jnp.promote_types(p_logits.dtype, q_logits.dtype)
-    p_logits, q_logits = p_logits.astype(dtype), q_logits.astype(dtype)
-    if where is not None:
-        where = jnp.asarray(where)
-        if where.dtype != jnp.bool_:
-            raise TypeError(f"where must be a boolean array, got dtype {where.dtype}")
-        where = jnp.broadcast_to(where, p_logits.shape)
-        empty = ~jnp.any(where, axis=axis, keepdims=True)
-        p_logits, q_logits = (
-            jnp.where(empty, 0, jnp.where(where, logits, -jnp.inf))
-            for logits in (p_logits, q_logits)
-        )
-    if p_logits.shape[axis] == 0:
-        raise ValueError(f"axis {axis} must have at least one category, got shape {p_logits.shape}")
-    return jnp.moveaxis(p_logits, axis, -1), jnp.moveaxis(q_logits, axis, -1)
-
 
 # ------------------------------------------------------------------------------ log-probabilities
 
@@ -299,35 +228,3 @@ def _log_wright_omega_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
     y = log_wright_omega(x)
     return y, dx / (1 + jnp.exp(y))
-
-
-def bracketed_newton(f: Callable[[Array], Array], start: Array, low: Array, high: Array):
-    """The root of an increasing f in [low, high]: Newton's step where it helps, else bisection.
-
-    A step has to stay inside the bracket, and the one before must have halved |f|. All rows of
-    the batch step together until the last one rests. For `jax.lax.custom_root` it returns the root
-    and, as floats, `|expm1(f)|` there, the iterations, and which rows came to rest.
-    """
-    resolution = 4 * jnp.finfo(start.dtype).eps
-
-    def unfinished(state):
-        *_, resting, iteration = state
-        return ~jnp.all(resting) & (iteration < 200)
-
-    def step(state):
-        x, low, high, previous, resting, iteration = state
-        value, slope = jax.jvp(f, (x,), (jnp.ones_like(x),))
-        low, high = jnp.where(value < 0, x, low), jnp.where(value > 0, x, high)
-        newton = x - value / slope
-        scale = resolution * jnp.maximum(jnp.abs(x), 1)
-        resting |= (jnp.abs(newton - x) <= scale) | (high - low <= scale)
-        usable = (newton > low - scale) & (newton < high + scale)
-        usable &= jnp.abs(value) <= previous / 2
-        inner = jnp.clip(newton, low + scale / 2, high - scale / 2)
-        moved = jnp.where(usable, inner, (low + high) / 2)
-        return jnp.where(resting, x, moved), low, high, jnp.abs(value), resting, iteration + 1
-
-    never = jnp.zeros(start.shape, bool)
-    state = start, low, high, jnp.full_like(start, jnp.inf), never, jnp.zeros((), jnp.int32)
-    x, *_, resting, iterations = jax.lax.while_loop(unfinished, step, state)
-    return x, (jnp.abs(jnp.expm1(f(x))), iterations.astype(x.dtype), resting.astype(x.dtype))

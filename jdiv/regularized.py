@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics
+from jdiv import checks, numerics, roots
 from jdiv.divergences import categorical, generators
 from jdiv.divergences.generators import KL, Generator, TotalVariation
 
@@ -59,12 +59,12 @@ def greedy(
     """
     if not isinstance(generator, Generator):
         raise TypeError(f"generator must be a row of generators.TABLE, got {generator!r}")
-    values = numerics.as_float("values", values)
-    ref_logits = numerics.as_float("ref_logits", ref_logits)
-    numerics.same_shape(values=values, ref_logits=ref_logits)
+    values = checks.as_float("values", values)
+    ref_logits = checks.as_float("ref_logits", ref_logits)
+    checks.same_shape(values=values, ref_logits=ref_logits)
     if values.ndim == 0 or values.shape[-1] == 0:
         raise ValueError(f"values must have at least one action, got shape {tuple(values.shape)}")
-    numerics.in_range("temperature", temperature, 0, jnp.inf, "positive and finite")
+    checks.positive("temperature", temperature)
     dtype = jnp.promote_types(values.dtype, ref_logits.dtype)
     values, temperature = values.astype(dtype), jnp.asarray(temperature, dtype)
     if temperature.shape not in ((), values.shape[:-1]):
@@ -111,7 +111,7 @@ _value = jax.custom_jvp(_payoff)
 def _value_jvp(primals, tangents):
     """The envelope theorem: at the optimum the policy counts as a constant."""
     *inputs, log_policy, log_ratio = primals
-    at_policy = lambda *inputs: _payoff(*inputs, log_policy, log_ratio)  # noqa: E731
+    at_policy = lambda *inputs: _payoff(*inputs, log_policy, log_ratio)
     return jax.jvp(at_policy, tuple(inputs), tuple(tangents[:4]))
 
 
@@ -166,19 +166,12 @@ def _solve(generator: Generator, scaled: Array, log_ref: Array):
     high = -jax.nn.logsumexp(jnp.where(best, log_ref, -jnp.inf), axis=-1)
     start = -jax.nn.logsumexp(log_ref + scaled, axis=-1)  # the answer for KL
     low, high, start = jax.lax.stop_gradient((low, jnp.maximum(high, 0), start))
-    top, (residual, iterations, converged) = jax.lax.custom_root(
-        log_total,
-        jnp.clip(start, low, high),
-        lambda f, start: numerics.bracketed_newton(f, start, low, high),
-        lambda g, y: y / g(jnp.ones_like(y)),
-        has_aux=True,
-    )
+    top, *evidence = roots.implicit(log_total, jnp.clip(start, low, high), low, high)
     log_ratio = log_ratios(top) + _below_resolution(log_ratios, log_total, top)
     log_ratio -= jax.nn.logsumexp(jnp.where(supported, log_ref + log_ratio, -jnp.inf), axis=-1)[
         ..., None
     ]
-    evidence = residual, iterations.astype(jnp.int32), converged > 0
-    return log_ratio, generator.slope(top), *jax.lax.stop_gradient(evidence)
+    return log_ratio, generator.slope(top), *evidence
 
 
 def _below_resolution(log_ratios, log_total, top: Array) -> Array:
@@ -219,13 +212,13 @@ def greedy_between(
     if isinstance(generator, TotalVariation):
         raise TypeError("generator must have a slope with an inverse, got total_variation")
     for name, weight in (("to_reference", to_reference), ("to_previous", to_previous)):
-        numerics.in_range(name, weight, 0, jnp.inf, "positive and finite")
-    values = numerics.as_float("values", values)
+        checks.positive(name, weight)
+    values = checks.as_float("values", values)
     anchors = [
-        numerics.log_softmax(numerics.as_float(name, logits).astype(values.dtype))
+        numerics.log_softmax(checks.as_float(name, logits).astype(values.dtype))
         for name, logits in (("ref_logits", ref_logits), ("previous_logits", previous_logits))
     ]
-    numerics.same_shape(values=values, ref_logits=anchors[0], previous_logits=anchors[1])
+    checks.same_shape(values=values, ref_logits=anchors[0], previous_logits=anchors[1])
     weights = [jnp.asarray(weight, values.dtype) for weight in (to_reference, to_previous)]
     total = weights[0] + weights[1]
     if isinstance(generator, KL):
@@ -251,12 +244,7 @@ def greedy_between(
             ]
             return jnp.where(kept, parts[0] + parts[1] - slope, x)
 
-        found = jax.lax.custom_root(
-            excess,
-            (ends[0] + ends[1]) / 2,
-            lambda f, start: numerics.bracketed_newton(f, start, *ends)[0],
-            lambda g, y: y / g(jnp.ones_like(y)),
-        )
+        found = roots.implicit(excess, (ends[0] + ends[1]) / 2, *ends).x
         return jnp.where(kept, found, jnp.where(supported & (alone > 0), jnp.inf, -jnp.inf))
 
     def missing(normaliser):
@@ -268,13 +256,7 @@ def greedy_between(
     half = generator.slope(jnp.full_like(low, -jnp.log(2.0)))
     high = jnp.max(jnp.where(supported, values, -jnp.inf), axis=-1) - total * half
     low, high = jax.lax.stop_gradient((low, high))
-    normaliser, (residual, iterations, converged) = jax.lax.custom_root(
-        missing,
-        (low + high) / 2,
-        lambda f, start: numerics.bracketed_newton(f, start, low, high),
-        lambda g, y: y / g(jnp.ones_like(y)),
-        has_aux=True,
-    )
+    normaliser, *evidence = roots.implicit(missing, (low + high) / 2, low, high)
     policy = numerics.log_softmax(log_policy(normaliser))
     fixed = jax.lax.stop_gradient(policy)  # the envelope theorem
     payoff = jnp.sum(jnp.exp(fixed) * jnp.where(supported, values, 0), axis=-1)
@@ -286,9 +268,7 @@ def greedy_between(
         log_policy=policy,
         value=payoff - costs[0] - costs[1],
         normaliser=normaliser,
-        residual=jax.lax.stop_gradient(residual),
-        iterations=jax.lax.stop_gradient(iterations).astype(jnp.int32),
-        converged=jax.lax.stop_gradient(converged) > 0,
+        **dict(zip(("residual", "iterations", "converged"), evidence, strict=True)),
     )
 
 
@@ -316,7 +296,7 @@ def fenchel_young(
     """
     best = greedy(values, ref_logits, temperature, generator).value
     cost = categorical.f_divergence(generator, target_logits, ref_logits)
-    target = jnp.exp(numerics.log_softmax(numerics.as_float("target_logits", target_logits)))
+    target = jnp.exp(numerics.log_softmax(checks.as_float("target_logits", target_logits)))
     payoff = jnp.sum(jnp.where(target > 0, target * values, 0), axis=-1)
     return best - payoff + temperature * cost
 
@@ -332,7 +312,7 @@ def entmax(scores: ArrayLike, *, alpha: ArrayLike = 1.5) -> Array:
 
     Reference: Peters, Niculae and Martins 2019 (arXiv:1905.05702), equation 10.
     """
-    scores = numerics.as_float("scores", scores)
+    scores = checks.as_float("scores", scores)
     return jnp.exp(greedy(*_tsallis_entropy(scores, alpha)).log_policy)
 
 
@@ -343,7 +323,7 @@ def entmax_loss(scores: ArrayLike, target_logits: ArrayLike, *, alpha: ArrayLike
 
     Reference: Peters, Niculae and Martins 2019 (arXiv:1905.05702), section 4.1.
     """
-    scores = numerics.as_float("scores", scores)
+    scores = checks.as_float("scores", scores)
     _, uniform, temperature, generator = _tsallis_entropy(scores, alpha)
     return fenchel_young(scores, target_logits, uniform, temperature, generator)
 
@@ -361,6 +341,6 @@ def sparsemax(scores: ArrayLike) -> Array:
 
 def _tsallis_entropy(scores: Array, alpha: ArrayLike):
     """Arguments of `greedy` whose divergence is minus Tsallis' entropy, up to a constant."""
-    numerics.in_range("alpha", alpha, 0, jnp.inf, "positive and finite")
+    checks.positive("alpha", alpha)
     temperature = jnp.asarray(scores.shape[-1], scores.dtype) ** (1 - jnp.asarray(alpha))
     return scores, jnp.zeros_like(scores), temperature, generators.alpha(alpha)

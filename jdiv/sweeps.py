@@ -5,13 +5,14 @@ advance together along one dimension. An axis is *traced* if its labels are numb
 takes as an argument; points that agree in all other axes, the *static* ones, form a group.
 """
 
-import difflib
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from jdiv.checks import known
 
 Label = bool | int | float | str
 
@@ -170,12 +171,3 @@ def groups(sweep: Sweep, traced: Collection[str]) -> list[Group]:
 def size(sweep: Sweep) -> int:
     """How many points there are."""
     return math.prod(sweep.shape)
-
-
-def known(where: str, name: str, allowed: Collection[str]) -> None:
-    """Refuses a name that is not there, in one line with the near matches."""
-    if name in allowed:
-        return
-    near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(allowed)}"
-    raise ValueError(f"{where}: no {name!r}{hint}")

@@ -28,7 +28,7 @@ def test_the_gradient_of_an_averaged_loss_would_be_wrong():
     """Why `mean_grads` exists: every device keeps its own gradient, and nothing says so."""
 
     def step(weight, x):
-        averaged = lambda weight: jax.lax.pmean(loss(weight, x), parallel.BATCH)  # noqa: E731
+        averaged = lambda weight: jax.lax.pmean(loss(weight, x), parallel.BATCH)
         return weight - jax.grad(averaged)(weight)
 
     x = np.arange(16.0)

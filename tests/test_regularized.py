@@ -37,7 +37,7 @@ def solver(name):
 @functools.cache
 def gradients_of_value(name):
     """By values, reference and temperature."""
-    value = lambda *x: regularized.greedy(*x, row(name)).value  # noqa: E731
+    value = lambda *x: regularized.greedy(*x, row(name)).value
     return jax.jit(jax.grad(value, (0, 1, 2)))
 
 
@@ -399,7 +399,7 @@ def test_fenchel_young_loss_of_every_generator(name):
 
     @jax.jit
     def loss_and_gradient(scores, target):
-        f = lambda v: regularized.fenchel_young(v, target, even, 0.7, row(name))  # noqa: E731
+        f = lambda v: regularized.fenchel_young(v, target, even, 0.7, row(name))
         value, pullback = jax.vjp(f, scores)
         return value, pullback(jnp.ones(20))[0]
 

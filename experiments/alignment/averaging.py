@@ -75,7 +75,7 @@ def train(config: ConfigDict, reward: Array, follow: Array, start: Array, key: A
         penalty = config.beta * (log_policy - jax.nn.log_softmax(anchor))
         paid = (reward - penalty)[taken] + noise
         advantage = paid - distributional.mean_of_others(paid)
-        surrogate = lambda x: jnp.mean(advantage * jax.nn.log_softmax(x)[taken])  # noqa: E731
+        surrogate = lambda x: jnp.mean(advantage * jax.nn.log_softmax(x)[taken])
         logits += config.rate * jax.grad(surrogate)(logits)
         return (logits, averaging.interpolate(anchor, logits, follow)), None
 
@@ -90,7 +90,7 @@ def lengths(config: ConfigDict) -> Array:
     shares, first = jnp.array(config.shares), jnp.array([1.0, 0.0])
 
     def along(way):
-        of_end = lambda end: jax.vmap(lambda s: jnp.linalg.norm(way(first, end, s)))(shares)  # noqa: E731
+        of_end = lambda end: jax.vmap(lambda s: jnp.linalg.norm(way(first, end, s)))(shares)
         return jax.vmap(of_end)(ends)
 
     return jnp.stack([along(averaging.slerp), along(averaging.interpolate)])
@@ -113,7 +113,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     models = jax.vmap(fit, (0, None, 0))(follow, start, seeds[jnp.array([0, 1, 2, 3, 0])])
 
     shares = jnp.array(config.shares)
-    line = lambda end: jax.vmap(lambda s: averaging.interpolate(start, end, s))(shares)  # noqa: E731
+    line = lambda end: jax.vmap(lambda s: averaging.interpolate(start, end, s))(shares)
     first, pairs = models[:4], models[:4].reshape(2, 2, -1)
     merge = jax.vmap(functools.partial(averaging.merge, start))
     ends = {

@@ -78,16 +78,16 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     posterior = jnp.where(beta > 0, log_ref + reward / safe, log_ref)
     posterior = jnp.where((beta > 0) | (reward == jnp.max(reward)), posterior, -jnp.inf)
     target = jax.nn.log_softmax(posterior)
-    of_logits = lambda x: objective(jax.nn.log_softmax(x), log_ref, reward, beta)  # noqa: E731
+    of_logits = lambda x: objective(jax.nn.log_softmax(x), log_ref, reward, beta)
 
     def stretch(logits, steps):
-        ascend = lambda _, x: x + config.rate * jax.grad(of_logits)(x)  # noqa: E731
+        ascend = lambda _, x: x + config.rate * jax.grad(of_logits)(x)
         return (after := jax.lax.fori_loop(0, steps, ascend, logits)), after
 
     lengths = jnp.array(np.diff(moments(config)), jnp.int32)
     _, path = jax.lax.scan(stretch, log_ref, lengths)
     path = jax.nn.log_softmax(jnp.concatenate([log_ref[None], path]))
-    everywhere = lambda x: jnp.broadcast_to(x, path.shape)  # noqa: E731
+    everywhere = lambda x: jnp.broadcast_to(x, path.shape)
     # Towards a point mass KL(pi‖pi*) is infinite all along; the other direction is not.
     first, second = (jnp.where(beta > 0, x, y) for x, y in ((path, target), (target, path)))
     return {

@@ -112,7 +112,7 @@ def each_row(f, names: tuple, *arguments: Array):
     parts, order = [], []
     for kind in dict.fromkeys(map(type, rows)):
         places = [i for i, row in enumerate(rows) if type(row) is kind]
-        stack = lambda *x: jnp.stack([jnp.asarray(v, jnp.result_type(float)) for v in x])  # noqa: E731
+        stack = lambda *x: jnp.stack([jnp.asarray(v, jnp.result_type(float)) for v in x])
         stacked = jax.tree.map(stack, *[rows[i] for i in places])
         parts.append(jax.vmap(f)(stacked, *(x[np.array(places)] for x in arguments)))
         order += places
@@ -126,7 +126,7 @@ def expected_losses(generator, logits: Array, log_target: Array, log_proposal: A
     log_pi, log_p, log_other = (x[..., pairs] for x in (log_policy, log_target, log_proposal))
     rewards = distributional.pseudo_reward(log_pi, log_p, generator)
     own = jnp.mean(rewards, axis=-1, keepdims=True)
-    of = lambda name: jnp.array([how == name for how in HOW])[None, :, None, None]  # noqa: E731
+    of = lambda name: jnp.array([how == name for how in HOW])[None, :, None, None]
     log_q = jnp.where(of("proposal"), log_other, log_pi)
     baseline = jnp.where(of("constant"), 0.7, 0.0)
     baseline = jnp.where(of("others"), distributional.mean_of_others(rewards), baseline)
@@ -238,7 +238,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     policies = flow(config, start, features, base, target)
 
     # All that a row has to be evaluated at, in one program.
-    pad = lambda x: jnp.pad(x, ((0, 0), (0, PLACES - logits.size)), constant_values=-jnp.inf)  # noqa: E731
+    pad = lambda x: jnp.pad(x, ((0, 0), (0, PLACES - logits.size)), constant_values=-jnp.inf)
     ends = policies[-1, :, 1:].reshape(-1, PLACES)
     t = jnp.concatenate([jnp.array(LOG_RATIOS), jax.nn.log_softmax(logits) - log_target])
     each_how = [jnp.repeat(x[:, None], len(HOW), axis=1) for x in cases]
@@ -249,7 +249,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
             pad(cases[1]),
             *(x + jnp.zeros_like(y) for x, y in ((target[1:2], ends), (target[:1], path))),
         ]
-        divergence = lambda x: divergences.f_divergence(row, x, jnp.concatenate(towards))  # noqa: E731
+        divergence = lambda x: divergences.f_divergence(row, x, jnp.concatenate(towards))
         value, pull = jax.vjp(divergence, at)
         gradient = pull(jnp.ones_like(value))[0][: config.cases, : logits.size]
         rewards = distributional.pseudo_reward(t, jnp.where(t == jnp.inf, -jnp.inf, 0), row)
@@ -385,7 +385,7 @@ def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
     order = ["neyman_chi2", "reverse_kl", "squared_hellinger", "kl", "pearson_chi2"]
     order = [swapped(config, name) for name in order if name in config.rows]
     trade = results.sel(beta=BETA, row=order)
-    ratio = lambda name: float(np.divide(*first.variance.sel(row=name)[::-1]))  # noqa: E731
+    ratio = lambda name: float(np.divide(*first.variance.sel(row=name)[::-1]))
     cross = results.cross.sel(beta=BETA).transpose("row", "of").values
     led = [config.rows.index(swapped(config, name)) for name in config.rows]
     excess = cross[np.arange(len(led)), led] - cross.min(axis=1)

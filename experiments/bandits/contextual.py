@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from experiments.claims import Claim
 from experiments.plots import COLOURS, Picture
-from jdiv import sweeps
+from jdiv import checks
 from jdiv.bandits import contextual
 
 TRACED = ("seed",)
@@ -72,11 +72,11 @@ def coordinates(config: ConfigDict) -> dict[str, object]:
 
 def validate(config: ConfigDict, point: dict) -> None:
     """Refuses names that the claims cannot take, and losses out of range."""
-    sweeps.known("config.claims.fast", config.claims.fast, LEARNERS)
+    checks.known("config.claims.fast", config.claims.fast, LEARNERS)
     for name in config.claims.others:
-        sweeps.known("config.claims.others", name, LEARNERS)
+        checks.known("config.claims.others", name, LEARNERS)
     for field in ("online", "hybrid"):
-        sweeps.known(f"config.claims.{field}", config.claims[field], (*STARTS, "offline"))
+        checks.known(f"config.claims.{field}", config.claims[field], (*STARTS, "offline"))
     if 0 not in config.best_losses or not all(0 <= loss <= 0.3 for loss in config.best_losses):
         raise ValueError(
             "config.best_losses must have 0, and be between 0 and 0.3, got"

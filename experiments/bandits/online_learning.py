@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from experiments.claims import Claim
 from experiments.plots import COLOURS, Picture
-from jdiv import sweeps
+from jdiv import checks
 from jdiv.bandits import adversarial
 
 TRACED = ("seed",)
@@ -85,7 +85,7 @@ def validate(config: ConfigDict, point: dict) -> None:
         ("descent", DESCENTS), ("case", CASES), ("noisy", CASES), ("turning", CASES),
         ("paid", PAID), ("broken", PAID), ("step", UPDATES),
     ):  # fmt: skip
-        sweeps.known(f"config.claims.{field}", config.claims[field], known)
+        checks.known(f"config.claims.{field}", config.claims[field], known)
     if config.claims.rate not in RATES:
         raise ValueError(
             f"config.claims.rate must be {RATES[0]} or {RATES[1]}, got {config.claims.rate}"

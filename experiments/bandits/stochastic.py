@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from experiments.claims import Claim
 from experiments.plots import COLOURS, Picture
-from jdiv import sweeps
+from jdiv import checks
 from jdiv.bandits import index
 from jdiv.divergences import categorical
 
@@ -62,9 +62,9 @@ def coordinates(config: ConfigDict) -> dict[str, object]:
 
 def validate(config: ConfigDict, point: dict) -> None:
     """Refuses unknown names, and a sweep without what the claims compare."""
-    sweeps.known("config.sweep.policy", point["policy"], POLICIES)
-    sweeps.known("config.sweep.instance", point["instance"], INSTANCES)
-    sweeps.known("config.claims.constant", config.claims.constant, ("constant", "reversed"))
+    checks.known("config.sweep.policy", point["policy"], POLICIES)
+    checks.known("config.sweep.instance", point["instance"], INSTANCES)
+    checks.known("config.claims.constant", config.claims.constant, ("constant", "reversed"))
     if point["confidence"] <= 0:
         raise ValueError(f"config.sweep.confidence must be positive, got {point['confidence']}")
     if (

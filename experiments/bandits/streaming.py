@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from experiments.claims import Claim
 from experiments.plots import COLOURS, GREY, Picture
-from jdiv import sweeps
+from jdiv import checks
 from jdiv.bandits import streaming
 
 TRACED = ("factor", "seed")
@@ -53,9 +53,9 @@ def coordinates(config: ConfigDict) -> dict[str, object]:
 
 def validate(config: ConfigDict, point: dict) -> None:
     """Refuses sizes without a log log, and sweeps without those of the reference."""
-    sweeps.known("config.claims.commit", config.claims.commit, ("chosen", "random"))
+    checks.known("config.claims.commit", config.claims.commit, ("chosen", "random"))
     for name in ("right", "recharged", "released"):
-        sweeps.known(f"config.claims.{name}", config.claims[name], RULES)
+        checks.known(f"config.claims.{name}", config.claims[name], RULES)
     if point["arms"] < 3 or not set(UNIFORM) & set(config.sweep.arms):
         raise ValueError(
             f"config.sweep.arms must be at least 3 and have 200 or 500, got {config.sweep.arms}"

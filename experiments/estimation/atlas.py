@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments.claims import Claim
 from experiments.plots import COLOURS, GREY, Picture
-from jdiv import divergences, generators, sweeps
+from jdiv import checks, divergences, generators
 
 TRACED = ()
 DIMS = {
@@ -69,8 +69,8 @@ def validate(config: ConfigDict, point: dict) -> None:
     """Refuses unknown rows and curves without points."""
     if config.points < 3:
         raise ValueError(f"config.points must be at least 3, got {config.points}")
-    sweeps.known("config.claims.inverse_of", config.claims.inverse_of, INVERSES)
-    sweeps.known("config.claims.equal", config.claims.equal, ("equal", "location"))
+    checks.known("config.claims.inverse_of", config.claims.inverse_of, INVERSES)
+    checks.known("config.claims.equal", config.claims.equal, ("equal", "location"))
     if not all(0 < q < 1 for q in config.bernoulli_references):
         raise ValueError(
             f"config.bernoulli_references must be in (0, 1), got {config.bernoulli_references}"

@@ -22,8 +22,8 @@ from ml_collections import ConfigDict
 
 from experiments.claims import Claim
 from experiments.plots import COLOURS, Picture
+from jdiv import checks, estimators
 from jdiv import divergences as dv
-from jdiv import estimators, sweeps
 from jdiv.divergences import gaussian
 
 TRACED = ("seed",)
@@ -116,7 +116,7 @@ def coordinates(config: ConfigDict) -> dict[str, list]:
 
 def validate(config: ConfigDict, point: dict) -> None:
     """Refuses unknown names, and bandwidths that no kernel has."""
-    sweeps.known("config.direction", config.direction, ("reverse", "forward"))
+    checks.known("config.direction", config.direction, ("reverse", "forward"))
     for name in ("bandwidth", "learning_rate", "gaussian_learning_rate"):
         if not config[name] > 0:
             raise ValueError(f"config.{name} must be positive, got {config[name]}")

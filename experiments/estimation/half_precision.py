@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from experiments.claims import Claim
 from experiments.plots import Picture
-from jdiv import divergences, sweeps
+from jdiv import checks, divergences
 
 TRACED = ("acceptance", "seed")
 DIVERGENCES = ("kl", "reverse_kl", "total_variation")
@@ -119,8 +119,8 @@ def coordinates(config: ConfigDict) -> dict[str, list]:
 
 def validate(config: ConfigDict, point: dict) -> None:
     """Refuses unknown implementations, sizes and acceptance rates."""
-    sweeps.known("config.implementation", config.implementation, ("library", "naive", "optax"))
-    sweeps.known("config.compared", config.compared, ("naive", "library"))
+    checks.known("config.implementation", config.implementation, ("library", "naive", "optax"))
+    checks.known("config.compared", config.compared, ("naive", "library"))
     for field in ("vocabulary", "equal_vocabulary"):
         if config[field] < 2:
             raise ValueError(f"config.{field} must be at least 2, got {config[field]}")

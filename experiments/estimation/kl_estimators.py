@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments.claims import Claim
 from experiments.plots import COLOURS, Picture
-from jdiv import divergences, estimators, generators, numerics, sweeps
+from jdiv import checks, divergences, estimators, generators, numerics
 from jdiv.divergences import gaussian
 
 TRACED = ("shift", "seed")
@@ -138,10 +138,10 @@ def coordinates(config: ConfigDict) -> dict[str, list]:
 def validate(config: ConfigDict, point: dict) -> None:
     """Refuses unknown names, sizes out of range, and sweeps without the published shifts."""
     sides = coordinates(config)["side"]
-    sweeps.known("config.claims.sampled_from", config.claims.sampled_from, sides)
+    checks.known("config.claims.sampled_from", config.claims.sampled_from, sides)
     for field in ("exact", "numbers"):
         for name in config.claims[field]:
-            sweeps.known(f"config.claims.{field}", name, LOSSES)
+            checks.known(f"config.claims.{field}", name, LOSSES)
     if config.actions < 2:
         raise ValueError(f"config.actions must be at least 2, got {config.actions}")
     if config.samples < 2:

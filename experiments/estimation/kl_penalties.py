@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from experiments.claims import Claim
 from experiments.plots import COLOURS, Picture
-from jdiv import divergences, estimators, numerics, sweeps
+from jdiv import checks, divergences, estimators, numerics
 
 TRACED = ("seed",)
 _TABLE, _DESCENT = ("estimator", "placement"), ("loss",)
@@ -154,14 +154,14 @@ def coordinates(config: ConfigDict) -> dict[str, list]:
 
 def validate(config: ConfigDict, point: dict) -> None:
     """Refuses unknown names and sizes, and sweeps without the published draw."""
-    sweeps.known("config.sampled_from", config.sampled_from, ("policy", "reference"))
-    sweeps.known("config.mean_over", config.mean_over, ("length", "longest"))
+    checks.known("config.sampled_from", config.sampled_from, ("policy", "reference"))
+    checks.known("config.mean_over", config.mean_over, ("length", "longest"))
     if not 0 <= config.rate < np.inf:
         raise ValueError(f"config.rate must be finite and at least 0, got {config.rate}")
     for field in ("audited", "right", "still"):
-        sweeps.known(f"config.claims.{field}", config.claims[field], coordinates(config)["loss"])
+        checks.known(f"config.claims.{field}", config.claims[field], coordinates(config)["loss"])
     for field in ("exact_k2", "inexact_k2"):
-        sweeps.known(f"config.claims.{field}", config.claims[field], PLACEMENTS)
+        checks.known(f"config.claims.{field}", config.claims[field], PLACEMENTS)
     if min(config.sweep.seed) < 0 or 0 not in config.sweep.seed:
         raise ValueError(
             "config.sweep.seed must have 0, the published draw, and none below,"

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from experiments.claims import Claim
 from experiments.plots import COLOURS, GREY, Picture
-from jdiv import estimators, generators, sweeps
+from jdiv import checks, estimators, generators
 
 TRACED = ("seed",)
 
@@ -173,9 +173,9 @@ def critic(kind: str, parameters: Any, x: Array, y: Array) -> Array:
 
 def validate(config: ConfigDict, point: dict) -> None:
     """Refuses unknown names, and sizes that make no bound."""
-    sweeps.known("config.sweep.estimator", point["estimator"], BOUNDS)
-    sweeps.known("config.sweep.critic", point["critic"], CRITICS)
-    sweeps.known("config.partition", config.partition, PARTITIONS)
+    checks.known("config.sweep.estimator", point["estimator"], BOUNDS)
+    checks.known("config.sweep.critic", point["critic"], CRITICS)
+    checks.known("config.partition", config.partition, PARTITIONS)
     for name, least in (("pairs", 2), ("dimension", 1), ("hidden", 1), ("embedding", 1)):
         if config[name] < least:
             raise ValueError(f"config.{name} must be at least {least}, got {config[name]}")

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments.claims import Claim
 from experiments.plots import COLOURS, Picture
-from jdiv import estimators, sweeps
+from jdiv import checks, estimators
 from jdiv.divergences import gaussian
 from jdiv.estimators import kernels
 
@@ -85,7 +85,7 @@ def coordinates(config: ConfigDict) -> dict[str, list]:
 
 def validate(config: ConfigDict, point: dict) -> None:
     """Refuses names that are unknown and sizes that are too small, or lack the reference's."""
-    sweeps.known("config.estimator", config.estimator, ESTIMATORS)
+    checks.known("config.estimator", config.estimator, ESTIMATORS)
     if point["dimension"] < 1:
         raise ValueError(f"config.sweep.dimension must be at least 1, got {point['dimension']}")
     if not {1, 5} <= set(config.neighbours) or min(config.neighbours) < 1:

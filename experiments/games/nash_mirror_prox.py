@@ -93,7 +93,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
 
     def two(step, **sizes):
         """Two iterations, so that each takes two queries."""
-        once = lambda x: step(x, game, log_ref, **sizes)  # noqa: E731
+        once = lambda x: step(x, game, log_ref, **sizes)
         return lambda x: once(once(x))
 
     steps = (

@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 
 from experiments.claims import Claim
 from experiments.plots import Picture
+from jdiv.checks import known
 from jdiv.mdp import environments, operators, value_iteration
-from jdiv.sweeps import known
 
 TRACED = ("alpha", "seed")
 DIMS = {"ratio": ("state",)}
@@ -74,7 +74,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     @jax.vmap
     def fixed_point(alpha: Array) -> Array:
         scheme = make(alpha, config.temperature / (1 - alpha))
-        nothing = lambda at: None  # noqa: E731
+        nothing = lambda at: None
         return value_iteration.run(mdp, scheme, config.iterations, measure=nothing).last.q
 
     q, plain = fixed_point(jnp.stack([alpha, jnp.zeros_like(alpha)]))

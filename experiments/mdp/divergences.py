@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 from experiments.claims import Claim
 from experiments.plots import COLOURS, Picture
 from jdiv import divergences, generators
+from jdiv.checks import known
 from jdiv.mdp import environments, model, operators, value_iteration
-from jdiv.sweeps import known
 
 TRACED = ("temperature", "seed")
 DIMS = {"policy": ("action",)}

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from experiments.claims import Claim
 from experiments.plots import COLOURS, Picture
 from jdiv import generators
+from jdiv.checks import known
 from jdiv.mdp import environments, operators, value_iteration
-from jdiv.sweeps import known
 
 TRACED = ("variant", "rate", "growth", "entropy", "seed")
 DIMS = {"gap": ("iteration",)}

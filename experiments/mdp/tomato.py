@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 from experiments.claims import Claim
 from experiments.plots import GREY, Picture
 from jdiv import generators
+from jdiv.checks import known
 from jdiv.mdp import model, occupancy
 from jdiv.mdp.tomato import BOARDS, tomato
-from jdiv.sweeps import known
 
 TRACED = ("coefficient",)
 DIMS = dict.fromkeys(("random_gain", "random_bound", "random_unpaid", "random_swapped"), ("draw",))
@@ -81,7 +81,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     else:
         row = generators.get(point["divergence"])
         solved = occupancy.regularised(sensed, log_reference, coefficient, row)
-    returns = lambda mass: jnp.sum(mass[None] * rewards, axis=(-2, -1))  # noqa: E731
+    returns = lambda mass: jnp.sum(mass[None] * rewards, axis=(-2, -1))
     (best_true, _), (hacked_true, hacked_proxy) = map(returns, others)
     reached = returns(model.occupancy(true, solved.policy))
     numbers = {

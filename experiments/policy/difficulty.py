@@ -138,7 +138,7 @@ def _betabinomial(config: ConfigDict) -> dict[str, float]:
     pair = after / (total * (total + 1))
     kept = pmf * ((mean >= 0.2) & (mean <= 0.8))
     signal = mean * (1 - mean)
-    of = lambda w, x: float(w @ x / w.sum())  # noqa: E731
+    of = lambda w, x: float(w @ x / w.sum())
     return {
         "kept": float(kept.sum()),
         "signal": of(kept, signal) / of(pmf, signal),

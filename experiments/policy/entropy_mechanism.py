@@ -176,7 +176,7 @@ def sampled(config: ConfigDict, key: Array) -> dict[str, Array]:
             below = jnp.cumsum(jnp.exp(log_policy), axis=-1)[:, None, :-1] < drawn[0][..., None]
             taken = jnp.sum(below, axis=-1)
             advantages = group.grpo_advantages(reward[taken])
-            take = lambda x: jnp.take_along_axis(x, taken, axis=-1)  # noqa: E731
+            take = lambda x: jnp.take_along_axis(x, taken, axis=-1)
             old = take(log_policy)
 
             def inner(change: Array, key: Array):

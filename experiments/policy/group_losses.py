@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 from experiments.claims import Claim
 from experiments.estimation import kl_penalties as language
 from experiments.plots import COLOURS, Picture
+from jdiv.checks import known
 from jdiv.policy import exploration, group
 from jdiv.policy import regularized_gradient as rpg
-from jdiv.sweeps import known
 
 TRACED = ("seed", "sign")
 DIMS = {
@@ -154,7 +154,7 @@ def expected(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         return -jnp.stack(found)
 
     gradients = jax.jacrev(losses)(policy).reshape(len(RECIPES), -1)
-    objective = lambda logits: jnp.exp(language.log_sequences(logits)) @ rewards  # noqa: E731
+    objective = lambda logits: jnp.exp(language.log_sequences(logits)) @ rewards
     true = jax.grad(objective)(policy).ravel()
     size, length = jnp.linalg.norm(true), jnp.linalg.norm(gradients, axis=1)
     along = gradients @ true

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from experiments.claims import Claim
 from experiments.plots import COLOURS, Picture
 from jdiv import divergences, generators, regularized
-from jdiv.sweeps import known
+from jdiv.checks import known
 
 TRACED = ("beta", "seed", "variant")
 SAMPLING = ("exact", "policy", "reference")

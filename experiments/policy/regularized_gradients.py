@@ -23,10 +23,10 @@ from experiments.claims import Claim
 from experiments.estimation import kl_penalties as language
 from experiments.plots import COLOURS, Picture
 from jdiv import generators, numerics, regularized
+from jdiv.checks import known
 from jdiv.divergences import categorical
 from jdiv.policy import group
 from jdiv.policy import regularized_gradient as rpg
-from jdiv.sweeps import known
 
 TRACED = ("seed", "variant", "sign", "weighted")
 _TABLE = ("estimator", "samples", "placement")

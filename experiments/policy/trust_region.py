@@ -22,10 +22,10 @@ from ml_collections import ConfigDict
 from experiments.claims import Claim
 from experiments.plots import COLOURS, Picture
 from jdiv import generators, numerics
+from jdiv.checks import known
 from jdiv.mdp import environments, model, occupancy, operators
 from jdiv.mdp.model import Mdp
 from jdiv.policy import tabular, trust_region
-from jdiv.sweeps import known
 
 TRACED = ("seed",)
 PER_STEP = ("gap", "kl", "away", "gained", "ratio", "met", "unsolved", "second", "active")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics
+from jdiv import checks
 
 Model = Any
 """A pytree of arrays."""
@@ -23,7 +23,7 @@ def _each_leaf(f: Callable, *models: Model) -> Model:
     """f of corresponding leaves, in at least float32 and back in the precision of the first."""
 
     def of_leaves(first, *others):
-        wide = [numerics.as_float("every leaf", x) for x in (first, *others)]
+        wide = [checks.as_float("every leaf", x) for x in (first, *others)]
         return f(*(x.astype(wide[0].dtype) for x in wide)).astype(jnp.asarray(first).dtype)
 
     return jax.tree.map(of_leaves, *models)
@@ -41,7 +41,7 @@ def interpolate(start: Model, end: Model, share: ArrayLike) -> Model:
     """
 
     def of_leaf(a, b):
-        numerics.same_shape(start=a, end=b)
+        checks.same_shape(start=a, end=b)
         return a + jnp.asarray(share, a.dtype) * (b - a)
 
     return _each_leaf(of_leaf, start, end)
@@ -66,7 +66,7 @@ def angle(a: ArrayLike, b: ArrayLike) -> Array:
 
     Reference: Kahan 2006, How futile are mindless assessments of roundoff, section 12.
     """
-    apart, together = _chords(numerics.as_float("a", a), numerics.as_float("b", b))
+    apart, together = _chords(checks.as_float("a", a), checks.as_float("b", b))
     return 2 * jnp.arctan2(apart, together)
 
 
@@ -93,7 +93,7 @@ def slerp(a: ArrayLike, b: ArrayLike, share: ArrayLike) -> Array:
 
     Reference: Shoemake 1985; Rame et al. 2024, WARP (arXiv:2406.16768), section 3.2.
     """
-    a, b = numerics.alike(a=a, b=b)
+    a, b = checks.alike(a=a, b=b)
     dtype = a.dtype
     share = jnp.asarray(share, dtype)
     apart, together = _chords(a, b)
@@ -131,7 +131,7 @@ def merge(start: Model, models: Model) -> Model:
             )
         tasks = stacked - origin[None]
         count = jnp.arange(2, stacked.shape[0] + 1).astype(origin.dtype)
-        join = lambda merged, new: (slerp(merged, new[0], 1 / new[1]), None)  # noqa: E731
+        join = lambda merged, new: (slerp(merged, new[0], 1 / new[1]), None)
         return origin + jax.lax.scan(join, tasks[0], (tasks[1:], count))[0]
 
     return _each_leaf(of_leaf, start, models)

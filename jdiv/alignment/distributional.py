@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics
+from jdiv import checks, numerics
 from jdiv.divergences import categorical, generators
 
 # ------------------------------------------------------------------------------------ the gradient
@@ -26,7 +26,7 @@ def _alike(
     generator: generators.Generator, **arrays: ArrayLike
 ) -> tuple[generators.Generator, list[Array]]:
     """Arrays of one shape in one precision, and the parameters of the row in the same."""
-    arrays = numerics.alike(**arrays)
+    arrays = checks.alike(**arrays)
     return jax.tree.map(lambda x: jnp.asarray(x, arrays[0].dtype), generator), arrays
 
 
@@ -108,7 +108,7 @@ def mean_of_others(rewards: ArrayLike) -> Array:
 
     Reference: Go et al. 2023 (arXiv:2302.08215), appendix, for baselines; leave-one-out from RLOO.
     """
-    rewards = numerics.as_float("rewards", rewards)
+    rewards = checks.as_float("rewards", rewards)
     if rewards.ndim == 0 or rewards.shape[-1] < 2:
         raise ValueError(f"rewards must have at least two samples, got shape {rewards.shape}")
     return (jnp.sum(rewards, axis=-1, keepdims=True) - rewards) / (rewards.shape[-1] - 1)
@@ -135,7 +135,7 @@ def empty_window(size: int = 1024, dtype: jnp.dtype = jnp.float32) -> Window:
 
 def push(window: Window, values: ArrayLike) -> Window:
     """The window after these values, of any shape, have come."""
-    values = numerics.as_float("values", values).astype(window.latest.dtype).ravel()
+    values = checks.as_float("values", values).astype(window.latest.dtype).ravel()
     size = window.latest.size
     latest = jnp.concatenate([window.latest, values])[-size:]
     return Window(latest, jnp.minimum(window.filled + values.size, size).astype(jnp.int32))
@@ -170,7 +170,7 @@ def log_partition(log_target: ArrayLike, log_proposal: ArrayLike, *, axis: int =
 
     Reference: Go et al. 2023 (arXiv:2302.08215), algorithm 1.
     """
-    log_target, log_proposal = numerics.alike(log_target=log_target, log_proposal=log_proposal)
+    log_target, log_proposal = checks.alike(log_target=log_target, log_proposal=log_proposal)
     count = jnp.asarray(log_target.shape[axis], log_target.dtype)
     return jax.nn.logsumexp(log_target - log_proposal, axis=axis) - jnp.log(count)
 
@@ -191,8 +191,8 @@ class QuasiRejection(NamedTuple):
 
 def log_acceptance(log_target: ArrayLike, log_proposal: ArrayLike, beta: ArrayLike) -> Array:
     """`log min(1, P/(beta q))` of each sample x ~ q. Shapes: any, twice the same, to the same."""
-    numerics.in_range("beta", beta, 0, jnp.inf, "positive and finite")
-    log_target, log_proposal = numerics.alike(log_target=log_target, log_proposal=log_proposal)
+    checks.positive("beta", beta)
+    log_target, log_proposal = checks.alike(log_target=log_target, log_proposal=log_proposal)
     log_beta = jnp.log(jnp.asarray(beta, log_target.dtype))
     return jnp.minimum(0, _log_ratio(log_target, log_proposal) - log_beta)
 
@@ -216,7 +216,7 @@ def quasi_rejection(
     Reference: Eikema et al. 2022 (arXiv:2112.05702) for the sampler; the bound is derived: the law
     is nowhere below min(P, beta q)/Z.
     """
-    log_target, logits = numerics.alike(log_target=log_target, proposal_logits=proposal_logits)
+    log_target, logits = checks.alike(log_target=log_target, proposal_logits=proposal_logits)
     log_proposal = numerics.log_softmax(logits)
     log_mass = log_proposal + log_acceptance(log_target, log_proposal, beta)
     log_accepted = jax.nn.logsumexp(log_mass, axis=-1)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics
+from jdiv import checks, numerics
 from jdiv.alignment import targets
 from jdiv.divergences import categorical
 from jdiv.divergences.generators import Generator
@@ -42,7 +42,7 @@ def calibrated(rewards: ArrayLike, ref_logits: ArrayLike) -> Array:
 
 def log_transform(quantile: ArrayLike) -> Array:
     """`log u`: with KL the tilt by it is the law of the best of `1 + 1/beta` draws."""
-    return jnp.log(numerics.as_float("quantile", quantile))
+    return jnp.log(checks.as_float("quantile", quantile))
 
 
 def exponential_transform(quantile: ArrayLike, rate: ArrayLike) -> Array:
@@ -50,7 +50,7 @@ def exponential_transform(quantile: ArrayLike, rate: ArrayLike) -> Array:
 
     Reference: Balashankar et al. 2024 (arXiv:2412.19792), rates 10 and -10, from a secondary note.
     """
-    return jnp.sign(rate) * jnp.exp(rate * numerics.as_float("quantile", quantile))
+    return jnp.sign(rate) * jnp.exp(rate * checks.as_float("quantile", quantile))
 
 
 def quantiles(cells: int, dtype: jnp.dtype | None = None) -> tuple[Array, Array]:
@@ -73,7 +73,7 @@ def quantiles(cells: int, dtype: jnp.dtype | None = None) -> tuple[Array, Array]
 
 def win_rate(rewards: ArrayLike, log_policy: ArrayLike, log_opponent: ArrayLike) -> Array:
     """`P(r(y) > r(z)) + P(=)/2` for y of the policy, z of the opponent. Shapes: `[..., n]`."""
-    policy = jnp.exp(numerics.log_softmax(numerics.as_float("log_policy", log_policy)))
+    policy = jnp.exp(numerics.log_softmax(checks.as_float("log_policy", log_policy)))
     return jnp.sum(policy * calibrated(rewards, log_opponent), axis=-1)
 
 
@@ -98,7 +98,7 @@ def worst_of_n_win_rate(
 
     On quantiles `n int (1 - F)^n (1 - u)^(n-1) du`.
     """
-    opposite = -numerics.as_float("rewards", rewards)
+    opposite = -checks.as_float("rewards", rewards)
     return 1 - best_of_n_win_rate(opposite, log_policy, ref_logits, n)
 
 
@@ -121,7 +121,7 @@ def best_of_n_transform(
     power = jnp.exp((draws - 1) * jnp.where(none, 0, log_at_most))
     weight = draws * jnp.where(none & (draws > 1), 0, power)  # 0^0 = 1
     each = jnp.vectorize(_upwards, signature="(n),(n),(n)->(n)")
-    return each(numerics.as_float("rewards", rewards), weight, opponent)
+    return each(checks.as_float("rewards", rewards), weight, opponent)
 
 
 def _upwards(rewards: Array, weight: Array, calibrated: Array) -> Array:
@@ -139,7 +139,7 @@ def worst_of_n_transform(
 
     On quantiles, up to a constant, `-n^2 int_u^1 (1 - F)^(n-1) (1 - v)^(n-1) dv`.
     """
-    opposite = -numerics.as_float("rewards", rewards)
+    opposite = -checks.as_float("rewards", rewards)
     return -best_of_n_transform(opposite, log_policy, ref_logits, n)
 
 
@@ -246,7 +246,7 @@ def _fixed_point(
     iterations: int,
 ) -> Aligned:
     """Ascent: the slope of the objective along a change of the reward is the covariance with it."""
-    log_ref = numerics.log_softmax(numerics.as_float("ref_logits", ref_logits))
+    log_ref = numerics.log_softmax(checks.as_float("ref_logits", ref_logits))
 
     def look(reward: Array) -> _Round:
         log_policy, beta = respond(reward)

@@ -20,7 +20,6 @@ parameter and return such a function.
 Reference: Tang et al. 2024 (arXiv:2402.05749), table 1, as remembered, for the six.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -28,7 +27,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics
+from jdiv import checks
 from jdiv.divergences import categorical
 
 Margin = Callable[[Array], Array]
@@ -74,8 +73,8 @@ TABLE: dict[str, Margin] = {
 
 
 def _share(label_smoothing: ArrayLike) -> ArrayLike:
-    return numerics.in_range(
-        "label_smoothing", label_smoothing, math.nextafter(0, -1), 0.5, "from 0 to below 1/2"
+    return checks.in_range(
+        "label_smoothing", label_smoothing, 0, 0.5, "from 0 to below 1/2", closed="low"
     )
 
 
@@ -122,7 +121,7 @@ def discopop(temperature: ArrayLike = 0.05) -> Margin:
 
     Reference: Lu et al. 2024 (arXiv:2406.08414), its log-ratio modulated loss.
     """
-    numerics.in_range("temperature", temperature, 0, 1, "between 0 and 1, exclusive")
+    checks.in_range("temperature", temperature, 0, 1, "between 0 and 1, exclusive")
 
     def margin(x: Array) -> Array:
         z = x / temperature

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import estimators, numerics, regularized
+from jdiv import checks, estimators, regularized
 from jdiv.alignment import margins
 from jdiv.alignment.margins import Margin
 from jdiv.divergences import generators, sums
@@ -33,8 +33,8 @@ Lengths = tuple[ArrayLike, ArrayLike]
 
 def _log_ratios(chosen, rejected, ref_chosen, ref_rejected, beta) -> tuple[Array, Array, Array]:
     """`log pi/ref` of both answers, and beta in their precision."""
-    numerics.in_range("beta", beta, 0, jnp.inf, "positive and finite")
-    chosen, rejected, ref_chosen, ref_rejected = numerics.alike(
+    checks.positive("beta", beta)
+    chosen, rejected, ref_chosen, ref_rejected = checks.alike(
         chosen=chosen, rejected=rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected
     )
     beta = jnp.asarray(beta, chosen.dtype)
@@ -78,8 +78,8 @@ def implicit_reward(
     Reference: Rafailov et al. 2023 (arXiv:2305.18290), equation 5; Wang et al. 2024
     (arXiv:2309.16240), Theorem 1, for every row.
     """
-    numerics.in_range("beta", beta, 0, jnp.inf, "positive and finite")
-    log_policy, log_ref = numerics.alike(log_policy=log_policy, log_ref=log_ref)
+    checks.positive("beta", beta)
+    log_policy, log_ref = checks.alike(log_policy=log_policy, log_ref=log_ref)
     beta = jnp.asarray(beta, log_policy.dtype)
     return beta * _invertible(generator, log_policy.dtype).slope(log_policy - log_ref)
 
@@ -150,9 +150,9 @@ def dpo(chosen, rejected, ref_chosen, ref_rejected, *, beta: ArrayLike) -> Array
 
 def _lengths(lengths: Lengths, like: Array) -> tuple[Array, Array]:
     of_chosen, of_rejected = (jnp.asarray(n, like.dtype) for n in lengths)
-    numerics.same_shape(chosen=like, lengths_of_chosen=of_chosen, lengths_of_rejected=of_rejected)
+    checks.same_shape(chosen=like, lengths_of_chosen=of_chosen, lengths_of_rejected=of_rejected)
     for length in (of_chosen, of_rejected):
-        numerics.in_range("lengths", length, 0, jnp.inf, "positive")
+        checks.in_range("lengths", length, 0, jnp.inf, "positive")
     return of_chosen, of_rejected
 
 
@@ -255,8 +255,8 @@ def h_dpo(
 
     Reference: H-DPO (arXiv:2411.07595), from its code.
     """
-    numerics.in_range("alpha", alpha, 0, jnp.inf, "positive and finite")
-    chosen, rejected = numerics.as_float("chosen", chosen), numerics.as_float("rejected", rejected)
+    checks.positive("alpha", alpha)
+    chosen, rejected = checks.as_float("chosen", chosen), checks.as_float("rejected", rejected)
     alpha = jnp.asarray(alpha, chosen.dtype)
     pair = alpha * chosen, alpha.astype(rejected.dtype) * rejected
     return dpo(*pair, ref_chosen, ref_rejected, beta=beta)
@@ -267,7 +267,7 @@ def h_dpo(
 
 def sft(chosen: ArrayLike) -> Array:
     """`-log pi`: supervised fine-tuning. Shapes: `[...]` to the same."""
-    return -numerics.as_float("chosen", chosen)
+    return -checks.as_float("chosen", chosen)
 
 
 def f_sft(
@@ -288,8 +288,8 @@ def f_sft(
 
     Reference: Implicit Reward as the Bridge, abstract, for SFT as implicit reward learning.
     """
-    data = numerics.alike(chosen=chosen, ref_chosen=ref_chosen)
-    samples = numerics.alike(sampled=sampled, ref_sampled=ref_sampled)
+    data = checks.alike(chosen=chosen, ref_chosen=ref_chosen)
+    samples = checks.alike(sampled=sampled, ref_sampled=ref_sampled)
     generator = _invertible(generator, data[0].dtype)
     return -estimators.log_ratio_bound(generator, data[0] - data[1], samples[0] - samples[1])
 
@@ -327,7 +327,7 @@ def hypo(
     Reference: Song et al. 2024 (arXiv:2406.01462), algorithm 1, as remembered.
     """
     loss = dpo(chosen, rejected, ref_chosen, ref_rejected, beta=beta)
-    sampled, ref_sampled = numerics.alike(sampled=sampled, ref_sampled=ref_sampled)
+    sampled, ref_sampled = checks.alike(sampled=sampled, ref_sampled=ref_sampled)
     if sampled.shape[:-1] != loss.shape or sampled.ndim == 0 or sampled.shape[-1] == 0:
         raise ValueError(f"sampled must be of shape {(*loss.shape, 'n')}, got {sampled.shape}")
     log_ratio = estimators.kl_k1(sampled, ref_sampled)
@@ -464,7 +464,7 @@ def chi2_po(
     """
     pair, margin = (chosen, rejected, ref_chosen, ref_rejected), margins.logistic
     if r_max is not None:
-        numerics.in_range("r_max", r_max, 0, jnp.inf, "positive and finite, or None")
+        checks.in_range("r_max", r_max, 0, jnp.inf, "positive and finite, or None")
         margin = margins.clipped(margin, 2 * r_max)
     return f_dpo(*pair, beta=beta, generator=sums.chi2_kl(gamma), margin=margin)
 

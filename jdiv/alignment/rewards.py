@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics
+from jdiv import checks
 
 # ----------------------------------------------------------------------------------- Bradley-Terry
 
@@ -25,7 +25,7 @@ def bradley_terry_loss(chosen: ArrayLike, rejected: ArrayLike) -> Array:
 
     Reference: Bradley and Terry 1952; Ouyang et al. 2022 (arXiv:2203.02155), equation 1.
     """
-    chosen, rejected = numerics.alike(chosen=chosen, rejected=rejected)
+    chosen, rejected = checks.alike(chosen=chosen, rejected=rejected)
     return jax.nn.softplus(rejected - chosen)
 
 
@@ -72,7 +72,7 @@ def bradley_terry(wins: ArrayLike) -> BradleyTerry:
     Reference: Ford 1957 for existence; Hunter 2004 for the likelihood; Sun and Tran-Dinh 2019
     (arXiv:1703.04599), theorem 2, for the damping log(1 + d)/d.
     """
-    wins = numerics.as_float("wins", wins)
+    wins = checks.as_float("wins", wins)
     if wins.ndim < 2 or wins.shape[-1] != wins.shape[-2]:
         raise ValueError(f"wins must be square, [..., n, n], got shape {tuple(wins.shape)}")
     n = wins.shape[-1]
@@ -87,7 +87,7 @@ def bradley_terry(wins: ArrayLike) -> BradleyTerry:
             )
     played = wins + jnp.swapaxes(wins, -1, -2)
     games = jnp.maximum(jnp.sum(wins, axis=(-1, -2)), jnp.finfo(wins.dtype).tiny)
-    difference = lambda r: r[..., :, None] - r[..., None, :]  # noqa: E731
+    difference = lambda r: r[..., :, None] - r[..., None, :]
 
     def surplus(r):
         """Wins less expected ones: the gradient."""
@@ -130,7 +130,7 @@ def bradley_terry(wins: ArrayLike) -> BradleyTerry:
 
 def _members(rewards: ArrayLike) -> Array:
     """`[k, ...]` rewards by k models."""
-    rewards = numerics.as_float("rewards", rewards)
+    rewards = checks.as_float("rewards", rewards)
     if rewards.ndim == 0 or rewards.shape[0] == 0:
         raise ValueError(f"rewards must be [k, ...] with k models, got shape {rewards.shape}")
     return rewards
@@ -194,8 +194,8 @@ def pair_covariance(chosen: ArrayLike, rejected: ArrayLike, ridge: ArrayLike) ->
 
     Reference: GSHF, Xiong et al. 2023 (arXiv:2312.11456).
     """
-    chosen, rejected = numerics.alike(chosen=chosen, rejected=rejected)
-    numerics.in_range("ridge", ridge, 0, jnp.inf, "positive and finite")
+    chosen, rejected = checks.alike(chosen=chosen, rejected=rejected)
+    checks.positive("ridge", ridge)
     difference = chosen - rejected
     return difference.T @ difference + ridge * jnp.eye(chosen.shape[-1], dtype=chosen.dtype)
 
@@ -211,9 +211,9 @@ def elliptical(features: ArrayLike, centre: ArrayLike, covariance: ArrayLike) ->
 
     Reference: GSHF, Xiong et al. 2023 (arXiv:2312.11456), the uncertainty of its reward.
     """
-    features = numerics.as_float("features", features)
+    features = checks.as_float("features", features)
     centre, covariance = (
-        numerics.as_float(name, x).astype(features.dtype)
+        checks.as_float(name, x).astype(features.dtype)
         for name, x in (("centre", centre), ("covariance", covariance))
     )
     d = features.shape[-1] if features.ndim else 0
@@ -243,7 +243,7 @@ def pessimistic(
 
     Reference: GSHF, Xiong et al. 2023 (arXiv:2312.11456), offline learning.
     """
-    rewards = numerics.as_float("rewards", rewards)
+    rewards = checks.as_float("rewards", rewards)
     uncertainty = elliptical(features, centre, covariance).astype(rewards.dtype)
-    numerics.same_shape(rewards=rewards, features=uncertainty)
+    checks.same_shape(rewards=rewards, features=uncertainty)
     return rewards - coefficient * uncertainty

@@ -23,7 +23,7 @@ from jax import Array
 from jax.scipy.special import digamma
 from jax.typing import ArrayLike
 
-from jdiv import numerics
+from jdiv import checks, numerics, roots
 from jdiv.divergences import categorical
 from jdiv.divergences.generators import Generator, TotalVariation
 from jdiv.regularized import Greedy, greedy
@@ -48,9 +48,9 @@ def tilted(
     Reference: Go et al. 2023 (arXiv:2302.08215), preference targets, for KL; Wang et al. 2024
     (arXiv:2309.16240), Theorem 1, for any generator.
     """
-    rewards = numerics.as_float("rewards", rewards)
-    numerics.in_range("rewards", rewards, -jnp.inf, jnp.inf, "finite")
-    numerics.in_range("beta", beta, 0, jnp.inf, "positive and finite")
+    rewards = checks.as_float("rewards", rewards)
+    checks.in_range("rewards", rewards, -jnp.inf, jnp.inf, "finite")
+    checks.positive("beta", beta)
     return greedy(rewards, ref_logits, beta, generator)
 
 
@@ -90,9 +90,9 @@ def tilted_to(
     """
     if isinstance(generator, TotalVariation):
         raise TypeError("generator must be strictly convex, got total_variation, whose tilts jump")
-    rewards = numerics.as_float("rewards", rewards)
-    numerics.in_range("rewards", rewards, -jnp.inf, jnp.inf, "finite")
-    numerics.in_range("budget", budget, 0, jnp.inf, "positive and finite")
+    rewards = checks.as_float("rewards", rewards)
+    checks.in_range("rewards", rewards, -jnp.inf, jnp.inf, "finite")
+    checks.positive("budget", budget)
     rewards, log_ref = _answers(ref_logits, rewards=rewards)
     dtype = rewards.dtype
     budget = jnp.broadcast_to(jnp.asarray(budget, dtype), rewards.shape[:-1])
@@ -108,15 +108,8 @@ def tilted_to(
     # What is representable; the start is exact where beta is large, D = variance / (2 beta^2).
     limit = jnp.full_like(budget, 0.4 * np.log(jnp.finfo(dtype).max))
     start = jax.lax.stop_gradient(jnp.clip(-jnp.log(2 * budget) / 2, -limit, limit))
-    x, (residual, iterations, resting) = jax.lax.custom_root(
-        excess,
-        start,
-        lambda f, start: numerics.bracketed_newton(f, start, -limit, limit),
-        lambda g, y: y / g(jnp.ones_like(y)),
-        has_aux=True,
-    )
+    x, residual, iterations, converged = roots.implicit(excess, start, -limit, limit)
     log_policy = tilt(x)
-    residual, iterations, resting = jax.lax.stop_gradient((residual, iterations, resting))
     # Log-ratios are rounded absolutely, and a small divergence is their mean square.
     rounding = 1000 * jnp.finfo(dtype).eps * (1 + 1 / jnp.sqrt(budget))
     return Budgeted(
@@ -124,8 +117,8 @@ def tilted_to(
         beta=spread * jnp.exp(x),
         divergence=categorical.f_divergence(generator, log_policy, log_ref),
         residual=residual,
-        iterations=iterations.astype(jnp.int32),
-        converged=(resting > 0) & (residual <= rounding),
+        iterations=iterations,
+        converged=converged & (residual <= rounding),
     )
 
 
@@ -133,10 +126,10 @@ def _answers(ref_logits: ArrayLike, **named: ArrayLike) -> tuple[Array, Array]:
     """A number for each answer and log-probabilities of the reference, of one dtype."""
     ((name, values),) = named.items()
     values, ref_logits = (
-        numerics.as_float(name, values),
-        numerics.as_float("ref_logits", ref_logits),
+        checks.as_float(name, values),
+        checks.as_float("ref_logits", ref_logits),
     )
-    numerics.same_shape(**{name: values, "ref_logits": ref_logits})
+    checks.same_shape(**{name: values, "ref_logits": ref_logits})
     if values.ndim == 0 or values.shape[-1] == 0:
         raise ValueError(f"{name} must have at least one answer, got shape {values.shape}")
     if not isinstance(values, jax.core.Tracer) and np.isnan(values).any():
@@ -217,11 +210,11 @@ def with_moments(ref_logits: ArrayLike, features: ArrayLike, moments: ArrayLike)
     Reference: Go et al. 2023 (arXiv:2302.08215), distributional targets; Sun and Tran-Dinh
     2019, generalised self-concordance, for the damping.
     """
-    features = numerics.as_float("features", features)
-    numerics.in_range("features", features, -jnp.inf, jnp.inf, "finite")
-    numerics.in_range("moments", moments, -jnp.inf, jnp.inf, "finite")
+    features = checks.as_float("features", features)
+    checks.in_range("features", features, -jnp.inf, jnp.inf, "finite")
+    checks.in_range("moments", moments, -jnp.inf, jnp.inf, "finite")
     dtype = features.dtype
-    log_ref = numerics.log_softmax(numerics.as_float("ref_logits", ref_logits).astype(dtype))
+    log_ref = numerics.log_softmax(checks.as_float("ref_logits", ref_logits).astype(dtype))
     moments = jnp.asarray(moments, dtype)
     if features.shape != log_ref.shape + moments.shape or features.ndim != 2:
         raise ValueError(
@@ -339,12 +332,12 @@ def best_of_n(rewards: ArrayLike, ref_logits: ArrayLike, n: ArrayLike) -> Array:
 
 def worst_of_n(rewards: ArrayLike, ref_logits: ArrayLike, n: ArrayLike) -> Array:
     """Log-law of the worst of n draws: `best_of_n` of the opposite rewards."""
-    return best_of_n(-numerics.as_float("rewards", rewards), ref_logits, n)
+    return best_of_n(-checks.as_float("rewards", rewards), ref_logits, n)
 
 
 def _draws(n: ArrayLike, like: Array) -> Array:
     """The number of draws, of the dtype of `like`."""
-    numerics.in_range("n", n, np.nextafter(1.0, 0.0), jnp.inf, "a finite number of at least 1")
+    checks.in_range("n", n, 1, jnp.inf, "a finite number of at least 1", closed="low")
     return jnp.asarray(n).astype(like.dtype)
 
 
@@ -381,7 +374,7 @@ def best_of_n_estimate(log_prob: ArrayLike, n: ArrayLike) -> Array:
 
     Reference: Beirami et al. 2024 (arXiv:2401.01879), the estimator next to the bound.
     """
-    log_prob = numerics.as_float("log_prob", log_prob)
+    log_prob = checks.as_float("log_prob", log_prob)
     n = _draws(n, log_prob)
     certain = log_prob == 0
     log_e = jnp.where(certain, -1, log_prob)
@@ -405,11 +398,11 @@ def best_of_n_mean(proxy: ArrayLike, gold: ArrayLike, n: ArrayLike) -> Array:
 
     Reference: Nakano et al. 2021, WebGPT (arXiv:2112.09332), for the estimator; ties are ours.
     """
-    proxy, gold = numerics.as_float("proxy", proxy), numerics.as_float("gold", gold)
-    numerics.same_shape(proxy=proxy, gold=gold)
+    proxy, gold = checks.as_float("proxy", proxy), checks.as_float("gold", gold)
+    checks.same_shape(proxy=proxy, gold=gold)
     size = len(proxy)
     allowed = f"from 1 to the size of the pool, {size}"
-    numerics.in_range("n", n, np.nextafter(1.0, 0.0), np.nextafter(float(size), np.inf), allowed)
+    checks.in_range("n", n, 1, size, allowed, closed="both")
     n = jnp.asarray(n).astype(gold.dtype)[..., None]
     order = jnp.argsort(proxy)
     rising, paid = proxy[order], gold[order]
@@ -457,8 +450,8 @@ def win_rate_optimal(c: ArrayLike) -> WinRate:
 
     Reference: Gui et al. 2024, BoNBoN (arXiv:2406.00832), the win-rate-optimal policy.
     """
-    numerics.in_range("c", c, 0, jnp.inf, "positive and finite")
-    c = numerics.as_float("c", c)
+    checks.positive("c", c)
+    c = checks.as_float("c", c)
     mean_rest = numerics.phi_2(-c) / numerics.phi_1(-c)
     near = c < 0.25
     large = jnp.where(near, 1, c)
@@ -492,24 +485,17 @@ def win_rate_optimal_to(budget: ArrayLike) -> WinRate:
 
     Reference: Gui et al. 2024, BoNBoN (arXiv:2406.00832), the win-rate-optimal policy.
     """
-    numerics.in_range("budget", budget, 0, jnp.inf, "positive and finite")
-    budget = numerics.as_float("budget", budget)
+    checks.positive("budget", budget)
+    budget = checks.as_float("budget", budget)
 
     def excess(x: Array) -> Array:
         return jnp.log(win_rate_optimal(jnp.exp(x)).divergence) - jnp.log(budget)
 
     low, high = jnp.log(24 * budget) / 2, budget + 1
     low, high = jax.lax.stop_gradient((low, high))
-    x, (residual, iterations, resting) = jax.lax.custom_root(
-        excess,
-        low,
-        lambda f, start: numerics.bracketed_newton(f, start, low, high),
-        lambda g, y: y / g(jnp.ones_like(y)),
-        has_aux=True,
-    )
-    residual, iterations, resting = jax.lax.stop_gradient((residual, iterations, resting))
+    x, residual, iterations, converged = roots.implicit(excess, low, low, high)
     return win_rate_optimal(jnp.exp(x))._replace(
-        residual=residual, iterations=iterations.astype(jnp.int32), converged=resting > 0
+        residual=residual, iterations=iterations, converged=converged
     )
 
 
@@ -520,7 +506,7 @@ def bonbon_beta(n: ArrayLike) -> Array:
 
     Reference: Gui et al. 2024, BoNBoN (arXiv:2406.00832), beta*_n.
     """
-    numerics.in_range("n", n, 1, jnp.inf, "a finite number above 1")
+    checks.in_range("n", n, 1, jnp.inf, "a finite number above 1")
     n = jnp.asarray(n).astype(jnp.result_type(float))
     return 1 / (2 * (n - 1) * (digamma(n) + np.euler_gamma))
 
@@ -557,8 +543,8 @@ def renyi_cross_entropy(p_logits: ArrayLike, q_logits: ArrayLike, order: ArrayLi
 
     Reference: Yang et al. 2024 (arXiv:2404.01730), cumulants and Rényi cross-entropy.
     """
-    numerics.in_range("order", order, -jnp.inf, jnp.inf, "finite")
-    q_logits = numerics.log_softmax(numerics.as_float("q_logits", q_logits))
+    checks.in_range("order", order, -jnp.inf, jnp.inf, "finite")
+    q_logits = numerics.log_softmax(checks.as_float("q_logits", q_logits))
     log_q, log_p = _answers(p_logits, q_logits=q_logits)
     s = jnp.broadcast_to(jnp.asarray(order, log_p.dtype) - 1, log_p.shape[:-1])
     both = (log_p > -jnp.inf) & (log_q > -jnp.inf)
@@ -582,5 +568,5 @@ def rate(rewards: ArrayLike, ref_logits: ArrayLike, level: ArrayLike) -> Moments
 
     Reference: Yang et al. 2024 (arXiv:2404.01730), J(t) of the large deviations principle.
     """
-    rewards = numerics.as_float("rewards", rewards)
+    rewards = checks.as_float("rewards", rewards)
     return with_moments(ref_logits, rewards[:, None], jnp.asarray(level, rewards.dtype)[None])

@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics
+from jdiv import checks, numerics
 from jdiv.divergences import generators
 from jdiv.divergences.generators import Generator
 from jdiv.regularized import greedy
@@ -34,10 +34,10 @@ _KL = generators.kl()
 
 def _graph(children: ArrayLike, ref_logits: ArrayLike) -> tuple[Array, Array, Array]:
     """Children, their log-probabilities under the reference, and which nodes are terminal."""
-    children, ref_logits = jnp.asarray(children), numerics.as_float("ref_logits", ref_logits)
+    children, ref_logits = jnp.asarray(children), checks.as_float("ref_logits", ref_logits)
     if not jnp.issubdtype(children.dtype, jnp.integer):
         raise TypeError(f"children must be integers, got dtype {children.dtype}")
-    numerics.same_shape(children=children, ref_logits=ref_logits)
+    checks.same_shape(children=children, ref_logits=ref_logits)
     if children.ndim != 2:
         raise ValueError(f"children must be of shape [nodes, actions], got {children.shape}")
     if not isinstance(children, jax.core.Tracer):
@@ -55,7 +55,7 @@ def _graph(children: ArrayLike, ref_logits: ArrayLike) -> tuple[Array, Array, Ar
 
 
 def _matched(name: str, x: ArrayLike, nodes: Array, ndim: int) -> Array:
-    x = numerics.as_float(name, x)
+    x = checks.as_float(name, x)
     if x.ndim != ndim or len(x) != len(nodes):
         wanted = ("[nodes]", "[nodes, m]")[ndim - 1]
         raise ValueError(f"{name} must be of shape {wanted}, nodes = {len(nodes)}, got {x.shape}")
@@ -95,9 +95,9 @@ def q_sharp(children: ArrayLike, log_law: ArrayLike, support: ArrayLike, eta: Ar
 
     Reference: Zhou et al. 2025 (arXiv:2502.20548), Q#, Theorem on deterministic transitions.
     """
-    numerics.in_range("eta", eta, 0, jnp.inf, "positive and finite")
-    children, log_law = jnp.asarray(children), numerics.as_float("log_law", log_law)
-    support = numerics.as_float("support", support).astype(log_law.dtype)
+    checks.positive("eta", eta)
+    children, log_law = jnp.asarray(children), checks.as_float("log_law", log_law)
+    support = checks.as_float("support", support).astype(log_law.dtype)
     if support.shape != log_law.shape[-1:]:
         raise ValueError(f"support must be of shape {log_law.shape[-1:]}, got {support.shape}")
     eta = jnp.asarray(eta, log_law.dtype)
@@ -112,7 +112,7 @@ def follow(
 
     For another row than KL the q of `regularised_values`. Terminal nodes keep the reference.
     """
-    q, ref_logits = numerics.as_float("q", q), numerics.as_float("ref_logits", ref_logits)
+    q, ref_logits = checks.as_float("q", q), checks.as_float("ref_logits", ref_logits)
     there = q > -jnp.inf
     none = ~jnp.any(there & (ref_logits > -jnp.inf), axis=-1, keepdims=True)
     kept = jnp.where(there | none, jnp.where(none, 0, ref_logits), -jnp.inf)
@@ -172,8 +172,8 @@ def optimal_value_estimate(rewards: ArrayLike, beta: ArrayLike) -> Array:
 
     Reference: A*-PO, V_hat of the released code (ZhaolinGao/A-PO), which has n = 8, beta = 1/2.
     """
-    numerics.in_range("beta", beta, 0, jnp.inf, "positive and finite")
-    rewards = numerics.as_float("rewards", rewards)
+    checks.positive("beta", beta)
+    rewards = checks.as_float("rewards", rewards)
     if rewards.ndim == 0 or rewards.shape[-1] < 1:
         raise ValueError(f"rewards must have at least one answer, got shape {rewards.shape}")
     return greedy(rewards, jnp.zeros_like(rewards), beta, _KL).value
@@ -199,8 +199,8 @@ def binary_value(accuracy: ArrayLike, beta: ArrayLike, *, n: int) -> BinaryValue
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    numerics.in_range("beta", beta, 0, jnp.inf, "positive and finite")
-    accuracy = numerics.as_float("accuracy", accuracy)
+    checks.positive("beta", beta)
+    accuracy = checks.as_float("accuracy", accuracy)
     right = jnp.arange(n + 1, dtype=accuracy.dtype)
     right = jnp.broadcast_to(right, (*accuracy.shape, n + 1))
 
@@ -234,10 +234,10 @@ def a_star_po_loss(
 
     Reference: A*-PO, the loss of the released code (ZhaolinGao/A-PO), which has beta = 1/1000.
     """
-    numerics.in_range("beta", beta, 0, jnp.inf, "positive and finite")
+    checks.positive("beta", beta)
     arrays = {"log_prob": log_prob, "ref_log_prob": ref_log_prob, "rewards": rewards}
-    arrays = {name: numerics.as_float(name, x) for name, x in (arrays | {"value": value}).items()}
-    numerics.same_shape(**arrays)
+    arrays = {name: checks.as_float(name, x) for name, x in (arrays | {"value": value}).items()}
+    checks.same_shape(**arrays)
     dtype = functools.reduce(jnp.promote_types, (x.dtype for x in arrays.values()))
     log_prob, ref_log_prob, rewards, value = (x.astype(dtype) for x in arrays.values())
     return (jnp.asarray(beta, dtype) * (log_prob - ref_log_prob) + value - rewards) ** 2

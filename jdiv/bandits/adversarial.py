@@ -29,7 +29,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics, regularized
+from jdiv import checks, regularized
 from jdiv.divergences import generators
 from jdiv.divergences.generators import Generator, TotalVariation
 
@@ -163,7 +163,7 @@ def exploring(learner: Learner, share: ArrayLike) -> Learner:
     Reference: Auer et al. 2002, The Nonstochastic Multiarmed Bandit Problem, Figure 1.
     """
 
-    numerics.in_range("share", share, 0, 1, "between 0 and 1, exclusive")
+    checks.in_range("share", share, 0, 1, "between 0 and 1, exclusive")
 
     def act(state: State) -> Array:
         log_p = learner.act(state)
@@ -173,7 +173,7 @@ def exploring(learner: Learner, share: ArrayLike) -> Learner:
 
 
 def _positive_rate(rate: ArrayLike) -> None:
-    numerics.in_range("rate", rate, 0, jnp.inf, "positive and finite")
+    checks.positive("rate", rate)
 
 
 # -------------------------------------------------------------------------------------- estimators
@@ -191,7 +191,7 @@ def importance_weighting(*, bias: ArrayLike = 0.0, low: ArrayLike = 0.0) -> Esti
 
     Reference: Neu 2015 (arXiv:1506.03271), equation 3.
     """
-    numerics.in_range("bias", bias, -np.finfo(float).tiny, jnp.inf, "finite and not negative")
+    checks.in_range("bias", bias, 0, jnp.inf, "finite and not negative", closed="low")
 
     def estimate(log_p: Array, arm: Array, loss: Array) -> Array:
         pulled = jnp.arange(log_p.shape[0]) == arm
@@ -227,8 +227,8 @@ def magnitude_reduced(features: ArrayLike, low: ArrayLike, high: ArrayLike) -> E
     Reference: Dai et al. 2023 (arXiv:2301.12942), the magnitude-reduced estimator.
     """
     features = _features(features)
-    numerics.in_range("low", low, -jnp.inf, np.finfo(float).tiny, "finite and at most 0")
-    numerics.in_range("high", high, -np.finfo(float).tiny, jnp.inf, "finite and at least 0")
+    checks.in_range("low", low, -jnp.inf, 0, "finite and at most 0", closed="high")
+    checks.in_range("high", high, 0, jnp.inf, "finite and at least 0", closed="low")
 
     def estimate(log_p: Array, arm: Array, loss: Array) -> Array:
         kernel = _kernel(features, log_p)
@@ -239,7 +239,7 @@ def magnitude_reduced(features: ArrayLike, low: ArrayLike, high: ArrayLike) -> E
 
 
 def _features(features: ArrayLike) -> Array:
-    features = numerics.as_float("features", features)
+    features = checks.as_float("features", features)
     if features.ndim != 2 or not 0 < features.shape[1] <= features.shape[0]:
         raise ValueError(
             f"features must be of shape [arms, d] with 0 < d <= arms, got {tuple(features.shape)}"
@@ -315,7 +315,7 @@ def regret(play: Play, losses: ArrayLike) -> Array:
 
 
 def _losses(losses: ArrayLike) -> Array:
-    losses = numerics.as_float("losses", losses)
+    losses = checks.as_float("losses", losses)
     if losses.ndim != 2 or 0 in losses.shape:
         raise ValueError(f"losses must be of shape [horizon, arms], got {tuple(losses.shape)}")
     return losses
@@ -345,8 +345,8 @@ def optimistic_descent(
     Adversarial Online Convex Optimization (JMLR 25(178)); there the offset is `delta + 4 G^2`, with
     G a bound of the gradients.
     """
-    numerics.in_range("diameter", diameter, 0, jnp.inf, "positive and finite")
-    numerics.in_range("offset", offset, 0, jnp.inf, "positive and finite")
+    checks.positive("diameter", diameter)
+    checks.positive("offset", offset)
 
     def project(x: Array) -> Array:
         norm = jnp.linalg.norm(x)
@@ -429,8 +429,8 @@ def linear_predictor(
     Reference: Chen and Orabona 2023, Generalized Implicit Follow-The-Regularized-Leader (ICML);
     the closed form of the squared loss is that of Kulis and Bartlett 2010.
     """
-    features = numerics.as_float("features", features)
-    targets = numerics.as_float("targets", targets)
+    features = checks.as_float("features", features)
+    targets = checks.as_float("targets", targets)
     if loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
     if features.ndim != 2 or targets.shape != features.shape[:1]:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics, regularized
+from jdiv import checks, numerics, regularized
 from jdiv.divergences import categorical, generators
 
 # --------------------------------------------------------------------------- inverse gap weighting
@@ -35,7 +35,7 @@ def square_cb(losses: ArrayLike, rate: ArrayLike) -> Array:
     Reference: Foster and Rakhlin 2020 (arXiv:2002.04926), Algorithm 1; Abe and Long 1999.
     """
     losses = _losses(losses)
-    numerics.in_range("rate", rate, 0, jnp.inf, "positive and finite")
+    checks.positive("rate", rate)
     return _rest_to_best(losses, 1 / (losses.shape[-1] + rate * _gaps(losses)))
 
 
@@ -50,7 +50,7 @@ def fast_cb(losses: ArrayLike, rate: ArrayLike) -> Array:
     Reference: Foster and Krishnamurthy 2021 (arXiv:2107.02237), Algorithm 1.
     """
     losses = _losses(losses)
-    numerics.in_range("rate", rate, 0, jnp.inf, "positive and finite")
+    checks.positive("rate", rate)
     best = jnp.min(losses, axis=-1, keepdims=True)
     scale = losses.shape[-1] * best + rate * _gaps(losses)
     # Best arms of loss 0 are equal, and share as they do for any other loss.
@@ -66,7 +66,7 @@ def greedy(losses: ArrayLike) -> Array:
 
 
 def _losses(losses: ArrayLike) -> Array:
-    losses = numerics.as_float("losses", losses)
+    losses = checks.as_float("losses", losses)
     if losses.ndim == 0 or losses.shape[-1] == 0:
         raise ValueError(f"losses must have at least one arm, got shape {tuple(losses.shape)}")
     return losses
@@ -111,7 +111,7 @@ def play(policy: Callable[[Array], Array], means: ArrayLike, horizon: int, key: 
     >>> play(greedy, jnp.array([[0.0, 1.0]]), 50, jax.random.key(0)).shape
     (50,)
     """
-    means = numerics.as_float("means", means)
+    means = checks.as_float("means", means)
     if means.ndim != 2 or 0 in means.shape:
         raise ValueError(f"means must be of shape [contexts, arms], got {tuple(means.shape)}")
     if horizon < 1:
@@ -184,7 +184,7 @@ def width(features: ArrayLike, centre: ArrayLike, precision: ArrayLike) -> Array
 
     Reference: Xiong et al. 2024 (arXiv:2312.11456).
     """
-    features = numerics.as_float("features", features)
+    features = checks.as_float("features", features)
     difference = features - jnp.asarray(centre)[..., None, :]
     solved = jnp.linalg.solve(precision, difference.reshape(-1, features.shape[-1]).T).T
     return jnp.sqrt(jnp.sum(difference * solved.reshape(difference.shape), axis=-1))
@@ -216,7 +216,7 @@ def bradley_terry(data: Data, ridge: ArrayLike, *, steps: int = 12) -> Array:
 
     Reference: Bradley and Terry 1952; Bach 2010 (arXiv:0910.4627), Proposition 1, for the factor.
     """
-    numerics.in_range("ridge", ridge, 0, jnp.inf, "positive and finite")
+    checks.positive("ridge", ridge)
 
     def newton(_, weights: Array) -> Array:
         p = jax.nn.sigmoid(data.differences @ weights)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics
+from jdiv import checks
 from jdiv.divergences import categorical
 
 
@@ -55,7 +55,7 @@ def play(policy: Policy, means: ArrayLike, horizon: int, key: Array) -> Play:
 
     Reference: Slivkins 2019 (arXiv:1904.07272), section 1.1.
     """
-    means = numerics.as_float("means", means)
+    means = checks.as_float("means", means)
     if means.ndim != 1 or means.shape[0] == 0:
         raise ValueError(f"means must be a vector of at least one arm, got shape {means.shape}")
     if horizon < 1:
@@ -215,7 +215,7 @@ def kl_upper_bound(mean: ArrayLike, budget: ArrayLike) -> Array:
 
     Reference: Garivier and Cappe 2011 (arXiv:1102.2490), the index of Algorithm 1.
     """
-    mean = numerics.as_float("mean", mean)
+    mean = checks.as_float("mean", mean)
     q = jax.nn.sigmoid(kl_upper_logit(mean, budget))
     return jnp.where(jnp.asarray(budget, mean.dtype) == 0, mean, q)
 
@@ -229,7 +229,7 @@ def kl_upper_logit(mean: ArrayLike, budget: ArrayLike) -> Array:
     with H the entropy of mean.
     Shapes: as of `kl_upper_bound`.
     """
-    mean = numerics.as_float("mean", mean)
+    mean = checks.as_float("mean", mean)
     budget = jnp.broadcast_to(jnp.asarray(budget, mean.dtype), mean.shape)
     inside = (mean < 1) & (budget > 0) & (budget < jnp.inf)
     p, d = jnp.where(inside, mean, 0), jnp.where(inside, budget, 1)
@@ -261,7 +261,7 @@ def lai_robbins(means: ArrayLike) -> Array:
 
     Reference: Lai and Robbins 1985, Theorem 1.
     """
-    means = numerics.as_float("means", means)
+    means = checks.as_float("means", means)
     best = jnp.max(means)
     worse = means < best
     at_best = jnp.broadcast_to(bernoulli_logits(best), (*means.shape, 2))

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics
+from jdiv import checks
 
 
 class Outcome(NamedTuple):
@@ -338,7 +338,7 @@ def game_of_arms(means: ArrayLike, horizon: ArrayLike, key: Array) -> Outcome:
 
 
 def _checked(means: ArrayLike) -> Array:
-    means = numerics.as_float("means", means)
+    means = checks.as_float("means", means)
     if means.ndim != 1 or means.shape[0] == 0:
         raise ValueError(f"means must be a vector of at least one arm, got shape {means.shape}")
     return means

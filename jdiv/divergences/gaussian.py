@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics
+from jdiv import checks, numerics
 
 
 class Gaussian(NamedTuple):
@@ -53,7 +53,7 @@ def from_covariance(mean: ArrayLike, covariance: ArrayLike) -> Gaussian:
     Array([[2., 0.],
            [0., 3.]], dtype=float32)
     """
-    mean, covariance = numerics.as_float("mean", mean), numerics.as_float("covariance", covariance)
+    mean, covariance = checks.as_float("mean", mean), checks.as_float("covariance", covariance)
     _refuse_shape("covariance", covariance, (*mean.shape, *mean.shape[-1:]))
     scale_tril = jnp.linalg.cholesky(covariance)
     if not isinstance(scale_tril, jax.core.Tracer) and not np.all(np.isfinite(scale_tril)):
@@ -74,8 +74,8 @@ def _checked(name: str, x: Gaussian | Diagonal) -> Gaussian | Diagonal:
         raise TypeError(f"{name} must be a Gaussian or a Diagonal, got {type(x).__name__}")
     full, (_, field) = isinstance(x, Gaussian), x._fields
     mean, scale = (
-        numerics.as_float(f"{name}.mean", x[0]),
-        numerics.as_float(f"{name}.{field}", x[1]),
+        checks.as_float(f"{name}.mean", x[0]),
+        checks.as_float(f"{name}.{field}", x[1]),
     )
     if mean.ndim == 0 or mean.shape[-1] == 0:
         raise ValueError(f"{name}.mean must have at least one dimension, got shape {mean.shape}")
@@ -96,7 +96,7 @@ def _pair(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> tuple:
         raise TypeError(
             f"p and q must be of one kind, got {type(p).__name__} and {type(q).__name__}"
         )
-    numerics.same_shape(**{"p.mean": p.mean, "q.mean": q.mean})
+    checks.same_shape(**{"p.mean": p.mean, "q.mean": q.mean})
     dtype = np.result_type(*(x.dtype for x in (*p, *q)))
     return jax.tree.map(lambda x: x.astype(dtype), (p, q))
 
@@ -286,7 +286,7 @@ def _order(name: str, x: ArrayLike, low: float, allowed: str) -> ArrayLike:
     """Refuses an order that is no number above `low`."""
     if jnp.ndim(x):
         raise ValueError(f"{name} must be a scalar (vmap over a sweep), got shape {jnp.shape(x)}")
-    return numerics.in_range(name, x, low, jnp.inf, allowed)
+    return checks.in_range(name, x, low, jnp.inf, allowed)
 
 
 def _renyi_from_half(

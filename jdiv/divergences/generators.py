@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics
+from jdiv import checks, numerics
 
 
 def row(cls: type) -> type:
@@ -92,7 +92,7 @@ class Generator(abc.ABC):
     def conjugate(self, s: Array) -> Array:
         """`f*(s) = max_u (s u - f(u))` over u >= 0."""
         t = self.inverse_slope(s)
-        of_finite = lambda t: -self.perspective_q(t, jnp.zeros_like(t), t)  # noqa: E731
+        of_finite = lambda t: -self.perspective_q(t, jnp.zeros_like(t), t)
         return _at_ends(t, -jnp.asarray(self.at_zero), jnp.inf, of_finite)
 
 
@@ -477,12 +477,12 @@ def jeffreys() -> Generator:
 
 def jensen_shannon(weight: ArrayLike = 0.5) -> Generator:
     """Jensen-Shannon; 0 < weight < 1 is that of p. See `JensenShannon`."""
-    return JensenShannon(numerics.in_range("weight", weight, 0, 1, "between 0 and 1, exclusive"))
+    return JensenShannon(checks.in_range("weight", weight, 0, 1, "between 0 and 1, exclusive"))
 
 
 def skew_kl(skew: ArrayLike = 0.1) -> Generator:
     """KL(p‖(1-skew) p + skew q), 0 < skew < 1. See `SkewKL`."""
-    return SkewKL(numerics.in_range("skew", skew, 0, 1, "between 0 and 1, exclusive"))
+    return SkewKL(checks.in_range("skew", skew, 0, 1, "between 0 and 1, exclusive"))
 
 
 def total_variation() -> Generator:
@@ -512,12 +512,12 @@ def le_cam() -> Generator:
 
 def alpha(alpha: ArrayLike = 0.5) -> Generator:
     """Cressie-Read: f(u) = (u^a - a u + a - 1)/(a (a-1)); kl at 1, reverse_kl at 0. See `Power`."""
-    return Power(numerics.in_range("alpha", alpha, -jnp.inf, jnp.inf, "a finite number"))
+    return Power(checks.in_range("alpha", alpha, -jnp.inf, jnp.inf, "a finite number"))
 
 
 def tsallis(q_index: ArrayLike = 2.0) -> Generator:
     """Tsallis: f(u) = (u^q - u)/(q - 1), q times alpha = q; kl at 1, pearson_chi2 at 2."""
-    q = numerics.in_range("q_index", q_index, 0, jnp.inf, "positive and finite")
+    q = checks.positive("q_index", q_index)
     return Power(q, q, slope_at_one=1.0)
 
 

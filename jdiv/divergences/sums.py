@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics
+from jdiv import checks, numerics, roots
 from jdiv.divergences.generators import KL, Generator, Jeffreys, TotalVariation, alpha, kl, row
 
 Penalties = Sequence[tuple[ArrayLike, Generator]]
@@ -63,12 +63,7 @@ class WeightedSum(Generator):
                 high = jnp.where(counts & (step > 0), jnp.minimum(high, alone), high)
         low, high = jax.lax.stop_gradient((low, high))
         target = self.slope(t) + step
-        return jax.lax.custom_root(
-            lambda x: self.slope(x) - target,
-            (low + high) / 2,
-            lambda f, start: numerics.bracketed_newton(f, start, low, high)[0],
-            lambda g, y: y / g(jnp.ones_like(y)),
-        )
+        return roots.implicit(lambda x: self.slope(x) - target, (low + high) / 2, low, high).x
 
 
 def weighted_sum(penalties: Penalties) -> Generator:
@@ -113,7 +108,7 @@ class Chi2KL(WeightedSum):
 
 def chi2_kl(gamma: ArrayLike = 1.0) -> Generator:
     """Half of chi2 plus gamma KL. See `Chi2KL`."""
-    numerics.in_range("gamma", gamma, 0, jnp.inf, "positive and finite")
+    checks.positive("gamma", gamma)
     return Chi2KL((1.0, gamma), (alpha(2.0), kl()))
 
 
@@ -127,7 +122,7 @@ def log_inverse_link(s: ArrayLike, *, gamma: ArrayLike = 1.0) -> Array:
 
     Reference: Huang et al. 2024 (arXiv:2407.13399), equation 8.
     """
-    numerics.in_range("gamma", gamma, 0, jnp.inf, "positive and finite")
-    s = numerics.as_float("s", s)
+    checks.positive("gamma", gamma)
+    s = checks.as_float("s", s)
     gamma = jnp.asarray(gamma, s.dtype)
     return jnp.log(gamma) + numerics.log_wright_omega(s / gamma - jnp.log(gamma))

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics
+from jdiv import checks, numerics
 
 
 def _difference(p_logits: Array, q_logits: Array) -> Array:
@@ -31,7 +31,7 @@ def _difference(p_logits: Array, q_logits: Array) -> Array:
 
 def _square(name: str, x: ArrayLike, n: int, dtype) -> Array:
     """A checked symmetric matrix between the n categories."""
-    x = numerics.as_float(name, x)
+    x = checks.as_float(name, x)
     if x.shape != (n, n):
         raise ValueError(f"{name} must have shape {(n, n)} for {n} categories, got {x.shape}")
     if not isinstance(x, jax.core.Tracer):
@@ -66,9 +66,9 @@ def wasserstein_1(
 
     Reference: Vallender 1974.
     """
-    positions = numerics.as_float("positions", positions)
+    positions = checks.as_float("positions", positions)
     shape = jnp.shape(p_logits)
-    p_logits, q_logits = numerics.logits_pair(p_logits, q_logits, axis, where)
+    p_logits, q_logits = checks.logits_pair(p_logits, q_logits, axis, where)
     if positions.ndim == 1 and positions.shape == p_logits.shape[-1:]:
         positions = jnp.broadcast_to(positions, p_logits.shape)
     elif positions.shape == shape:
@@ -108,7 +108,7 @@ def squared_mmd(
 
     Reference: Gretton, Borgwardt, Rasch, Schoelkopf and Smola 2012, lemma 6.
     """
-    p_logits, q_logits = numerics.logits_pair(p_logits, q_logits, axis, where)
+    p_logits, q_logits = checks.logits_pair(p_logits, q_logits, axis, where)
     kernel = _square("kernel", kernel, p_logits.shape[-1], p_logits.dtype)
     difference = _difference(p_logits, q_logits)
     return jnp.sum(difference * jnp.matmul(difference, kernel, precision="highest"), axis=-1)
@@ -135,7 +135,7 @@ def energy_distance(
 
     Reference: Szekely and Rizzo 2013, definition 1.
     """
-    p_logits, q_logits = numerics.logits_pair(p_logits, q_logits, axis, where)
+    p_logits, q_logits = checks.logits_pair(p_logits, q_logits, axis, where)
     distances = _square("distances", distances, p_logits.shape[-1], p_logits.dtype)
     return squared_mmd(p_logits, q_logits, -distances)
 
@@ -191,14 +191,14 @@ def sinkhorn(
 
     Reference: Feydy, Sejourne, Vialard, Amari, Trouve and Peyre 2019, equation 3.
     """
-    numerics.in_range("threshold", threshold, 0, jnp.inf, "positive and finite")
+    checks.positive("threshold", threshold)
     if not isinstance(max_iterations, int) or max_iterations < 1:
         raise ValueError(f"max_iterations must be a positive integer, got {max_iterations}")
-    if jnp.ndim(numerics.in_range("epsilon", epsilon, 0, jnp.inf, "positive and finite")):
+    if jnp.ndim(checks.positive("epsilon", epsilon)):
         raise ValueError(
             f"epsilon must be a scalar (vmap over a sweep), got shape {jnp.shape(epsilon)}"
         )
-    p_logits, q_logits = numerics.logits_pair(p_logits, q_logits, axis, where)
+    p_logits, q_logits = checks.logits_pair(p_logits, q_logits, axis, where)
     n, dtype = p_logits.shape[-1], p_logits.dtype
     problem = _square("cost", cost, n, dtype), jnp.asarray(epsilon, dtype)
     solver = functools.partial(_solve, threshold=threshold, max_iterations=max_iterations)

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics
+from jdiv import checks
 
 
 def sample_pair(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
     """Two checked sets of samples, `[n, d]` and `[m, d]`, in one precision."""
-    x, y = numerics.as_float("x", x), numerics.as_float("y", y)
+    x, y = checks.as_float("x", x), checks.as_float("y", y)
     for name, samples in (("x", x), ("y", y)):
         if samples.ndim != 2 or 0 in samples.shape:
             raise ValueError(f"{name} must be samples [n, d], got shape {tuple(samples.shape)}")
@@ -34,7 +34,7 @@ def squared_distances(x: Array, y: Array) -> Array:
 
 def _log_kernels(x: ArrayLike, y: ArrayLike, bandwidth: ArrayLike) -> tuple[Array, Array, Array]:
     """`log K` within x, within y, and between them."""
-    numerics.in_range("bandwidth", bandwidth, 0, jnp.inf, "positive and finite")
+    checks.positive("bandwidth", bandwidth)
     x, y = sample_pair(x, y)
     bandwidth = jnp.asarray(bandwidth, x.dtype)
     scaled_x, scaled_y = x / bandwidth, y / bandwidth

@@ -44,7 +44,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics
+from jdiv import checks, numerics
 from jdiv.divergences import categorical, generators
 
 # ---------------------------------------------------------------------------------------- inputs
@@ -52,8 +52,8 @@ from jdiv.divergences import categorical, generators
 
 def _per_sample(**arrays: ArrayLike) -> list[Array]:
     """The arrays in one precision, of one shape."""
-    arrays = {name: numerics.as_float(name, x) for name, x in arrays.items()}
-    numerics.same_shape(**arrays)
+    arrays = {name: checks.as_float(name, x) for name, x in arrays.items()}
+    checks.same_shape(**arrays)
     dtype = functools.reduce(jnp.promote_types, (x.dtype for x in arrays.values()))
     return [x.astype(dtype) for x in arrays.values()]
 

@@ -22,17 +22,16 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics
+from jdiv import checks, numerics
 from jdiv.divergences.generators import Generator
 
 
 def _scores(scores: ArrayLike) -> Array:
     """Checked scores `[..., n, n]`."""
-    scores = numerics.as_float("scores", scores)
+    scores = checks.as_float("scores", scores)
     shape = tuple(scores.shape)
     if scores.ndim < 2 or shape[-1] != shape[-2] or shape[-1] < 2:
         raise ValueError(f"scores must have shape [..., n, n] with n at least 2, got {shape}")
@@ -113,7 +112,7 @@ def tuba(scores: ArrayLike, log_baseline: ArrayLike) -> Array:
 
 def _baseline(log_baseline: ArrayLike, scores: Array) -> Array:
     """The checked logarithm of a baseline, `[..., n]`."""
-    log_baseline = numerics.as_float("log_baseline", log_baseline).astype(scores.dtype)
+    log_baseline = checks.as_float("log_baseline", log_baseline).astype(scores.dtype)
     shape, found = tuple(scores.shape[:-1]), tuple(log_baseline.shape)
     if found not in ((), shape):
         raise ValueError(f"log_baseline must be a number or of shape {shape}, got {found}")
@@ -153,7 +152,7 @@ def smile(scores: ArrayLike, *, clip: ArrayLike = 5.0) -> Array:
     Reference: Song and Ermon 2020 (arXiv:1910.06222), section 5.
     """
     scores = _scores(scores)
-    clip = jnp.asarray(numerics.in_range("clip", clip, 0, jnp.inf, "positive"), scores.dtype)
+    clip = jnp.asarray(checks.in_range("clip", clip, 0, jnp.inf, "positive"), scores.dtype)
     partition = _log_mean_exp(jnp.clip(_product(scores), -clip, clip))
     return jnp.mean(_joint(scores), axis=-1) - partition
 
@@ -175,8 +174,7 @@ def interpolated(scores: ArrayLike, log_baseline: ArrayLike, *, alpha: ArrayLike
     Reference: Poole et al. 2019 (arXiv:1905.06922), section 2.3.
     """
     scores = _scores(scores)
-    open_ends = np.nextafter(0, -1), np.nextafter(1, 2)
-    alpha = numerics.in_range("alpha", alpha, *open_ends, "from 0 to 1")
+    alpha = checks.in_range("alpha", alpha, 0, 1, "from 0 to 1", closed="both")
     alpha = jnp.asarray(alpha, scores.dtype)
     log_m = _log_mean_exp_of_others(scores)
     log_a = _baseline(log_baseline, scores)[..., None, :]
@@ -202,7 +200,7 @@ def _log_mean_exp_of_others(scores: Array) -> Array:
 
 def _critic_pair(p_scores: ArrayLike, q_scores: ArrayLike) -> tuple[Array, Array]:
     """Checked scores `[..., n]` and `[..., m]` in one precision."""
-    pair = [numerics.as_float("p_scores", p_scores), numerics.as_float("q_scores", q_scores)]
+    pair = [checks.as_float("p_scores", p_scores), checks.as_float("q_scores", q_scores)]
     for name, x in zip(("p_scores", "q_scores"), pair, strict=True):
         if x.ndim == 0 or x.shape[-1] == 0:
             raise ValueError(f"{name} must have at least one sample, got shape {tuple(x.shape)}")

@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics
+from jdiv import checks, numerics
 from jdiv.divergences import categorical
 from jdiv.divergences.generators import Generator, TotalVariation
 from jdiv.regularized import greedy
@@ -37,7 +37,7 @@ def checked(preference: ArrayLike) -> Array:
     Traceback (most recent call last):
     ValueError: preference must have P + P^T = 1, it is 0.1 away
     """
-    preference = numerics.as_float("preference", preference)
+    preference = checks.as_float("preference", preference)
     shape = preference.shape
     if len(shape) < 2 or shape[-1] != shape[-2] or not shape[-1]:
         raise ValueError(f"preference must be of shape [..., n, n], got {shape}")
@@ -65,7 +65,7 @@ def sigmoid_game(scores: ArrayLike, skew: ArrayLike) -> Array:
 
     Shapes: scores `[..., n]`, skew `[..., n, n]` with `skew + skew^T = 0`, to `[..., n, n]`.
     """
-    scores, skew = numerics.as_float("scores", scores), numerics.as_float("skew", skew)
+    scores, skew = checks.as_float("scores", scores), checks.as_float("skew", skew)
     if skew.shape != (*scores.shape, *scores.shape[-1:]):
         raise ValueError(
             f"skew must be of shape {(*scores.shape, *scores.shape[-1:])}, got {skew.shape}"
@@ -95,7 +95,7 @@ def random_game(
 def _matched(preference: ArrayLike, **policies: ArrayLike) -> list[Array]:
     """The matrix and log-probabilities, all in one precision and of one number of answers."""
     preference = checked(preference)
-    policies = {name: numerics.as_float(name, x) for name, x in policies.items()}
+    policies = {name: checks.as_float(name, x) for name, x in policies.items()}
     dtype = functools.reduce(jnp.promote_types, (x.dtype for x in (preference, *policies.values())))
     for name, x in policies.items():
         if x.shape[-1:] != preference.shape[-1:]:
@@ -199,7 +199,7 @@ def nash(
             f"preference and ref_logits must be [n, n] and [n], got {preference.shape} and"
             f" {log_ref.shape}: vmap over games"
         )
-    numerics.in_range("beta", beta, 0, jnp.inf, "positive and finite")
+    checks.positive("beta", beta)
 
     game = preference, log_ref, jnp.asarray(beta, log_ref.dtype), generator
 

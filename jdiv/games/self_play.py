@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import estimators, numerics
+from jdiv import checks, estimators, numerics
 from jdiv.alignment import preference as preference_losses
 from jdiv.divergences import generators, sums
 from jdiv.divergences.generators import KL, Generator, TotalVariation
@@ -56,7 +56,7 @@ def play(
 
 def _positive(**parameters: ArrayLike) -> None:
     for name, value in parameters.items():
-        numerics.in_range(name, value, 0, jnp.inf, "positive and finite")
+        checks.positive(name, value)
 
 
 def _slope(log_policy: Array, ref_logits: Array, generator: Generator) -> Array:
@@ -91,10 +91,10 @@ def proximal(
     Reference: Tiapkin et al. 2025 (arXiv:2505.19731), the step of Nash mirror prox, for KL.
     """
     _positive(beta=beta, step_size=step_size)
-    values = numerics.as_float("values", values)
-    log_policy = numerics.as_float("log_policy", log_policy).astype(values.dtype)
-    ref_logits = numerics.as_float("ref_logits", ref_logits).astype(values.dtype)
-    numerics.same_shape(values=values, log_policy=log_policy, ref_logits=ref_logits)
+    values = checks.as_float("values", values)
+    log_policy = checks.as_float("log_policy", log_policy).astype(values.dtype)
+    ref_logits = checks.as_float("ref_logits", ref_logits).astype(values.dtype)
+    checks.same_shape(values=values, log_policy=log_policy, ref_logits=ref_logits)
     values += _slope(log_policy, ref_logits, generator) / step_size
     return greedy(values, ref_logits, beta + 1 / step_size, generator).log_policy
 
@@ -157,7 +157,7 @@ def nash_md(
     Reference: Munos et al. 2023 (arXiv:2312.00886), section 6, for KL.
     """
     _positive(beta=beta, step_size=step_size)
-    numerics.in_range("step_size * beta", step_size * beta, 0, 1, "below 1")
+    checks.in_range("step_size * beta", step_size * beta, 0, 1, "below 1")
     kept = (1 - step_size * beta) * _slope(log_policy, ref_logits, generator)
     mixture = greedy(kept, ref_logits, 1.0, generator).log_policy
     values = step_size * against(preference, mixture) + kept
@@ -198,7 +198,7 @@ def inpo_loss(
     Reference: Zhang et al. 2024 (arXiv:2407.00617), from code for arXiv:2606.01382.
     """
     _positive(eta=eta, tau=tau)
-    chosen, rejected, ref_chosen, ref_rejected, previous_chosen, previous_rejected = numerics.alike(
+    chosen, rejected, ref_chosen, ref_rejected, previous_chosen, previous_rejected = checks.alike(
         chosen=chosen,
         rejected=rejected,
         ref_chosen=ref_chosen,
@@ -241,7 +241,7 @@ def sppo_loss(
     Reference: Wu et al. 2024 (arXiv:2405.00675), the objective, from the authors' code.
     """
     _positive(eta=eta)
-    log_prob, previous, win_probability = numerics.alike(
+    log_prob, previous, win_probability = checks.alike(
         log_prob=log_prob, previous=previous, win_probability=win_probability
     )
     return (log_prob - previous - jnp.asarray(eta, log_prob.dtype) * (win_probability - 0.5)) ** 2
@@ -294,7 +294,7 @@ def rspo_loss(
     loss plus a penalty is from a secondary note, and how the penalty is estimated is chosen here.
     """
     loss = sppo_loss(log_prob, previous, win_probability, eta=eta)
-    log_prob, previous, ref = numerics.alike(log_prob=log_prob, previous=previous, ref=ref)
+    log_prob, previous, ref = checks.alike(log_prob=log_prob, previous=previous, ref=ref)
     for weight, row in penalties:
         estimate = estimators.centred_from_p(row, log_prob, ref, log_weights=log_prob - previous)
         loss += jnp.asarray(weight, loss.dtype) * estimate.astype(loss.dtype)
@@ -306,7 +306,7 @@ def rspo_loss(
 
 def geometric_mixture(log_policy: ArrayLike, log_base: ArrayLike, share: ArrayLike) -> Array:
     """`pi^(1 - share) base^share`, normalised. Shapes: `[..., n]` twice to the same."""
-    log_policy, log_base = numerics.alike(log_policy=log_policy, log_base=log_base)
+    log_policy, log_base = checks.alike(log_policy=log_policy, log_base=log_base)
     share = jnp.asarray(share, log_policy.dtype)
     mixed = [
         jnp.where(weight > 0, weight * log, 0)
@@ -335,7 +335,7 @@ def spin_loss(
     Reference: Chen et al. 2024 (arXiv:2401.01335), SPIN; arXiv:2404.04291, abstract, for the
     mixture and the history.
     """
-    real, generated, previous_real, previous_generated, base_real, base_generated = numerics.alike(
+    real, generated, previous_real, previous_generated, base_real, base_generated = checks.alike(
         real=real,
         generated=generated,
         previous_real=previous_real,
@@ -371,7 +371,7 @@ def spin(
     """
     opponent = log_policy if log_opponent is None else log_opponent
     anchor = geometric_mixture(log_policy, log_base, share)
-    _, _, advantage = numerics.log_ratio(*numerics.alike(log_data=log_data, log_opponent=opponent))
+    _, _, advantage = numerics.log_ratio(*checks.alike(log_data=log_data, log_opponent=opponent))
     advantage = jnp.where(log_data == -jnp.inf, -jnp.inf, advantage)
     return greedy(advantage, anchor, beta, _KL).log_policy
 

@@ -361,7 +361,7 @@ def step(
     chosen = _any_below(held, jax.random.uniform(sample_key, (settings.batch,)))
     batch = jax.tree.map(lambda x: x[chosen], replay)
     number = state.updates // settings.target_every
-    loss = lambda params: _loss(settings, hyper, params, state.target, batch, number)  # noqa: E731
+    loss = lambda params: _loss(settings, hyper, params, state.target, batch, number)
     (value, q), slope = jax.value_and_grad(loss, has_aux=True)(state.params)
     with _lenient():
         change, optimiser = _optimiser(settings).update(slope, state.optimiser, state.params)

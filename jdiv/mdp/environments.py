@@ -12,9 +12,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from jdiv.checks import known
 from jdiv.mdp.model import AnyMdp, Mdp, SparseMdp
 from jdiv.mdp.tomato import tomato
-from jdiv.sweeps import known
 
 
 def garnet(

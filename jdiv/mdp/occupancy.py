@@ -19,7 +19,7 @@ from jax import Array
 from jax.scipy.linalg import cho_factor, cho_solve
 from jax.typing import ArrayLike
 
-from jdiv import numerics, regularized
+from jdiv import checks, numerics, regularized
 from jdiv.divergences import categorical, generators
 from jdiv.divergences.generators import Generator, TotalVariation
 from jdiv.estimators import variational
@@ -37,9 +37,9 @@ from jdiv.mdp.model import (
 
 def divergence(generator: Generator, log_mass: ArrayLike, log_reference: ArrayLike) -> Array:
     """`D(mu‖ref)` of two measures on states and actions, logarithms `[..., S, A]` to `[...]`."""
-    log_mass = numerics.as_float("log_mass", log_mass)
-    log_reference = numerics.as_float("log_reference", log_reference)
-    numerics.same_shape(log_mass=log_mass, log_reference=log_reference)
+    log_mass = checks.as_float("log_mass", log_mass)
+    log_reference = checks.as_float("log_reference", log_reference)
+    checks.same_shape(log_mass=log_mass, log_reference=log_reference)
     flat = (*log_mass.shape[:-2], -1)
     return categorical.f_divergence(generator, log_mass.reshape(flat), log_reference.reshape(flat))
 
@@ -75,8 +75,8 @@ def link(reference: Array, reward: Array, proxy: Array) -> Link:
 
     Reference: Laidlaw et al. (arXiv:2403.03185), the definition of a correlated proxy.
     """
-    numerics.same_shape(reference=reference, reward=reward, proxy=proxy)
-    mean = lambda x: jnp.sum(reference * x)  # noqa: E731
+    checks.same_shape(reference=reference, reward=reward, proxy=proxy)
+    mean = lambda x: jnp.sum(reference * x)
     true_mean, proxy_mean = mean(reward), mean(proxy)
     true_deviation = jnp.sqrt(mean((reward - true_mean) ** 2))
     proxy_deviation = jnp.sqrt(mean((proxy - proxy_mean) ** 2))
@@ -126,7 +126,7 @@ def penalty_reward(generator: Generator, log_ratio: ArrayLike, coefficient: Arra
     `-2 coefficient (e^d - 1)`, for total variation `-coefficient sign(d)/2`. The released code of
     ORPO has half of chi2's and twice total variation's: pass half and twice the coefficient.
     """
-    return -coefficient * generator.slope(numerics.as_float("log_ratio", log_ratio))
+    return -coefficient * generator.slope(checks.as_float("log_ratio", log_ratio))
 
 
 def root_penalty_reward(log_ratio: ArrayLike, coefficient: ArrayLike, chi2: ArrayLike) -> Array:
@@ -150,7 +150,7 @@ def trimmed_mean(x: ArrayLike, share: float = 0.01) -> Array:
     """
     if not 0 <= share < 0.5:
         raise ValueError(f"share must be in [0, .5), got {share}")
-    x = jnp.sort(numerics.as_float("x", x), axis=-1)
+    x = jnp.sort(checks.as_float("x", x), axis=-1)
     cut = int(share * x.shape[-1])
     return jnp.mean(x[..., cut : x.shape[-1] - cut], axis=-1)
 
@@ -280,13 +280,13 @@ def _checked(mdp: AnyMdp, log_reference: Array, coefficient: ArrayLike, generato
         raise TypeError(f"generator must be a row of generators.TABLE, got {generator!r}")
     if isinstance(generator, TotalVariation):
         raise ValueError("generator must be differentiable, got total_variation")
-    log_reference = numerics.as_float("log_reference", log_reference)
+    log_reference = checks.as_float("log_reference", log_reference)
     if log_reference.shape != mdp.reward.shape:
         raise ValueError(
             f"log_reference must have the reward's shape {tuple(mdp.reward.shape)},"
             f" got {tuple(log_reference.shape)}"
         )
-    numerics.in_range("coefficient", coefficient, 0, jnp.inf, "positive and finite")
+    checks.positive("coefficient", coefficient)
     shape = log_reference.shape
     log_reference = numerics.log_softmax(log_reference.ravel()).reshape(shape)
     return log_reference, jnp.asarray(coefficient, log_reference.dtype)

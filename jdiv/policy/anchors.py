@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import estimators, numerics, parallel
+from jdiv import checks, estimators, numerics, parallel
 from jdiv.divergences.generators import Generator
 from jdiv.policy.group import TokenLoss, ppo_clip, tokens
 
@@ -23,7 +23,7 @@ def support(ref_logits: ArrayLike, *, size: int) -> Array:
 
     Shapes: `[..., V]` to booleans of the same.
     """
-    ref_logits = numerics.as_float("ref_logits", ref_logits)
+    ref_logits = checks.as_float("ref_logits", ref_logits)
     if not 1 <= size <= ref_logits.shape[-1]:
         raise ValueError(f"size must be from 1 to {ref_logits.shape[-1]}, got {size}")
     return ref_logits >= jax.lax.top_k(ref_logits, size)[0][..., -1:]
@@ -95,7 +95,7 @@ def dmpo_target(rewards: ArrayLike) -> Array:
 
     Reference: DMPO (arXiv:2605.19461), abstract: a target proportional to the reward.
     """
-    rewards = numerics.as_float("rewards", rewards)
+    rewards = checks.as_float("rewards", rewards)
     rewards = jnp.maximum(rewards, 0)
     total = jnp.sum(rewards, axis=-1, keepdims=True)
     share = rewards / jnp.where(total > 0, total, 1)
@@ -107,7 +107,7 @@ def tpo_target(old_sequence_log_probs: ArrayLike, utilities: ArrayLike) -> Array
 
     Reference: TPO (arXiv:2604.06159).
     """
-    old, utilities = numerics.alike(
+    old, utilities = checks.alike(
         old_sequence_log_probs=old_sequence_log_probs, utilities=utilities
     )
     return numerics.log_softmax(old + utilities)
@@ -122,7 +122,7 @@ def group_forward_kl(sequence_log_probs: ArrayLike, log_target: ArrayLike) -> To
 
     Reference: DMPO (arXiv:2605.19461), abstract; TPO (arXiv:2604.06159).
     """
-    log_probs, log_target = numerics.alike(
+    log_probs, log_target = checks.alike(
         sequence_log_probs=sequence_log_probs, log_target=log_target
     )
     log_p = numerics.log_softmax(log_probs)
@@ -149,7 +149,7 @@ def dph_rl_penalty(
 
     Reference: DPH-RL, code (core_algos.py).
     """
-    log_probs, log_ref = numerics.alike(
+    log_probs, log_ref = checks.alike(
         sequence_log_probs=sequence_log_probs, ref_sequence_log_probs=ref_sequence_log_probs
     )
     log_probs = jnp.where(solved, log_probs, log_ref)
@@ -172,7 +172,7 @@ def rapo_penalty(
 
     Reference: RAPO (arXiv:2510.03865), abstract.
     """
-    log_probs, log_ref, weights = numerics.alike(
+    log_probs, log_ref, weights = checks.alike(
         sequence_log_probs=sequence_log_probs,
         ref_sequence_log_probs=ref_sequence_log_probs,
         weights=weights,
@@ -198,7 +198,7 @@ def softmin(values: ArrayLike, *, temperature: ArrayLike = 0.3, axis: int = -1) 
 
     Reference: ryyzn9/SAFE, code, which has two critics.
     """
-    values = numerics.as_float("values", values)
+    values = checks.as_float("values", values)
     count = jnp.asarray(values.shape[axis], values.dtype)
     summed = jax.nn.logsumexp(-values / temperature, axis=axis)
     return -temperature * (summed - jnp.log(count))
@@ -214,7 +214,7 @@ def safe_penalty(
 
     Reference: ryyzn9/SAFE, code.
     """
-    kl, entropy = numerics.as_float("kl", kl), numerics.as_float("entropy", entropy)
+    kl, entropy = checks.as_float("kl", kl), checks.as_float("entropy", entropy)
     excess = jnp.maximum(kl - threshold, 0)
     penalty = 0.1 * excess**2 * jnp.maximum(2 / (entropy + 0.1), 0.5)
     return jax.lax.stop_gradient(penalty) if as_released else penalty
@@ -227,7 +227,7 @@ def safe_penalty_asymmetric(kl: ArrayLike, previous_kl: ArrayLike, *, steps: flo
 
     Reference: ryyzn9/SAFE, code.
     """
-    kl = numerics.as_float("kl", kl)
+    kl = checks.as_float("kl", kl)
     rise = jnp.maximum((kl - previous_kl) / steps, 0)
     return 0.1 * jnp.maximum(kl - 0.3, 0) ** 2 + 5 * rise**2
 

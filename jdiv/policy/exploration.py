@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import estimators, numerics, parallel
+from jdiv import checks, estimators, numerics, parallel
 from jdiv.policy.group import TokenLoss, ppo_clip, tokens
 
 LOG_2 = math.log(2)
@@ -112,7 +112,7 @@ def predicted_entropy_change(log_policy: ArrayLike, change: ArrayLike) -> Array:
 
     Reference: Cui et al. 2025 (arXiv:2505.22617), the identity of its section on dynamics.
     """
-    log_policy, change = numerics.as_float("log_policy", log_policy), jnp.asarray(change)
+    log_policy, change = checks.as_float("log_policy", log_policy), jnp.asarray(change)
     policy = jnp.exp(log_policy)
     log_policy = jnp.where(policy > 0, log_policy, 0)
     centred = change - jnp.sum(policy * change, axis=-1, keepdims=True)
@@ -215,7 +215,7 @@ def aer_coefficients(accuracy: ArrayLike, scale: ArrayLike, *, rho: ArrayLike) -
 
     Reference: adaptive entropy regularisation (arXiv:2510.10959), abstract.
     """
-    return scale * jnp.maximum(rho - numerics.as_float("accuracy", accuracy), 0)
+    return scale * jnp.maximum(rho - checks.as_float("accuracy", accuracy), 0)
 
 
 def aer_scale(
@@ -233,7 +233,7 @@ def aer_scale(
 
     Reference: adaptive entropy regularisation (arXiv:2510.10959), abstract.
     """
-    entropy = numerics.as_float("entropy", entropy)
+    entropy = checks.as_float("entropy", entropy)
     return jnp.maximum(scale + rate * (target * initial_entropy - entropy), 0)
 
 
@@ -247,7 +247,7 @@ def min_p_proxy(logits: ArrayLike, *, kappa: ArrayLike = 0.02) -> Array:
 
     Reference: Lp-Reg (arXiv:2510.03222), code.
     """
-    log_p = numerics.log_softmax(numerics.as_float("logits", logits))
+    log_p = numerics.log_softmax(checks.as_float("logits", logits))
     least = jnp.log(jnp.asarray(kappa, log_p.dtype)) + jnp.max(log_p, axis=-1, keepdims=True)
     return numerics.log_softmax(jnp.where(log_p >= least, log_p, -jnp.inf))
 
@@ -318,8 +318,8 @@ def conflict_weights(
     Reference: GTPO (arXiv:2508.03772), and its code.
     """
     tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
-    advantages = numerics.as_float("advantages", advantages)
-    numerics.same_shape(tokens=tokens, mask=mask)
+    advantages = checks.as_float("advantages", advantages)
+    checks.same_shape(tokens=tokens, mask=mask)
 
     def conflicts(tokens: Array, mask: Array) -> Array:
         equal = tokens[..., :, None, :] == tokens[..., None, :, :]
@@ -382,7 +382,7 @@ def gtpo(
         log_probs, mask, old_log_probs=old_log_probs, entropy=entropy, weights=weights
     )
     ratio = jnp.exp(log_probs - old_log_probs)
-    advantages = numerics.as_float("advantages", advantages).astype(ratio.dtype)
+    advantages = checks.as_float("advantages", advantages).astype(ratio.dtype)
     lengths = jnp.maximum(jnp.sum(mask, axis=-1, dtype=jnp.int32), 1)
     mean_entropy = jnp.sum(entropy, axis=-1) / lengths.astype(ratio.dtype)
     kept = (initial_entropy > threshold) | (mean_entropy <= threshold)
@@ -426,11 +426,11 @@ def haepo(
     """
     names = ("sequence_log_probs", "ref_sequence_log_probs", "rewards")
     given = (sequence_log_probs, ref_sequence_log_probs, rewards)
-    arrays = {name: numerics.as_float(name, x) for name, x in zip(names, given, strict=True)}
-    numerics.same_shape(**arrays)
+    arrays = {name: checks.as_float(name, x) for name, x in zip(names, given, strict=True)}
+    checks.same_shape(**arrays)
     dtype = arrays["sequence_log_probs"].dtype
     log_probs, log_ref, rewards = (x.astype(dtype) for x in arrays.values())
-    total = lambda x: parallel.sum_over(jnp.sum(x), axis_name)  # noqa: E731
+    total = lambda x: parallel.sum_over(jnp.sum(x), axis_name)
 
     def log_softmax(x: Array) -> Array:
         x = jax.lax.stop_gradient(x)

@@ -44,9 +44,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics, parallel
+from jdiv import checks, parallel
+from jdiv.checks import known
 from jdiv.estimators import monte_carlo
-from jdiv.sweeps import known
 
 Estimator = Callable[[ArrayLike, ArrayLike], Array]
 """`kl_k1`, `kl_k2` or `kl_k3` of `jdiv.estimators`: of log p and log q at samples of p."""
@@ -77,11 +77,11 @@ def tokens(
 
     Others without the last axis count for all tokens of their sequence, and are constants.
     """
-    arrays = {name: numerics.as_float(name, x) for name, x in others.items()}
-    log_probs, mask = numerics.as_float("log_probs", log_probs), jnp.asarray(mask)
+    arrays = {name: checks.as_float(name, x) for name, x in others.items()}
+    log_probs, mask = checks.as_float("log_probs", log_probs), jnp.asarray(mask)
     if mask.dtype != jnp.bool_:
         raise TypeError(f"mask must be a boolean array, got dtype {mask.dtype}")
-    numerics.same_shape(log_probs=log_probs, mask=mask)
+    checks.same_shape(log_probs=log_probs, mask=mask)
     dtype = log_probs.dtype
     for name, x in arrays.items():
         if x.shape not in (log_probs.shape, log_probs.shape[:-1]):
@@ -308,10 +308,10 @@ def sequence_kl_penalty(
 
 def _kept(x: ArrayLike, mask: ArrayLike) -> tuple[Array, Array]:
     """x with 0 where masked, and the mask as numbers."""
-    x, mask = numerics.as_float("x", x), jnp.asarray(mask)
+    x, mask = checks.as_float("x", x), jnp.asarray(mask)
     if mask.dtype != jnp.bool_:
         raise TypeError(f"mask must be a boolean array, got dtype {mask.dtype}")
-    numerics.same_shape(x=x, mask=mask)
+    checks.same_shape(x=x, mask=mask)
     return jnp.where(mask, x, 0), mask.astype(x.dtype)
 
 
@@ -369,7 +369,7 @@ def constant_mean(
 
 def _centred(rewards: ArrayLike) -> Array:
     """Rewards less the mean of their group, exactly 0 where all are equal."""
-    rewards = jax.lax.stop_gradient(numerics.as_float("rewards", rewards))
+    rewards = jax.lax.stop_gradient(checks.as_float("rewards", rewards))
     # The mean of equal numbers may not be that number in floating point.
     relative = rewards - rewards[..., :1]
     return relative - jnp.mean(relative, axis=-1, keepdims=True)
@@ -404,7 +404,7 @@ def rloo_advantages(rewards: ArrayLike) -> Array:
 
     Reference: Ahmadian et al. 2024 (arXiv:2402.14740), section 3.
     """
-    rewards = jax.lax.stop_gradient(numerics.as_float("rewards", rewards))
+    rewards = jax.lax.stop_gradient(checks.as_float("rewards", rewards))
     size = rewards.shape[-1]
     return rewards if size == 1 else _centred(rewards) * (size / (size - 1))
 
@@ -437,5 +437,5 @@ def varied(rewards: ArrayLike) -> Array:
 
     Reference: DAPO (arXiv:2503.14476), section 3.2, dynamic sampling.
     """
-    rewards = numerics.as_float("rewards", rewards)
+    rewards = checks.as_float("rewards", rewards)
     return jnp.any(rewards != rewards[..., :1], axis=-1)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import divergences, numerics, parallel
+from jdiv import checks, divergences, parallel
 from jdiv.policy.exploration import among_largest
 from jdiv.policy.group import grpo_advantages
 
@@ -21,7 +21,7 @@ from jdiv.policy.group import grpo_advantages
 
 def pass_rate(rewards: ArrayLike) -> Array:
     """Mean reward of each group. Shapes: `[..., size]` to `[...]`."""
-    return jnp.mean(numerics.as_float("rewards", rewards), axis=-1)
+    return jnp.mean(checks.as_float("rewards", rewards), axis=-1)
 
 
 def difficulty_filter(rewards: ArrayLike, *, low: ArrayLike = 0.2, high: ArrayLike = 0.8) -> Array:
@@ -82,7 +82,7 @@ def fg_expo_weights(rate: ArrayLike, *, width: ArrayLike, axis_name: str | None 
 
     Reference: FG-ExPO (arXiv:2605.11403), abstract.
     """
-    rate = numerics.as_float("rate", rate)
+    rate = checks.as_float("rate", rate)
     exponent = -(((rate - 0.5) / width) ** 2) / 2
     # The largest is 1, however narrow the Gaussian.
     weights = jnp.exp(exponent - parallel.max_over(jnp.max(exponent), axis_name))
@@ -99,7 +99,7 @@ def fg_expo_coefficient(
 
     Reference: FG-ExPO (arXiv:2605.11403), abstract.
     """
-    mean = parallel.mean_over(jnp.mean(numerics.as_float("rate", rate)), axis_name)
+    mean = parallel.mean_over(jnp.mean(checks.as_float("rate", rate)), axis_name)
     return low + (high - low) * mean**2 * (3 - 2 * mean)
 
 
@@ -121,7 +121,7 @@ def ace_advantages(
 
     Reference: ACE (arXiv:2602.21420), abstract.
     """
-    advantages, confidence = numerics.alike(advantages=advantages, log_ratio=log_ratio)
+    advantages, confidence = checks.alike(advantages=advantages, log_ratio=log_ratio)
     factor = jnp.where(advantages < 0, 1 + alpha * scale(confidence), 1)
     return jax.lax.stop_gradient(advantages * factor)
 
@@ -144,7 +144,7 @@ def grpo_lambda_rewards(
 
     Reference: GRPO-lambda (arXiv:2505.18086), abstract.
     """
-    correct, penalised = numerics.alike(correct=correct, penalised=penalised)
+    correct, penalised = checks.alike(correct=correct, penalised=penalised)
     rate = pass_rate(correct)
     groups = parallel.sum_over(jnp.asarray(rate.size, rate.dtype), axis_name)
     count = jnp.floor(share * groups).astype(jnp.int32)
@@ -159,7 +159,7 @@ def dler_rewards(rewards: ArrayLike, lengths: ArrayLike, *, limit: ArrayLike) ->
 
     Reference: DLER (arXiv:2510.15110), abstract, for truncation as the penalty.
     """
-    rewards = numerics.as_float("rewards", rewards)
+    rewards = checks.as_float("rewards", rewards)
     return jnp.where(jnp.asarray(lengths) > limit, 0, rewards)
 
 
@@ -171,7 +171,7 @@ def dler_advantages(rewards: ArrayLike, *, axis_name: str | None = None) -> Arra
 
     Reference: DLER (arXiv:2510.15110), abstract.
     """
-    rewards = numerics.as_float("rewards", rewards)
+    rewards = checks.as_float("rewards", rewards)
     centred = grpo_advantages(rewards, scale=False)
     variance = parallel.mean_over(jnp.mean(centred**2), axis_name)
     return jnp.where(variance > 0, centred / jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
@@ -186,9 +186,9 @@ def arlcp_rewards(correct: ArrayLike, lengths: ArrayLike, reflections: ArrayLike
 
     Reference: ARLCP (arXiv:2602.12113), code at c8ff44f.
     """
-    correct = numerics.as_float("correct", correct)
+    correct = checks.as_float("correct", correct)
     lengths, reflections = (jnp.asarray(x, correct.dtype) for x in (lengths, reflections))
-    numerics.same_shape(correct=correct, lengths=lengths, reflections=reflections)
+    checks.same_shape(correct=correct, lengths=lengths, reflections=reflections)
     right = correct > 0
     count = jnp.sum(right, axis=-1, keepdims=True).astype(correct.dtype)
 
@@ -216,8 +216,8 @@ def step_potential(correctness: ArrayLike, confidence: ArrayLike) -> Array:
 
     Reference: SPAE (arXiv:2601.03823), code at 1f8c839.
     """
-    correctness = numerics.as_float("correctness", correctness)
-    confidence = numerics.as_float("confidence", confidence).astype(correctness.dtype)
+    correctness = checks.as_float("correctness", correctness)
+    confidence = checks.as_float("confidence", confidence).astype(correctness.dtype)
     return 1.5 * correctness * confidence + 0.5 * correctness - confidence
 
 
@@ -238,8 +238,8 @@ def spae_advantages(
 
     Reference: SPAE (arXiv:2601.03823), abstract, and its code at 1f8c839.
     """
-    potential = numerics.as_float("potential", potential)
-    advantages = numerics.as_float("advantages", advantages).astype(potential.dtype)
+    potential = checks.as_float("potential", potential)
+    advantages = checks.as_float("advantages", advantages).astype(potential.dtype)
     before = jnp.concatenate([potential[..., :1], potential[..., :-1]], axis=-1)
     above = jnp.cumsum((potential > saturation).astype(jnp.int32), axis=-1)
     saturated = jnp.concatenate([jnp.zeros_like(above[..., :1]), above[..., :-1]], axis=-1) > 0

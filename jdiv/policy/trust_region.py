@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics
+from jdiv import checks, numerics
 from jdiv.divergences import categorical, generators
 from jdiv.estimators import monte_carlo
 from jdiv.mdp import model, occupancy
@@ -88,7 +88,7 @@ def trpo_step(
             f"iterations must be at least 1 and backtracks at least 0, got {iterations} and"
             f" {backtracks}"
         )
-    numerics.in_range("radius", radius, 0, jnp.inf, "positive and finite")
+    checks.positive("radius", radius)
     flat, unravel = jax.flatten_util.ravel_pytree(parameters)
     now, gradient = jax.value_and_grad(lambda x: surrogate(unravel(x)))(flat)
     _, hessian = jax.linearize(jax.grad(lambda x: divergence(unravel(x))), flat)
@@ -175,7 +175,7 @@ def ppo_kl(
     ratio = jnp.exp(log_probs - old)
     kl = monte_carlo.kl_k3(old, log_probs)
     loss = coefficient * kl - ratio * advantages
-    kept = lambda x: jnp.where(mask, x, 0)  # noqa: E731
+    kept = lambda x: jnp.where(mask, x, 0)
     return TokenLoss(kept(loss), Penalised(*map(kept, jax.lax.stop_gradient((ratio, kl)))))
 
 
@@ -187,7 +187,7 @@ def adapt_coefficient(coefficient: ArrayLike, kl: ArrayLike, target: ArrayLike) 
 
     Reference: Schulman et al. 2017 (arXiv:1707.06347), section 4.
     """
-    kl = numerics.as_float("kl", kl)
+    kl = checks.as_float("kl", kl)
     change = jnp.where(kl > 1.5 * target, 2.0, jnp.where(kl < target / 1.5, 0.5, 1.0))
     return (coefficient * change).astype(kl.dtype)
 
@@ -227,10 +227,10 @@ def reweight(
     Reference: Peters, Muelling and Altun 2010 (REPS), the bandit case; Abdolmaleki et al. 2018
     (arXiv:1806.06920), equations 4 and 5.
     """
-    values = numerics.as_float("values", values)
-    log_prior = numerics.as_float("log_prior", log_prior)
-    numerics.same_shape(values=values, log_prior=log_prior)
-    numerics.in_range("radius", radius, 0, jnp.inf, "positive and finite")
+    values = checks.as_float("values", values)
+    log_prior = checks.as_float("log_prior", log_prior)
+    checks.same_shape(values=values, log_prior=log_prior)
+    checks.positive("radius", radius)
     dtype = jnp.promote_types(values.dtype, log_prior.dtype)
     values, log_prior = jax.lax.stop_gradient((values.astype(dtype), log_prior.astype(dtype)))
     log_prior = numerics.log_softmax(log_prior)
@@ -238,7 +238,7 @@ def reweight(
     supported = log_prior != -jnp.inf
     best = jnp.max(jnp.where(supported, values, -jnp.inf), axis=-1, keepdims=True)
     drop = jnp.where(supported, values - best, 0)
-    mean = lambda rows: jnp.sum(weights * rows)  # noqa: E731
+    mean = lambda rows: jnp.sum(weights * rows)
 
     def excess(log_eta: Array):
         """`log(KL/radius)`, and `-d KL/d log eta = Var_q(value)/eta^2` of a row."""
@@ -276,7 +276,7 @@ def _row_weights(weights: ArrayLike | None, values: Array) -> Array:
     """Weights `[...]` of rows `[..., n]`."""
     if weights is None:
         return jnp.full(values.shape[:-1], 1 / max(1, values[..., 0].size), values.dtype)
-    weights = numerics.as_float("weights", weights)
+    weights = checks.as_float("weights", weights)
     if weights.shape != values.shape[:-1]:
         raise ValueError(f"weights must have shape {values.shape[:-1]}, got {weights.shape}")
     return weights.astype(values.dtype)
@@ -343,10 +343,10 @@ def mix(
     Reference: Abdolmaleki et al. 2018 (arXiv:1806.06920), equation 12, for policies without
     parameters; the closed form follows from it and is not in the paper.
     """
-    log_target = numerics.as_float("log_target", log_target)
-    log_old = numerics.as_float("log_old", log_old)
-    numerics.same_shape(log_target=log_target, log_old=log_old)
-    numerics.in_range("radius", radius, 0, jnp.inf, "positive and finite")
+    log_target = checks.as_float("log_target", log_target)
+    log_old = checks.as_float("log_old", log_old)
+    checks.same_shape(log_target=log_target, log_old=log_old)
+    checks.positive("radius", radius)
     log_target, log_old = jax.lax.stop_gradient((log_target, log_old))
     log_target, log_old = numerics.log_softmax(log_target), numerics.log_softmax(log_old)
     weights = _row_weights(weights, log_target)
@@ -394,9 +394,9 @@ def mpo(
 
     Reference: Abdolmaleki et al. 2018 (arXiv:1806.06920), equation 12 as a Lagrangian.
     """
-    logits = numerics.as_float("logits", logits)
-    others = (numerics.as_float("log_target", log_target), numerics.as_float("log_old", log_old))
-    numerics.same_shape(logits=logits, log_target=others[0], log_old=others[1])
+    logits = checks.as_float("logits", logits)
+    others = (checks.as_float("log_target", log_target), checks.as_float("log_old", log_old))
+    checks.same_shape(logits=logits, log_target=others[0], log_old=others[1])
     log_target, log_old = (jax.lax.stop_gradient(x.astype(logits.dtype)) for x in others)
     target = jnp.exp(numerics.log_softmax(log_target))
     log_policy = numerics.log_softmax(logits)
@@ -439,13 +439,13 @@ def reps(mdp: AnyMdp, log_reference: Array, radius: ArrayLike) -> Reps:
 
     Reference: Peters, Muelling and Altun 2010, from memory; discount and start are of this form.
     """
-    log_reference = numerics.as_float("log_reference", log_reference)
+    log_reference = checks.as_float("log_reference", log_reference)
     if log_reference.shape != mdp.reward.shape:
         raise ValueError(
             f"log_reference must have the reward's shape {tuple(mdp.reward.shape)},"
             f" got {tuple(log_reference.shape)}"
         )
-    numerics.in_range("radius", radius, 0, jnp.inf, "positive and finite")
+    checks.positive("radius", radius)
     shape, dtype = log_reference.shape, log_reference.dtype
     log_reference = numerics.log_softmax(log_reference.ravel()).reshape(shape)
     radius = jnp.asarray(radius, dtype)
@@ -502,9 +502,9 @@ def awr_weights(advantages: ArrayLike, temperature: ArrayLike, *, limit: float =
 
     Reference: Peng et al. 2019 (arXiv:1910.00177), algorithm 1; 20 is its limit.
     """
-    advantages = numerics.as_float("advantages", advantages)
-    numerics.in_range("temperature", temperature, 0, jnp.inf, "positive and finite")
-    numerics.in_range("limit", limit, 0, jnp.inf, "positive and finite")
+    advantages = checks.as_float("advantages", advantages)
+    checks.positive("temperature", temperature)
+    checks.positive("limit", limit)
     exponent = jnp.minimum(advantages / temperature, math.log(limit))
     return jax.lax.stop_gradient(jnp.minimum(jnp.exp(exponent), limit))
 

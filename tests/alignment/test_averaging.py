@@ -65,7 +65,7 @@ def test_slerp_of_special_vectors():
 
 def models(count, seed=0):
     rng = np.random.default_rng(seed)
-    draw = lambda *shape: {"w": rng.normal(size=(*shape, 3, 2)), "b": rng.normal(size=(*shape, 4))}  # noqa: E731
+    draw = lambda *shape: {"w": rng.normal(size=(*shape, 3, 2)), "b": rng.normal(size=(*shape, 4))}
     return draw(), draw(count)
 
 
@@ -100,7 +100,7 @@ def test_averages(same_everywhere):
         np.testing.assert_allclose(ends, [start[name], halfway[name]], rtol=1e-14)
     # An exponential moving average is interpolation at every step.
     path = np.random.default_rng(3).normal(size=(50, 4))
-    follow = lambda anchor, x: (averaging.interpolate(anchor, x, 0.1), None)  # noqa: E731
+    follow = lambda anchor, x: (averaging.interpolate(anchor, x, 0.1), None)
     anchor, _ = jax.lax.scan(follow, jnp.zeros(4), jnp.asarray(path))
     weights = 0.1 * 0.9 ** np.arange(50)[::-1]
     np.testing.assert_allclose(anchor, weights @ path, rtol=1e-12)

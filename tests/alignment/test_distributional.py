@@ -137,7 +137,7 @@ def test_zeros_are_exact():
         np.testing.assert_allclose(got, expected, rtol=1e-15, atol=1e-15)
 
     def gradient(name):
-        loss = lambda x: dpg.dpg_loss(x, log_p, jnp.zeros(3), generators.get(name)).sum()  # noqa: E731
+        loss = lambda x: dpg.dpg_loss(x, log_p, jnp.zeros(3), generators.get(name)).sum()
         return jax.grad(loss)(log_pi)
 
     # Of -(pi/q) r by log pi; nothing where pi = 0.
@@ -171,7 +171,7 @@ def test_a_baseline_from_the_others_is_unbiased():
 
     @jax.jit
     def gradients(logits):
-        of_all = lambda rewards: jnp.mean(rewards, axis=-1, keepdims=True)  # noqa: E731
+        of_all = lambda rewards: jnp.mean(rewards, axis=-1, keepdims=True)
         return (
             jax.grad(lambda x: divergences.f_divergence(row, x, log_target))(logits),
             jax.grad(expected)(logits, dpg.mean_of_others),

@@ -105,10 +105,10 @@ def test_on_quantiles_they_are_the_integrals(sign):
     rate, transform = both(sign)
     if sign > 0:
         won = 1 - 4 * integrate.quad(lambda v: v**12 * v**3, 0, 1)[0]
-        at = lambda x: -16 * integrate.quad(lambda v: v**9 * v**3, x, 1)[0]  # noqa: E731
+        at = lambda x: -16 * integrate.quad(lambda v: v**9 * v**3, x, 1)[0]
     else:
         won = 4 * integrate.quad(lambda v: (1 - v**3) ** 4 * (1 - v) ** 3, 0, 1)[0]
-        at = lambda x: -16 * integrate.quad(lambda v: ((1 - v**3) * (1 - v)) ** 3, x, 1)[0]  # noqa: E731
+        at = lambda x: -16 * integrate.quad(lambda v: ((1 - v**3) * (1 - v)) ** 3, x, 1)[0]
     assert rate(u, log_policy, ref, 4) == pytest.approx(won, abs=4 / 800**2)
     slope = transform(u, log_policy, ref, 4)
     got = slope[600] - slope[120]
@@ -124,7 +124,7 @@ def solved(sign):
     @jax.jit
     @jax.vmap
     def solve(n, budget):
-        slope = lambda log_policy: transform(u, log_policy, ref, n)  # noqa: E731
+        slope = lambda log_policy: transform(u, log_policy, ref, n)
         found = inference_aware.aligned_to(slope, ref, budget, KL)
         again = inference_aware.aligned(slope, ref, found.beta, KL)
         return found, again, rate(u, found.log_policy, ref, n)

@@ -71,7 +71,7 @@ def ours(row, pair, beta):
 @functools.cache
 def against_trl():
     """Value and gradients of all rows; rows that differ in numbers only are one batch."""
-    key = lambda i: tuple(ROWS[i][name] for name in ("loss", "divergence", "dtype"))  # noqa: E731
+    key = lambda i: tuple(ROWS[i][name] for name in ("loss", "divergence", "dtype"))
     groups = [list(group) for _, group in itertools.groupby(range(len(ROWS)), key)]
     stacked = [
         {
@@ -134,7 +134,7 @@ def test_margins():
 
     @jax.jit
     def compute(x):
-        second = lambda f: jax.vmap(jax.grad(jax.grad(f)))(x)  # noqa: E731
+        second = lambda f: jax.vmap(jax.grad(jax.grad(f)))(x)
         return {name: (f(x), jax.vmap(jax.grad(f))(x), second(f)) for name, f in
                 margins.TABLE.items()}  # fmt: skip
 

@@ -347,7 +347,7 @@ def test_win_rates_are_integrals_and_stable():
         assert got.win[i] == pytest.approx(float(win), rel=1e-14)
         kl = c * win - mpmath.log(mass / c)
         assert got.divergence[i] == pytest.approx(float(kl), rel=3e-14)
-    density = lambda u: 5 * np.exp(5 * u) / np.expm1(5)  # noqa: E731
+    density = lambda u: 5 * np.exp(5 * u) / np.expm1(5)
     win = integrate.quad(lambda u: u * density(u), 0, 1)[0]
     kl = integrate.quad(lambda u: density(u) * np.log(density(u)), 0, 1)[0]
     np.testing.assert_allclose((got.win[5], got.divergence[5]), (win, kl), rtol=1e-12)
@@ -381,7 +381,7 @@ def test_bonbons_table():
 def test_cumulants_are_derivatives_of_the_generating_function():
     mpmath.mp.dps = 40
     ref, rewards, t = RNG.dirichlet(np.ones(5)), RNG.normal(size=5), 0.7
-    function = lambda t: mpmath.log(  # noqa: E731
+    function = lambda t: mpmath.log(
         sum(mpmath.mpf(q) * mpmath.exp(t * r) for q, r in zip(ref, rewards, strict=True))
     )
     derivatives = [float(mpmath.diff(function, t, k)) for k in (1, 2, 3, 4)]
@@ -403,7 +403,7 @@ def test_the_renyi_cross_entropy():
         else:
             total = sum(mpmath.mpf(a) * mpmath.mpf(b) ** (t - 1) for a, b in zip(p, q, strict=True))
             expected.append(float(mpmath.log(total / mpmath.fsum(map(mpmath.mpf, p))) / (1 - t)))
-    same = lambda x: jnp.broadcast_to(jnp.log(x), (7, 4))  # noqa: E731
+    same = lambda x: jnp.broadcast_to(jnp.log(x), (7, 4))
     got = compiled(targets.renyi_cross_entropy)(same(p), same(q), jnp.asarray(orders))
     np.testing.assert_allclose(got, expected, rtol=1e-13)
     zero = jnp.log(jnp.array([[0.5, 0.5, 0.0, 0.0]] * 7))

@@ -294,7 +294,7 @@ def test_bandit_is_the_plain_replay(name):
 
 def test_same_under_vmap(same_everywhere):
     def run(losses):
-        play = lambda losses: adversarial.full_information(  # noqa: E731
+        play = lambda losses: adversarial.full_information(
             adversarial.mirror_descent(generators.alpha(0.3), 0.5), losses
         )
         return jax.vmap(play)(losses) if losses.ndim == 3 else play(losses)

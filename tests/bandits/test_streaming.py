@@ -64,7 +64,7 @@ def climbed(levels, means, horizon, rules):
 def test_towers_are_the_plain_simulation():
     """All towers in one stack, all rules, four orders."""
     rules = jax.tree.map(lambda *x: jnp.array(x), *RULES)
-    run = lambda tower, means, rules: streaming.tower(  # noqa: E731
+    run = lambda tower, means, rules: streaming.tower(
         tower, means, HORIZON, jax.random.key(0), rules
     )
     for axes in ((None, None, 0), (None, 0, None), (0, None, None)):

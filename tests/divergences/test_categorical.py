@@ -43,7 +43,7 @@ WIDTH = 50
 @functools.cache
 def compiled(name):
     """One program per divergence and type, for every pair of logits and every parameter."""
-    f = lambda p, q, parameters: getattr(dv, name)(p, q, **parameters)  # noqa: E731
+    f = lambda p, q, parameters: getattr(dv, name)(p, q, **parameters)
     return jax.jit(jax.value_and_grad(f, (0, 1)))
 
 
@@ -342,9 +342,9 @@ def test_hessian(name):
 
     That is f''(1) times the covariance of the score, for the row of every f-divergence.
     """
-    joint = lambda x: function(name)(x[:5], x[5:])  # noqa: E731
+    joint = lambda x: function(name)(x[:5], x[5:])
     hessian = jax.jit(jax.hessian(joint))
-    gradient = lambda x: np.concatenate([g[:5] for g in evaluate(name, x[:5], x[5:])[1]])  # noqa: E731
+    gradient = lambda x: np.concatenate([g[:5] for g in evaluate(name, x[:5], x[5:])[1]])
     rng = np.random.default_rng(8)
     x = rng.normal(size=10)
     found = np.asarray(hessian(x))
@@ -370,7 +370,7 @@ def test_hessian(name):
 def test_gradient_by_a_parameter(name, parameter, points):
     """Parameters may be traced: their gradients hold, also at the limits where formulas break."""
     p, q = np.random.default_rng(10).normal(size=(2, 5))
-    f = lambda x: getattr(dv, name)(jnp.array(p), jnp.array(q), **{parameter: x})  # noqa: E731
+    f = lambda x: getattr(dv, name)(jnp.array(p), jnp.array(q), **{parameter: x})
     gradient = jax.jit(jax.grad(f))
     for at in points:
         up, down = (evaluate(name, p, q, **{parameter: at + s})[0] for s in (1e-5, -1e-5))
@@ -387,7 +387,7 @@ def test_symmetry(name):
 
 def test_limits_and_identities_between_rows():
     p, q = 2 * np.random.default_rng(12).normal(size=(2, 20, 7))
-    of = lambda name, **parameters: values(name, p, q, **parameters)  # noqa: E731
+    of = lambda name, **parameters: values(name, p, q, **parameters)
     kl, reverse = of("kl"), of("reverse_kl")
     same = functools.partial(np.testing.assert_allclose, rtol=1e-12)
     same(of("alpha", alpha=1.0), kl)
@@ -478,7 +478,7 @@ def test_half_precision_gradients_near_equality():
         return jnp.sum(jnp.exp(log_p) * (log_p - log_q))
 
     naive = np.asarray(naive_gradient(p)).astype(np.float64)
-    error = lambda g: np.linalg.norm(g - exact) / np.linalg.norm(exact)  # noqa: E731
+    error = lambda g: np.linalg.norm(g - exact) / np.linalg.norm(exact)
     assert error(ours) < 3e-3
     assert error(naive) > 0.1
 
@@ -511,7 +511,7 @@ def test_squared_hellinger_has_its_half():
 
 def test_kl_is_not_a_difference_of_log_odds():
     ours, _ = evaluate("kl", P, Q)
-    odds = lambda x: np.log(x / (1 - x))  # noqa: E731
+    odds = lambda x: np.log(x / (1 - x))
     np.testing.assert_allclose(ours, 0.8112, atol=5e-5)
     np.testing.assert_allclose(2 * np.sum(p_ * (odds(p_) - odds(q_))), 4.0552, atol=5e-5)
 
@@ -532,7 +532,7 @@ def test_masked_categories_have_no_mass():
     """Replacing the -inf of a mask by 0 before the softmax gives the masked token mass."""
     p, q = np.array([1.0, 0.5, -np.inf]), np.array([0.2, 0.9, -np.inf])
     kl = jax.jit(dv.kl)
-    zeroed = lambda x: np.where(np.isinf(x), 0, x)  # noqa: E731
+    zeroed = lambda x: np.where(np.isinf(x), 0, x)
     np.testing.assert_allclose(kl(p, q), kl(p[:2], q[:2]), rtol=1e-13)
     assert abs(kl(zeroed(p), zeroed(q)) - kl(p, q)) > 1e-3
 

@@ -57,7 +57,7 @@ def stacked(cases, p, q):
         if wanted == [None]:
             rows.append(f(p, q)[None])
         elif wanted:
-            of_order = lambda x: f(p, q, **{PARAMETER[name]: x})  # noqa: B023, E731
+            of_order = lambda x: f(p, q, **{PARAMETER[name]: x})  # noqa: B023
             rows.append(jax.vmap(of_order)(jnp.array(wanted)))
     return jnp.concatenate(rows)
 
@@ -75,7 +75,7 @@ def compiled(name):
     """A divergence as a program of its order, for orders that are no case."""
     if name not in PARAMETER:
         return jax.jit(getattr(gaussian, name))
-    of_order = lambda p, q, x: getattr(gaussian, name)(p, q, **{PARAMETER[name]: x})  # noqa: E731
+    of_order = lambda p, q, x: getattr(gaussian, name)(p, q, **{PARAMETER[name]: x})
     return jax.jit(of_order)
 
 
@@ -121,8 +121,8 @@ def cast(dtype, *pairs):
 
 def of_integrals(name, a, integral):
     """A divergence from its definition, given `integral(f)` of a function of two densities."""
-    kl = lambda f, g: f * (np.log(f) - np.log(g))  # noqa: E731
-    power = lambda a: integral(lambda f, g: np.exp(a * np.log(f) + (1 - a) * np.log(g)))  # noqa: E731
+    kl = lambda f, g: f * (np.log(f) - np.log(g))
+    power = lambda a: integral(lambda f, g: np.exp(a * np.log(f) + (1 - a) * np.log(g)))
     if name == "kl" or (a == 1 and name in ("renyi", "alpha", "tsallis")):
         return integral(kl)
     if name == "reverse_kl" or (a == 0 and name == "alpha"):
@@ -393,7 +393,7 @@ DISTINCT = [
 
 @functools.cache
 def jacobian(kind):
-    f = lambda z: stacked(DISTINCT, *of_free(kind, z))  # noqa: E731
+    f = lambda z: stacked(DISTINCT, *of_free(kind, z))
     return jax.jit(jax.jacrev(f))
 
 
@@ -402,7 +402,7 @@ def test_gradient_against_finite_differences(which):
     p, q = near_pairs()[which]
     z, gradients = free(p, q), jacobian(type(p))
     rows = np.array([CASES.index(case) for case in DISTINCT])
-    f = lambda z: all_values(*of_free(type(p), z))[rows]  # noqa: E731
+    f = lambda z: all_values(*of_free(type(p), z))[rows]
     steps = 1e-6 * np.eye(len(z))
     expected = np.stack([(f(z + step) - f(z - step)) / 2e-6 for step in steps], axis=1)
     np.testing.assert_allclose(gradients(z), expected, rtol=1e-6, atol=1e-8)

@@ -130,7 +130,7 @@ def test_ends(name):
     row, f = both(name)
     with mp.workdps(120):
         tiny, huge = mp.mpf(10) ** -40, mp.mpf(10) ** 40
-        centred = lambda u: f(u) - mp.mpf(row.slope_at_one) * (u - 1)  # noqa: E731
+        centred = lambda u: f(u) - mp.mpf(row.slope_at_one) * (u - 1)
         at_zero, at_infinity = centred(tiny), centred(huge) / huge
         slope_at_zero = (centred(2 * tiny) - centred(tiny)) / tiny
     for ours, limit in (

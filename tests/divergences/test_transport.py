@@ -191,7 +191,7 @@ def test_relative_accuracy_near_equality(name):
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
 def test_exactly_zero_for_identical_logits(name, dtype):
     p, geometry = jnp.array(100 * P[0], dtype), jnp.array(OF_GEOMETRY[name], dtype)
-    f = lambda p, q: getattr(transport, name)(p, q, geometry)  # noqa: E731
+    f = lambda p, q: getattr(transport, name)(p, q, geometry)
     value, gradients = jax.jit(jax.value_and_grad(f, (0, 1)))(p, p)
     assert value == 0
     assert all(jnp.all(g == 0) for g in gradients)
@@ -219,7 +219,7 @@ def test_dtypes_axis_and_mask(name):
 @pytest.mark.parametrize("name", ["wasserstein_1", "squared_mmd"])
 def test_same_under_every_transformation(name, same_everywhere):
     p, q = (jnp.array(np.concatenate([x, x[:3] + 0.1])) for x in (P, Q))
-    f = lambda p, q: getattr(transport, name)(p, q, jnp.array(OF_GEOMETRY[name]))  # noqa: E731
+    f = lambda p, q: getattr(transport, name)(p, q, jnp.array(OF_GEOMETRY[name]))
 
     @jax.jit
     def gradients(p, q):
@@ -234,7 +234,7 @@ def test_same_under_every_transformation(name, same_everywhere):
 
 def solver(**options):
     options = {"threshold": 1e-11, "max_iterations": 50_000, **options}
-    f = lambda p, q, cost, epsilon: transport.sinkhorn(p, q, cost, epsilon=epsilon, **options)  # noqa: E731
+    f = lambda p, q, cost, epsilon: transport.sinkhorn(p, q, cost, epsilon=epsilon, **options)
     return f, jax.jit(f)
 
 
@@ -251,7 +251,7 @@ def solve(p, q, epsilon, cost=None):
 
 @functools.cache
 def gradients():
-    f = lambda *x: jnp.sum(plain(*x).value)  # noqa: E731
+    f = lambda *x: jnp.sum(plain(*x).value)
     return jax.jit(jax.grad(f, (0, 1, 2, 3)))
 
 
@@ -322,7 +322,7 @@ def test_sinkhorn_tends_to_the_transport_cost_and_to_half_the_energy_distance(ro
 @pytest.mark.parametrize("row", range(5))
 def test_sinkhorn_gradient_against_finite_differences(row):
     """By p, q, the cost and epsilon; ott's own is NaN where a probability is 0."""
-    f = lambda p, q, cost, epsilon: float(solve(p, q, epsilon, cost).value)  # noqa: E731
+    f = lambda p, q, cost, epsilon: float(solve(p, q, epsilon, cost).value)
     p, q, epsilon = P[row], Q[row], 0.7
     by_p, by_q, by_cost, by_epsilon = gradients()(
         jnp.array(p), jnp.array(q), jnp.array(COST), epsilon

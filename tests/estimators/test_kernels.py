@@ -52,7 +52,7 @@ def mean_of_pairs(f, x, y, distinct=False):
 @pytest.mark.parametrize("s", [0.5, 2.0])
 def test_by_double_loops(n, m, d, s):
     x, y = samples(n, m, d)
-    kernel = lambda r: math.exp(-(r**2) / (2 * s**2))  # noqa: E731
+    kernel = lambda r: math.exp(-(r**2) / (2 * s**2))
     xx, yy, xy = (mean_of_pairs(kernel, *pair) for pair in ((x, x), (y, y), (x, y)))
     close(OF_BANDWIDTH["squared_mmd_biased"](x, y, bandwidth=s), xx + yy - 2 * xy, 1e-14)
     ours = OF_BANDWIDTH["cauchy_schwarz"](x, y, bandwidth=s)

@@ -412,7 +412,7 @@ def test_gradient_by_the_sampled_side_is_of_another_divergence(name, form):
         adjoint = f
     else:
         found, sampled, fixed = pathwise(estimate, generator_of(name), p, q, "q", q), q, p
-        adjoint = lambda v: v * f(1 / v)  # noqa: E731
+        adjoint = lambda v: v * f(1 / v)
     mass, other = (np.asarray(jax.nn.softmax(x)) for x in (sampled, fixed))
     ratios = [mp.mpf(a) / mp.mpf(b) for a, b in zip(mass.tolist(), other.tolist(), strict=True)]
     slope = np.array([float(mp.diff(adjoint, v) - adjoint(v) / v) for v in ratios])
@@ -706,7 +706,7 @@ def test_a_sweep_over_a_parameter_is_a_vmap():
     p, q, _ = logits()
     a = jnp.linspace(0.5, 2.5, 5)
     for form in FORMS:
-        estimate = lambda x, form=form: getattr(estimators, form)(generators.tsallis(x), p, q)  # noqa: E731
+        estimate = lambda x, form=form: getattr(estimators, form)(generators.tsallis(x), p, q)
         close(jax.jit(jax.vmap(estimate))(a), jnp.stack([estimate(float(x)) for x in a]), 1e-13)
 
 

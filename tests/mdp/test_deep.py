@@ -42,7 +42,7 @@ def hypers(table, **others):
 @functools.cache
 def compiled(target):
     """Over a leading axis of hyper-parameters, with `[batch, actions]` arrays."""
-    one = lambda hyper, arrays: target(hyper, BATCH, *arrays, discount=DISCOUNT)  # noqa: E731
+    one = lambda hyper, arrays: target(hyper, BATCH, *arrays, discount=DISCOUNT)
     return jax.jit(jax.vmap(one, in_axes=(0, None)))
 
 
@@ -128,7 +128,7 @@ def test_mirror_target_is_its_formula():
 def test_dual_averaging_has_the_policies_of_mirror_descent():
     """`pi_(k+1) ~ pi_k^weight exp(q_k / T)` from the uniform policy, by averages of the q."""
     weight, temperature = np.array([[1.0, 2.0], [0.8, 0.5], [0.0, 0.7]]).T
-    one = lambda weight, t, number: deep.averaging(deep.Hyper(weight, t), number)  # noqa: E731
+    one = lambda weight, t, number: deep.averaging(deep.Hyper(weight, t), number)
     averaging = jax.jit(jax.vmap(one, in_axes=(0, 0, None)))
     h, log_pi = np.zeros((3, 6, 3)), np.zeros((3, 6, 3))
     for number in range(5):
@@ -239,8 +239,6 @@ def test_gymnax_environments_tell_the_end_from_the_cut():
 
 
 def test_wrong_settings_are_refused():
-    start = lambda **wrong: deep.init(  # noqa: E731
-        deep.Settings(**wrong), two_places(), jax.random.key(0)
-    )
+    start = lambda **wrong: deep.init(deep.Settings(**wrong), two_places(), jax.random.key(0))
     refused(ValueError, ["variant", "munchausen", "'dqn'"], lambda: start(variant="dqn"))
     refused(ValueError, ["capacity", "100", "8"], lambda: start(capacity=100))

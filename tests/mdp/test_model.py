@@ -91,7 +91,7 @@ def test_finite_horizon_by_enumeration():
     """Three steps on a chain of three cells: every plan of a deterministic process."""
     chain = environments.chain(length=3, slip=0.0)
     _, q = model.finite_horizon_optimum(chain, 3)
-    follow = lambda state, action: max(state - 1, 0) if action == 0 else min(state + 1, 2)  # noqa: E731
+    follow = lambda state, action: max(state - 1, 0) if action == 0 else min(state + 1, 2)
 
     def best(state, steps):
         return 0.0 if steps == 0 else max(after(state, a, steps) for a in (0, 1))

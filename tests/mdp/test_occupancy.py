@@ -20,7 +20,7 @@ COEFFICIENT = 0.3
 def worlds():
     """Garnet(5, 3, 3) with references that are occupancies of random policies, by seed."""
     keys = jax.random.split(jax.random.key(7), SEEDS)
-    draw = lambda key: environments.garnet(key, states=5, actions=3, branches=3, discount=DISCOUNT)  # noqa: E731
+    draw = lambda key: environments.garnet(key, states=5, actions=3, branches=3, discount=DISCOUNT)
     mdps = jax.jit(jax.vmap(lambda key: model.dense(draw(key))))(keys)
     base = np.random.default_rng(0).dirichlet(np.ones(3), (SEEDS, 5))
     return mdps, jnp.asarray(base), jax.jit(jax.vmap(model.occupancy))(mdps, jnp.asarray(base))

@@ -90,7 +90,7 @@ def solved(name):
     @jax.jit
     @jax.vmap
     def compute(mdp, v, w):
-        bellman = lambda v: step(model.action_values(mdp, v)).value  # noqa: E731
+        bellman = lambda v: step(model.action_values(mdp, v)).value
         fixed = jax.lax.fori_loop(0, 300, lambda _, v: bellman(v), jnp.zeros(STATES))
         return fixed, *jax.vmap(bellman)(jnp.stack([v, w, jnp.maximum(v, w)]))
 
@@ -157,7 +157,7 @@ def test_schemes_of_one_policy():
     """Mirror descent, dual averaging and Munchausen under the same errors, and m = 1."""
     mdp = garnet(3)
     errors = jax.random.normal(jax.random.key(1), (60, STATES, ACTIONS))
-    kept = lambda at: jnp.exp(at.log_policy)  # noqa: E731
+    kept = lambda at: jnp.exp(at.log_policy)
 
     @jax.jit
     @jax.vmap
@@ -183,8 +183,8 @@ def test_schemes_of_one_policy():
 def limits(mdp):
     """Where schemes end without errors."""
     best = model.optimum(mdp)
-    run = lambda scheme, n: value_iteration.run(mdp, scheme, n).last  # noqa: E731
-    soft_at = lambda t: run(operators.md_vi(0.0, t), 400)  # noqa: E731
+    run = lambda scheme, n: value_iteration.run(mdp, scheme, n).last
+    soft_at = lambda t: run(operators.md_vi(0.0, t), 400)
     return {
         "best": best.policy,
         "best q": model.action_values(mdp, best.value),
@@ -209,7 +209,7 @@ def limits(mdp):
 
 def test_where_schemes_end():
     found = limits(garnet(4))
-    policy = lambda name: np.exp(found[name].log_policy)  # noqa: E731
+    policy = lambda name: np.exp(found[name].log_policy)
     best, q = found["best"], np.asarray(found["best q"])
     for name in (
         "hard", "advantage", "dpp", "conservative", "mirror descent", "mirror descent chi2",
@@ -222,7 +222,7 @@ def test_where_schemes_end():
                  "mirror descent with entropy"):  # fmt: skip
         np.testing.assert_allclose(policy(name), found["soft .05"], atol=1e-9, err_msg=name)
     # Advantage learning widens gaps by 1/(1 - alpha).
-    gap = lambda q: np.max(q, axis=1, keepdims=True) - np.asarray(q)  # noqa: E731
+    gap = lambda q: np.max(q, axis=1, keepdims=True) - np.asarray(q)
     np.testing.assert_allclose(gap(found["advantage"].q), gap(q) / 0.4, atol=1e-6)
 
 

@@ -61,7 +61,7 @@ def test_ten_thousand_states_in_sparse_form():
             0.9,
             jnp.full(10_000, 1e-4),
         )
-        residual = lambda at: jnp.max(  # noqa: E731
+        residual = lambda at: jnp.max(
             jnp.abs(model.action_values(mdp, jnp.max(at.q, axis=1)) - at.q)
         )
         return value_iteration.run(mdp, operators.value_iteration(), 200, measure=residual).measured

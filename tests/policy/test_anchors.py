@@ -60,7 +60,7 @@ def test_group_forward_kl():
     rewards = rng.uniform(size=(3, 5)) * (rng.uniform(size=(3, 5)) < 0.7)
     rewards[2] = 0
     target = anchors.dmpo_target(rewards)
-    total = lambda x, target: jnp.sum(anchors.group_forward_kl(x, target).loss)  # noqa: E731
+    total = lambda x, target: jnp.sum(anchors.group_forward_kl(x, target).loss)
     loss = np.asarray(anchors.group_forward_kl(log_probs, target).loss)
     gradient = np.asarray(jax.grad(total)(log_probs, target))
     p = np.exp(log_probs - log_probs.max(axis=1, keepdims=True))
@@ -154,7 +154,7 @@ def test_safe_as_described_and_as_released():
     expected = 0.1 * np.array([0, 0.2, 0.6]) ** 2 * np.array([10, 2 / 1.1, 0.5])
     slopes = 0.2 * np.array([0, 0.2, 0.6]) * np.array([10, 2 / 1.1, 0.5])
     for as_released in (False, True):
-        total = lambda kl, r=as_released: jnp.sum(  # noqa: E731
+        total = lambda kl, r=as_released: jnp.sum(
             anchors.safe_penalty(kl, entropy, 0.3, as_released=r)
         )
         assert float(total(kl)) == pytest.approx(expected.sum())

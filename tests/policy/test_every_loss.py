@@ -65,7 +65,7 @@ LOSSES = {
 @jax.jit
 def losses_and_gradients(log_probs, old, advantages, mask):
     def both(loss):
-        whole = lambda x: jnp.sum(loss(x, old, advantages, mask).loss)  # noqa: E731
+        whole = lambda x: jnp.sum(loss(x, old, advantages, mask).loss)
         return loss(log_probs, old, advantages, mask).loss, jax.grad(whole)(log_probs)
 
     return {name: both(loss) for name, loss in LOSSES.items()}

@@ -189,7 +189,7 @@ def test_integral_control_holds_the_entropy_where_fixed_coefficients_do_not():
     def late_entropy(scale, rate):
         def step(carry, _):
             logits, scale = carry
-            objective = lambda z: jax.nn.softmax(z) @ reward + scale * entropy(z)  # noqa: E731
+            objective = lambda z: jax.nn.softmax(z) @ reward + scale * entropy(z)
             logits = logits + 0.5 * jax.grad(objective)(logits)
             scale = exploration.aer_scale(scale, entropy(logits), initial, rate=rate)
             return (logits, scale), entropy(logits)

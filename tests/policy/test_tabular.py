@@ -37,7 +37,7 @@ def computed():
     def compute(seed, logits, direction, other):
         mdp = garnet(seed)
         policy, new = jax.nn.softmax(logits), jax.nn.softmax(other)
-        plain = lambda x: model.expected_return(mdp, jax.nn.softmax(x))  # noqa: E731
+        plain = lambda x: model.expected_return(mdp, jax.nn.softmax(x))
         visits = jnp.sum(model.occupancy(mdp, policy), axis=-1)
         rates = jnp.linspace(0.0, 1.0, 21)
         mixed = jax.vmap(lambda a: model.expected_return(mdp, (1 - a) * policy + a * new))(rates)
@@ -197,7 +197,7 @@ def runs():
         policy = jnp.exp(at.log_policy)
         return mdp.start @ (best.value - model.policy_value(mdp, policy))
 
-    run = lambda scheme, count: value_iteration.run(mdp, scheme, count, measure=gap).measured  # noqa: E731
+    run = lambda scheme, count: value_iteration.run(mdp, scheme, count, measure=gap).measured
     program = jax.jit(lambda: {name: run(*of) for name, of in schemes.items()})
     return jax.tree.map(np.asarray, program())
 

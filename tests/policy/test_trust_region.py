@@ -139,7 +139,7 @@ def test_the_loss_of_mpo_is_stationary_at_the_mixture():
     target = RNG.dirichlet(np.ones(ACTIONS), ROWS)
     radius, share = 0.03, jax.jit(trust_region.mix)(np.log(target), PRIOR, 0.03)
     coefficient = (1 - share.share) / share.share
-    weigh = lambda x: jnp.sum(  # noqa: E731
+    weigh = lambda x: jnp.sum(
         trust_region.mpo(x, jnp.log(target), PRIOR, coefficient=coefficient).loss
     )
     both = jax.jit(jax.vmap(jax.value_and_grad(weigh)))
@@ -231,7 +231,7 @@ def test_trpo_steps_keep_their_radius_and_improve():
     def compute(logits, radius):
         policy = jax.nn.softmax(logits)
         visits = jnp.sum(model.occupancy(mdp, policy), axis=-1)
-        distance = lambda x: occupancy.action_divergence(generators.kl(), logits, x, visits)  # noqa: E731
+        distance = lambda x: occupancy.action_divergence(generators.kl(), logits, x, visits)
         step = trust_region.trpo_step(
             lambda x: tabular.surrogate(mdp, policy, jax.nn.softmax(x)), distance, logits, radius,
             iterations=15,
@@ -258,10 +258,10 @@ def test_trpo_steps_keep_their_radius_and_improve():
 def test_trpo_of_a_quadratic_is_its_closed_form_for_any_pytree():
     matrix = np.array([[2.0, 0.5, 0.0], [0.5, 1.0, 0.2], [0.0, 0.2, 0.7]])
     slope = np.array([1.0, -2.0, 0.5])
-    flat = lambda tree: jnp.concatenate([tree["a"], tree["b"][None]])  # noqa: E731
+    flat = lambda tree: jnp.concatenate([tree["a"], tree["b"][None]])
     zero = {"a": jnp.zeros(2), "b": jnp.zeros(())}
-    linear = lambda tree: flat(tree) @ slope  # noqa: E731
-    quadratic = lambda tree: flat(tree) @ jnp.asarray(matrix) @ flat(tree) / 2  # noqa: E731
+    linear = lambda tree: flat(tree) @ slope
+    quadratic = lambda tree: flat(tree) @ jnp.asarray(matrix) @ flat(tree) / 2
     step = trust_region.trpo_step(linear, quadratic, zero, 0.02 * (1 + 1e-12))
     solved = np.linalg.solve(matrix, slope)
     expected = np.sqrt(2 * 0.02 / (slope @ solved)) * solved
@@ -280,7 +280,7 @@ def test_trpo_stays_where_nothing_is_accepted():
     # Flat, and a divergence that lies about its curvature.
     flat = trust_region.trpo_step(lambda x: 0.0 * x[0], lambda x: jnp.sum((x - 1) ** 2), at, 0.1)
     np.testing.assert_array_equal(flat.parameters, at)
-    cliff = lambda x: jnp.sum((x - 1) ** 2) + 9.0 * jnp.any(x != 1).astype(x.dtype)  # noqa: E731
+    cliff = lambda x: jnp.sum((x - 1) ** 2) + 9.0 * jnp.any(x != 1).astype(x.dtype)
     wall = trust_region.trpo_step(lambda x: x[0], cliff, at, 0.1)
     np.testing.assert_array_equal(wall.parameters, at)
     # A direction in which the divergence does not see anything.
@@ -331,7 +331,7 @@ def test_extremes_and_masks(loss):
 
     @jax.jit
     def both(x, a):
-        value = lambda x: jnp.sum(call(x, jnp.asarray(old, x.dtype), a, mask).loss)  # noqa: E731
+        value = lambda x: jnp.sum(call(x, jnp.asarray(old, x.dtype), a, mask).loss)
         return call(x, jnp.asarray(old, x.dtype), a, mask), jax.grad(value)(x)
 
     for dtype in (np.float64, jnp.bfloat16):
@@ -412,5 +412,5 @@ def test_refusals(words, call):
 
 
 def test_a_mask_of_numbers_is_refused():
-    call = lambda: trust_region.ppo_kl(OLD, OLD, OLD, np.ones(6), coefficient=1.0)  # noqa: E731
+    call = lambda: trust_region.ppo_kl(OLD, OLD, OLD, np.ones(6), coefficient=1.0)
     refused(TypeError, ["mask", "boolean"], call)

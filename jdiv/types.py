@@ -1,0 +1,62 @@
+"""Named array types of the public signatures: what an array holds, and its shape.
+
+They are `jaxtyping` annotations: documentation to a reader, checked when a test run asks for it.
+`*batch` stands for any leading axes, `n` for categories, `tokens` for the positions of a sequence;
+a name that occurs twice in one signature has the same size both times. Input may also be a NumPy
+array; half precision is widened to float32 (`checks.as_float`).
+"""
+
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Key, Shaped
+
+# Categories last.
+Logits = Float[Array | np.ndarray, "*batch n"]
+"""Unnormalized log-probabilities; `-inf` is an exact zero."""
+LogPolicy = Float[Array | np.ndarray, "*batch n"]
+"""Normalized log-probabilities of a policy over n actions."""
+Probs = Float[Array | np.ndarray, "*batch n"]
+"""Probabilities, which sum to one over the last axis."""
+Values = Float[Array | np.ndarray, "*batch n"]
+"""Values of n actions, in the units of the reward."""
+
+# Tokens and sequences.
+PerToken = Float[Array | np.ndarray, "*batch tokens"]
+"""One number for each token of a sequence."""
+LogProbs = Float[Array | np.ndarray, "*batch tokens"]
+"""Log-probabilities of the sampled tokens."""
+Mask = Shaped[Array | np.ndarray, "*batch tokens"]
+"""1 or True for the tokens that count."""
+PerSequence = Float[Array | np.ndarray, "*batch"]
+"""One number for each sequence, or for each row of logits."""
+SequenceLogProbs = Float[Array | np.ndarray, "*batch"]
+"""Log-probabilities of whole sequences, sums over their tokens."""
+PerPair = Float[Array | np.ndarray, "*batch"]
+"""One number for each pair of a chosen and a rejected answer."""
+PerSample = Float[Array | np.ndarray, "*samples"]
+"""One number for each sample."""
+Rewards = Float[Array | np.ndarray, "*batch"]
+"""One reward for each sequence, sample or answer."""
+
+# Everything else.
+Scalar = Float[ArrayLike, ""]
+"""One number: a Python float, or an array without axes, which may be traced."""
+Categories = Bool[Array | np.ndarray, "..."]
+"""Which categories count; broadcast against the logits."""
+Reduced = Float[Array, "..."]
+"""The shape of the logits without their axis of categories."""
+RandomKey = Key[Array, ""]
+"""A key of `jax.random.key`."""
+Samples = Float[Array | np.ndarray, "samples dimension"]
+"""Points of a space, one a row."""
+Preference = Float[Array | np.ndarray, "n n"]
+"""`P[i, j]`, the probability that answer i is preferred to answer j."""
+Transition = Float[Array | np.ndarray, "states actions states"]
+"""`P[s, a, s']`, probabilities of the next state."""
+StateActions = Float[Array | np.ndarray, "*batch states actions"]
+"""One number for each state and action: rewards, values, a policy."""
+PerState = Float[Array | np.ndarray, "*batch states"]
+"""One number for each state."""
+Indices = Int[Array | np.ndarray, "*batch"]
+"""One index for each row: an action, an arm, a token."""
