@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from experiments.claims import Claim
 from experiments.plots import COLOURS, Picture
 from jdiv import checks
-from jdiv.bandits import index
+from jdiv.bandits import stochastic
 from jdiv.divergences import categorical
 
 TRACED = ("variant", "confidence", "seed")
@@ -30,12 +30,12 @@ INSTANCES = {
     "ten arms": (0.1, *(0.05,) * 3, *(0.02,) * 3, *(0.01,) * 3),
 }
 POLICIES = {
-    "explore_first": lambda confidence: index.explore_first(HORIZON),
-    "epsilon_greedy": lambda confidence: index.epsilon_greedy(),
-    "successive_elimination": lambda confidence: index.successive_elimination(HORIZON),
-    "ucb1": lambda confidence: index.ucb1(),
-    "kl_ucb": lambda confidence: index.kl_ucb(confidence=confidence),
-    "thompson": lambda confidence: index.thompson(),
+    "explore_first": lambda confidence: stochastic.explore_first(HORIZON),
+    "epsilon_greedy": lambda confidence: stochastic.epsilon_greedy(),
+    "successive_elimination": lambda confidence: stochastic.successive_elimination(HORIZON),
+    "ucb1": lambda confidence: stochastic.ucb1(),
+    "kl_ucb": lambda confidence: stochastic.kl_ucb(confidence=confidence),
+    "thompson": lambda confidence: stochastic.thompson(),
 }
 NAMES = (
     "explore first", "epsilon-greedy", "successive elimination", "UCB1", "KL-UCB",
@@ -84,10 +84,10 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     means = jnp.array(INSTANCES[point["instance"]], jnp.float32)
     policy = POLICIES[point["policy"]](point["confidence"])
     place = jax.random.randint(of_place, (), 0, means.shape[0])
-    played = index.play(policy, jnp.roll(means, place), HORIZON, of_play)
+    played = stochastic.play(policy, jnp.roll(means, place), HORIZON, of_play)
     return {
         "regret": played.regret[EVERY - 1 :: EVERY],
-        "constant": index.lai_robbins(means),
+        "constant": stochastic.lai_robbins(means),
         "reversed": reversed_constant(means),
     }
 
@@ -95,8 +95,8 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
 def reversed_constant(means: Array) -> Array:
     """The constant with the divergence the other way round, which bounds nothing."""
     best, others = means[:1], means[1:]
-    at_best = jnp.broadcast_to(index.bernoulli_logits(best), (others.shape[0], 2))
-    kl = categorical.reverse_kl(index.bernoulli_logits(others), at_best)
+    at_best = jnp.broadcast_to(stochastic.bernoulli_logits(best), (others.shape[0], 2))
+    kl = categorical.reverse_kl(stochastic.bernoulli_logits(others), at_best)
     return jnp.sum((best - others) / kl)
 
 

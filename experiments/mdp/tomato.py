@@ -20,7 +20,7 @@ from experiments.plots import GREY, Picture
 from jdiv import generators
 from jdiv.checks import known
 from jdiv.mdp import model, occupancy
-from jdiv.mdp.tomato import BOARDS, tomato
+from jdiv.mdp.environments.tomato import BOARDS, tomato
 
 TRACED = ("coefficient",)
 DIMS = dict.fromkeys(("random_gain", "random_bound", "random_unpaid", "random_swapped"), ("draw",))

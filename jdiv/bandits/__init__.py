@@ -1,5 +1,5 @@
-"""Bandits: index policies, single-pass streams."""
+"""Bandits: stochastic, adversarial and contextual ones, and single-pass streams of arms."""
 
-from jdiv.bandits import index, streaming
+from jdiv.bandits import adversarial, contextual, stochastic, streaming
 
-__all__ = ["index", "streaming"]
+__all__ = ["adversarial", "contextual", "stochastic", "streaming"]

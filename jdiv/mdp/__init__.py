@@ -1,1 +1,31 @@
-"""Finite Markov decision processes: models, operators, value iteration, occupancy measures."""
+"""Finite Markov decision processes: models, operators, value iteration, occupancy measures.
+
+`deep`, Q-learning with networks, needs the packages of the extra `deep` and is imported when it is
+used. Functions of processes take arrays, `[S, A]` for policies and action values, as they are: but
+for what a docstring says they check neither shapes nor types, and `model.validate` does it for
+processes.
+"""
+
+import importlib
+from types import ModuleType
+
+from jdiv.mdp import environments, model, occupancy, operators, value_iteration
+from jdiv.mdp.model import Mdp, SparseMdp
+
+__all__ = [
+    "Mdp",
+    "SparseMdp",
+    "deep",
+    "environments",
+    "model",
+    "occupancy",
+    "operators",
+    "value_iteration",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`deep`, at first use."""
+    if name == "deep":
+        return importlib.import_module("jdiv.mdp.deep")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ from scipy import optimize, stats
 
 from jdiv import generators
 from jdiv.mdp import environments, model, occupancy
-from jdiv.mdp.tomato import tomato
+from jdiv.mdp.environments.tomato import tomato
 from tests.checks import refused
 
 SEEDS = 6

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from jdiv.mdp import environments, model
-from jdiv.mdp.tomato import BOARDS, tomato
+from jdiv.mdp.environments.tomato import BOARDS, tomato
 from tests.checks import refused
 
 

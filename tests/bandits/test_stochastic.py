@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from jdiv.bandits import index
+from jdiv.bandits import stochastic
 from tests.checks import refused
 
 HORIZON = 80
 MEANS = (0.3, 0.0, 0.55, 1.0, 0.8)
 POLICIES = {
-    "explore_first": index.explore_first(HORIZON),
-    "epsilon_greedy": index.epsilon_greedy(),
-    "successive_elimination": index.successive_elimination(HORIZON),
-    "ucb1": index.ucb1(),
-    "ucb1, 1/2": index.ucb1(0.5),
-    "kl_ucb": index.kl_ucb(),
-    "kl_ucb, c = 3": index.kl_ucb(c=3.0),
-    "kl_ucb, 10 log t": index.kl_ucb(confidence=10.0),
-    "thompson": index.thompson(),
+    "explore_first": stochastic.explore_first(HORIZON),
+    "epsilon_greedy": stochastic.epsilon_greedy(),
+    "successive_elimination": stochastic.successive_elimination(HORIZON),
+    "ucb1": stochastic.ucb1(),
+    "ucb1, 1/2": stochastic.ucb1(0.5),
+    "kl_ucb": stochastic.kl_ucb(),
+    "kl_ucb, c = 3": stochastic.kl_ucb(c=3.0),
+    "kl_ucb, 10 log t": stochastic.kl_ucb(confidence=10.0),
+    "thompson": stochastic.thompson(),
 }
 
 
@@ -51,10 +51,10 @@ def test_kl_upper_bound_is_the_root():
     means = [0.0, 1e-12, 1e-6, 1e-3, 0.01, 0.3, 0.5, 0.9, 0.99, 0.9999, 1 - 1e-9, 1.0]
     budgets = [1e-9, 1e-4, 0.0017, 0.03, 0.5, 3.0, 30.0]
     mean, budget = (np.ravel(x) for x in np.meshgrid(means, budgets))
-    q = np.asarray(jax.jit(index.kl_upper_bound)(mean, budget))
+    q = np.asarray(jax.jit(stochastic.kl_upper_bound)(mean, budget))
     roots = np.array([float(bisected(*pair)) for pair in zip(mean, budget, strict=True)])
     np.testing.assert_allclose(q, roots, rtol=1e-14)
-    single = jax.jit(index.kl_upper_bound)(mean.astype(np.float32), budget.astype(np.float32))
+    single = jax.jit(stochastic.kl_upper_bound)(mean.astype(np.float32), budget.astype(np.float32))
     assert single.dtype == jnp.float32
     # The root of the rounded mean: next to 1 that is another one.
     within = mean < 0.99999
@@ -63,7 +63,7 @@ def test_kl_upper_bound_is_the_root():
 
 def test_kl_upper_bound_at_the_ends():
     budget = jnp.array([0.0, 1e-20, 1e-3, 1.0, 50.0, jnp.inf])
-    bound = jax.jit(index.kl_upper_bound)
+    bound = jax.jit(stochastic.kl_upper_bound)
     zero, one, half = (bound(jnp.full(6, x), budget) for x in (0.0, 1.0, 0.5))
     np.testing.assert_allclose(zero, -np.expm1(-np.asarray(budget)), rtol=1e-14)
     np.testing.assert_array_equal(one, 1)
@@ -76,14 +76,14 @@ def test_kl_upper_bound_at_the_ends():
 def test_upper_logit_where_the_bound_rounds_to_1():
     """There `kl = (1 - mean) y - H`, and bounds that are all 1 still have an order."""
     budget = jnp.array([60.0, 60.5, 80.0])
-    logit = jax.jit(index.kl_upper_logit)(jnp.full(3, 0.25), budget)
+    logit = jax.jit(stochastic.kl_upper_logit)(jnp.full(3, 0.25), budget)
     entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
     np.testing.assert_allclose(logit, (np.asarray(budget) + entropy) / 0.75, rtol=1e-14)
 
 
 def test_lai_robbins():
     """2.25 and 17.45 are also the numbers of an independent recomputation."""
-    constant = jax.jit(index.lai_robbins)
+    constant = jax.jit(stochastic.lai_robbins)
     ten = (0.1, *[0.05] * 3, *[0.02] * 3, *[0.01] * 3)
     for means, printed in (((0.9, 0.8), 2.25), (ten, 17.45)):
         with mp.workdps(30):
@@ -170,7 +170,7 @@ def upper(mean, budget):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_runs_are_the_plain_replay(name):
-    play = jax.jit(lambda key: index.play(POLICIES[name], jnp.array(MEANS), HORIZON, key))
+    play = jax.jit(lambda key: stochastic.play(POLICIES[name], jnp.array(MEANS), HORIZON, key))
     for seed in range(2):
         run = play(jax.random.key(seed))
         regret, pulls = replayed(name, jax.random.key(seed))
@@ -181,7 +181,7 @@ def test_runs_are_the_plain_replay(name):
 def test_regret_is_gaps_times_pulls():
     means = jnp.array([0.5, 0.2, 0.9])
     keys = jax.random.split(jax.random.key(3), 8)
-    run = jax.jit(jax.vmap(lambda key: index.play(index.kl_ucb(), means, 300, key)))(keys)
+    run = jax.jit(jax.vmap(lambda key: stochastic.play(stochastic.kl_ucb(), means, 300, key)))(keys)
     assert run.regret.shape == (8, 300)
     np.testing.assert_array_equal(run.pulls.sum(1), 300)
     np.testing.assert_allclose(run.regret[:, -1], run.pulls @ (0.9 - means), rtol=1e-12)
@@ -196,14 +196,16 @@ def test_rewards_have_their_means():
         right = jnp.abs(state.rewards - jnp.array([100.0, 700.0])) < 5 * jnp.array([9.5, 14.5])
         return jnp.where(t <= 2000, jnp.argmin(state.pulls), jnp.all(right).astype(int))
 
-    play = jax.jit(jax.vmap(lambda key: index.play(tells, jnp.array([0.1, 0.7]), 2001, key).pulls))
+    play = jax.jit(
+        jax.vmap(lambda key: stochastic.play(tells, jnp.array([0.1, 0.7]), 2001, key).pulls)
+    )
     pulls = play(jax.random.split(jax.random.key(0), 20))
     np.testing.assert_array_equal(pulls, np.broadcast_to([1000, 1001], (20, 2)))
 
 
 def test_half_precision_and_single():
     key = jax.random.key(0)
-    run = index.play(index.ucb1(), jnp.array([0.5, 0.25], jnp.bfloat16), 20, key)
+    run = stochastic.play(stochastic.ucb1(), jnp.array([0.5, 0.25], jnp.bfloat16), 20, key)
     assert run.regret.dtype == jnp.float32
     assert run.pulls.sum() == 20
 
@@ -216,5 +218,7 @@ def test_refusals():
         (ValueError, ["means", "(0,)"], jnp.ones(0), 10),
         (ValueError, ["horizon", "at least 1", "0"], jnp.ones(2), 0),
     ):
-        refused(error, words, lambda m=means, h=horizon: index.play(index.ucb1(), m, h, key))
-    refused(TypeError, ["mean", "int"], lambda: index.kl_upper_bound(jnp.array([1]), 1.0))
+        refused(
+            error, words, lambda m=means, h=horizon: stochastic.play(stochastic.ucb1(), m, h, key)
+        )
+    refused(TypeError, ["mean", "int"], lambda: stochastic.kl_upper_bound(jnp.array([1]), 1.0))
