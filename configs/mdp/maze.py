@@ -18,7 +18,8 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config.precision = "float64"
     config.iterations = 150
     config.noise = 1.0
-    config.walls = "published"
+    # Cells that cannot be entered: in the released code the start, by mistake, and not "#".
+    config.walls = "S"
     # Factor on the KL coefficient: 0 takes the KL away.
     config.kl_factor = 1.0
     config.sweep = ConfigDict(

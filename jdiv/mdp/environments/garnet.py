@@ -5,10 +5,16 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jdiv.mdp.model import SparseMdp
+from jdiv.types import RandomKey
 
 
 def garnet(
-    key: Array, *, states: int = 30, actions: int = 4, branches: int = 4, discount: ArrayLike = 0.9
+    key: RandomKey,
+    *,
+    states: int = 30,
+    actions: int = 4,
+    branches: int = 4,
+    discount: ArrayLike = 0.9,
 ) -> SparseMdp:
     """A random process: each state and action leads to `branches` different states.
 
