@@ -22,8 +22,8 @@ import pathlib, sys, types
 import jax, jax.numpy as jnp
 from ml_collections import ConfigDict
 from configs import defaults
-from experiments import commands, engine, records
-from experiments.progress import Progress
+from experiments.lab import commands, engine, records
+from experiments.lab.progress import Progress
 from jdiv import divergences
 
 betas, seeds, folder, cache = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]

@@ -27,7 +27,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs import defaults
-from experiments import commands, engine, records, report, run
+from experiments import run
+from experiments.lab import commands, engine, records, report
 from jdiv import checks, parallel
 
 

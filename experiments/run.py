@@ -27,10 +27,10 @@ import xarray as xr
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments import claims, commands, engine, plots, records
-from experiments.progress import Progress
-from experiments.records import Refused
-from jdiv import checks, parallel, sweeps
+from experiments.lab import claims, commands, engine, plots, records, sweeps
+from experiments.lab.progress import Progress
+from experiments.lab.records import Refused
+from jdiv import checks, parallel
 
 _OVERRIDE = re.compile(r"--?config\.([^=]+)")
 

@@ -16,8 +16,8 @@ from jax import Array
 from jax.scipy.special import gammaln
 from ml_collections import ConfigDict
 
-from experiments.claims import Claim
-from experiments.plots import Picture
+from experiments.lab.claims import Claim
+from experiments.lab.plots import Picture
 from jdiv import divergences, generators
 from jdiv.alignment import targets
 

@@ -15,8 +15,8 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from experiments.alignment.preference_divergences import minimise
-from experiments.claims import Claim
-from experiments.plots import COLOURS, Picture
+from experiments.lab.claims import Claim
+from experiments.lab.plots import COLOURS, Picture
 from jdiv import divergences
 from jdiv.alignment import preference
 

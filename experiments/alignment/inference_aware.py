@@ -12,8 +12,8 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.claims import Claim
-from experiments.plots import Picture
+from experiments.lab.claims import Claim
+from experiments.lab.plots import Picture
 from jdiv import divergences, generators
 from jdiv.alignment import inference_aware, targets
 

@@ -17,8 +17,8 @@ from jax import Array
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from experiments.claims import Claim
-from experiments.plots import COLOURS, Picture
+from experiments.lab.claims import Claim
+from experiments.lab.plots import COLOURS, Picture
 from jdiv import divergences, generators, regularized
 from jdiv.alignment import margins, preference
 from jdiv.divergences import sums

@@ -13,8 +13,8 @@ from jax import Array
 from ml_collections import ConfigDict
 from scipy import stats
 
-from experiments.claims import Claim
-from experiments.plots import Picture
+from experiments.lab.claims import Claim
+from experiments.lab.plots import Picture
 from jdiv.alignment import rewards, targets
 
 TRACED = ("seed",)

@@ -18,8 +18,8 @@ from jax.typing import ArrayLike
 from matplotlib import ticker
 from ml_collections import ConfigDict
 
-from experiments.claims import Claim
-from experiments.plots import COLOURS, Picture
+from experiments.lab.claims import Claim
+from experiments.lab.plots import COLOURS, Picture
 from jdiv import checks
 from jdiv.bandits import contextual
 

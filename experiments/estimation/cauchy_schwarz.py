@@ -20,8 +20,8 @@ from jax import Array
 from matplotlib.ticker import LogLocator, NullFormatter
 from ml_collections import ConfigDict
 
-from experiments.claims import Claim
-from experiments.plots import COLOURS, Picture
+from experiments.lab.claims import Claim
+from experiments.lab.plots import COLOURS, Picture
 from jdiv import checks, estimators
 from jdiv import divergences as dv
 from jdiv.divergences import gaussian

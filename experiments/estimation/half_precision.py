@@ -25,8 +25,8 @@ from jax import Array
 from jax.extend import core
 from ml_collections import ConfigDict
 
-from experiments.claims import Claim
-from experiments.plots import Picture
+from experiments.lab.claims import Claim
+from experiments.lab.plots import Picture
 from jdiv import checks, divergences
 
 TRACED = ("acceptance", "seed")

@@ -17,8 +17,8 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.claims import Claim
-from experiments.plots import COLOURS, Picture
+from experiments.lab.claims import Claim
+from experiments.lab.plots import COLOURS, Picture
 from jdiv import checks, divergences, estimators, numerics
 
 TRACED = ("seed",)

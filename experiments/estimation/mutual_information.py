@@ -21,8 +21,8 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.claims import Claim
-from experiments.plots import COLOURS, GREY, Picture
+from experiments.lab.claims import Claim
+from experiments.lab.plots import COLOURS, GREY, Picture
 from jdiv import checks, estimators, generators
 
 TRACED = ("seed",)

@@ -15,8 +15,8 @@ from jax import Array
 from matplotlib.axes import Axes
 from ml_collections import ConfigDict
 
-from experiments.claims import Claim
-from experiments.plots import COLOURS, GREY, Picture
+from experiments.lab.claims import Claim
+from experiments.lab.plots import COLOURS, GREY, Picture
 from jdiv import generators, regularized
 from jdiv.divergences import sums
 from jdiv.games import preferences, self_play

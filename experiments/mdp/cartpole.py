@@ -15,8 +15,8 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.claims import Claim
-from experiments.plots import Picture
+from experiments.lab.claims import Claim
+from experiments.lab.plots import Picture
 from jdiv.mdp import deep
 
 TRACED = ("weight", "temperature", "seed")

@@ -15,8 +15,8 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.claims import Claim
-from experiments.plots import GREY, Picture
+from experiments.lab.claims import Claim
+from experiments.lab.plots import GREY, Picture
 from jdiv import generators
 from jdiv.checks import known
 from jdiv.mdp import model, occupancy

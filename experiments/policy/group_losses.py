@@ -15,9 +15,9 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.claims import Claim
 from experiments.estimation import kl_penalties as language
-from experiments.plots import COLOURS, Picture
+from experiments.lab.claims import Claim
+from experiments.lab.plots import COLOURS, Picture
 from jdiv.checks import known
 from jdiv.policy import exploration, group
 from jdiv.policy import regularized_gradient as rpg

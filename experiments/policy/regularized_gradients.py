@@ -19,9 +19,9 @@ from jax import Array
 from matplotlib.colors import LogNorm
 from ml_collections import ConfigDict
 
-from experiments.claims import Claim
 from experiments.estimation import kl_penalties as language
-from experiments.plots import COLOURS, Picture
+from experiments.lab.claims import Claim
+from experiments.lab.plots import COLOURS, Picture
 from jdiv import generators, numerics, regularized
 from jdiv.checks import known
 from jdiv.divergences import categorical

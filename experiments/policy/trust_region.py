@@ -19,8 +19,8 @@ from jax import Array
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from experiments.claims import Claim
-from experiments.plots import COLOURS, Picture
+from experiments.lab.claims import Claim
+from experiments.lab.plots import COLOURS, Picture
 from jdiv import generators, numerics
 from jdiv.checks import known
 from jdiv.mdp import environments, model, occupancy, operators

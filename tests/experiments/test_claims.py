@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import claims
+from experiments.lab import claims
 
 
 def claim(measured, **bound):

@@ -9,8 +9,8 @@ import xarray as xr
 from ml_collections import ConfigDict
 
 from configs import defaults
-from experiments import engine, records
-from experiments.progress import Progress
+from experiments.lab import engine, records
+from experiments.lab.progress import Progress
 from jdiv import checkpoints
 from tests.experiments import toys
 

@@ -7,8 +7,8 @@ import itertools
 import pytest
 
 from configs import defaults
-from experiments import commands, records, run
-from jdiv import sweeps
+from experiments import run
+from experiments.lab import commands, records, sweeps
 
 PATHS = commands.configs()
 STEMS = [str(path.relative_to(records.ROOT / "configs").with_suffix("")) for path in PATHS]

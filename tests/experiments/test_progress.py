@@ -1,6 +1,6 @@
 import time
 
-from experiments.progress import Progress
+from experiments.lab.progress import Progress
 
 
 class Stream:

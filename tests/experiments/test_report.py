@@ -14,7 +14,7 @@ import subprocess
 import pytest
 from PIL import Image
 
-from experiments import records, report
+from experiments.lab import records, report
 
 CHROMIUM = shutil.which("chromium")
 WORD = "an_unbroken_word_" * 12

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments import commands, engine, records, reproduce, run
+from experiments import reproduce, run
+from experiments.lab import commands, engine, records
 from jdiv import checkpoints
 from tests.experiments import toys
 

@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from configs import defaults
-from experiments import commands, run
-from experiments.claims import Claim
-from experiments.plots import Picture
+from experiments import run
+from experiments.lab import commands
+from experiments.lab.claims import Claim
+from experiments.lab.plots import Picture
 
 
 def config(*, trains: bool = False, seeds: int = 10, lanes: int = 5) -> ConfigDict:

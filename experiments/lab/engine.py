@@ -28,9 +28,9 @@ import numpy as np
 import xarray as xr
 from ml_collections import ConfigDict
 
-from experiments import records
-from experiments.progress import Progress
-from jdiv import checkpoints, parallel, sweeps
+from experiments.lab import records, sweeps
+from experiments.lab.progress import Progress
+from jdiv import checkpoints, parallel
 
 Arrays = dict[str, np.ndarray]
 

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from jdiv import sweeps
+from experiments.lab import sweeps
 from tests.checks import refused
 
 

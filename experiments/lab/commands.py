@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import jax
 from absl import flags
 
-from experiments import engine, records
+from experiments.lab import engine, records
 from jdiv import checkpoints, parallel
 
 STOPPED = 128 + signal.SIGTERM

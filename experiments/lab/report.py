@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from experiments import records
+from experiments.lab import records
 
 FEW = 6
 """As many numbers are listed in a line; of more there is the range, and a table."""

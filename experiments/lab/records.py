@@ -22,7 +22,7 @@ import numpy as np
 import xarray as xr
 from ml_collections import ConfigDict
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 PACKAGES = (
     "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint", "ml_collections", "xarray",
     "matplotlib",
@@ -146,7 +146,7 @@ def as_dict(config: ConfigDict) -> dict[str, Any]:
 
 def code(experiment: str) -> str:
     """A hash of the code that makes the numbers of an experiment: the library and its module."""
-    files = [*ROOT.glob("jdiv/**/*.py"), ROOT / "experiments" / "engine.py"]
+    files = [*ROOT.glob("jdiv/**/*.py"), ROOT / "experiments" / "lab" / "engine.py"]
     files.append(ROOT / "experiments" / f"{experiment}.py")
     digest = hashlib.sha256()
     for file in sorted(files):

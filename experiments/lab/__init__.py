@@ -1,0 +1,1 @@
+"""The engine behind the experiments: sweeps, programs, records, claims, figures, the report."""
