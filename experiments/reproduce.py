@@ -28,16 +28,15 @@ from ml_collections import ConfigDict
 
 from configs import defaults
 from experiments import run
-from experiments.lab import commands, engine, records, report
+from experiments.lab import claims, commands, records, report, settings
+from experiments.lab.job import Job, from_config
 from jdiv import checks, parallel
 
 
 class Planned(NamedTuple):
-    """A run that was checked and can start."""
+    """A job, and whether what its folder holds is computed anew."""
 
-    experiment: Any
-    config: ConfigDict
-    folder: pathlib.Path
+    job: Job
     overwrite: bool
 
 
@@ -59,7 +58,7 @@ def main() -> int:
         plan = planned(values.scale, values.only, root, overwrite=values.overwrite)
         commands.set_up(values)
         alone = values.distributed or jax.default_backend() != "cpu"
-        left = sum(not records.finished(one.folder, one.config) for one in plan)
+        left = sum(not one.job.folder.finished(one.job.config) for one in plan)
         processes = min(values.processes or (1 if alone else values.cpu_devices), max(left, 1))
         with commands.stopping_on_signal() as stopping:
             if processes == 1:
@@ -80,13 +79,14 @@ def planned(
         raise records.Refused(f"--scale must be one of {', '.join(defaults.SCALES)}, got {scale!r}")
     plan = []
     for path in chosen(only):
-        config = run.load(f"{path}:{scale}")
-        folder = run.folder_of(root, config)
-        conflict = records.disagreement(folder, config)
+        config = settings.load(f"{path}:{scale}")
+        planned = from_config(config, run.folder_of(root, config))
+        conflict = planned.folder.disagreement(config)
         stale = conflict == records.OTHER_CODE
         if conflict and not stale and not overwrite:
-            raise records.Refused(f"workdir {folder} {conflict}; --overwrite computes it anew")
-        plan.append(Planned(run.checked(config), config, folder, overwrite or stale))
+            where = planned.folder.path
+            raise records.Refused(f"workdir {where} {conflict}; --overwrite computes it anew")
+        plan.append(Planned(planned, overwrite or stale))
     return plan
 
 
@@ -109,14 +109,14 @@ def chosen(only: list[str]) -> list[pathlib.Path]:
     ]
 
 
-Outcome = tuple[Planned, list[dict[str, Any]] | None]
-"""What was planned, and its claims; None if it failed, which has been said."""
+Outcome = tuple[Job, run.Entries | None]
+"""A job and its claims; None if it failed, which has been said."""
 
 
 def one_by_one(plan: list[Planned], stopping: Callable[[], bool]) -> Iterator[Outcome]:
     """Runs the plan in this process."""
-    for planned in plan:
-        yield planned, _claims_of(*planned, stopping)
+    for job, overwrite in plan:
+        yield job, _claims_of(job, overwrite, stopping)
 
 
 def side_by_side(
@@ -127,13 +127,17 @@ def side_by_side(
     asked = context.Event()
     pool = concurrent.futures.ProcessPoolExecutor(processes, context, _begin, (devices, asked))
     try:
-        left = {pool.submit(_claims_there, *planned[1:]): planned for planned in plan}
+        # A module cannot be sent, but what it is found by.
+        left = {
+            pool.submit(_claims_there, job.config, job.folder.path, overwrite): job
+            for job, overwrite in plan
+        }
         while left:
             done, _ = concurrent.futures.wait(left, 0.2, concurrent.futures.FIRST_COMPLETED)
             for future in done:
                 yield left.pop(future), future.result()
             if stopping():
-                raise engine.Stopped
+                raise records.Stopped
     except concurrent.futures.process.BrokenProcessPool as error:
         raise records.Refused(
             "a process was killed, perhaps for want of memory; the same command goes on from here"
@@ -154,27 +158,18 @@ def _begin(devices: int, asked: Any) -> None:
     _asked = asked
 
 
-def _claims_there(config: ConfigDict, folder: pathlib.Path, overwrite: bool):
-    # A module cannot be sent.
-    return _claims_of(None, config, folder, overwrite, _asked.is_set)
+def _claims_there(config: ConfigDict, path: pathlib.Path, overwrite: bool) -> run.Entries | None:
+    return _claims_of(from_config(config, path), overwrite, _asked.is_set)
 
 
-def _claims_of(
-    experiment: Any,
-    config: ConfigDict,
-    folder: pathlib.Path,
-    overwrite: bool,
-    stopping: Callable[[], bool],
-) -> list[dict[str, Any]] | None:
-    """The entries of an experiment, None if it failed; what concerns all of them is raised."""
+def _claims_of(job: Job, overwrite: bool, stopping: Callable[[], bool]) -> run.Entries | None:
+    """The claims of an experiment, None if it failed; what concerns all of them is raised."""
+    config = job.config
     scale = "" if config.scale == "quick" else f":{config.scale}"
     command = f"python -m experiments.run --config=configs/{config.experiment}.py{scale}"
     try:
-        experiment = experiment or run.checked(config)
-        return run.execute(
-            experiment, config, folder, command=command, overwrite=overwrite, stopping=stopping
-        )
-    except (engine.Stopped, records.Refused, OSError, KeyboardInterrupt):
+        return run.execute(job, command, overwrite=overwrite, stopping=stopping)
+    except (records.Stopped, records.Refused, OSError, KeyboardInterrupt):
         raise
     except Exception:
         traceback.print_exc()
@@ -185,17 +180,17 @@ def reproduce(outcomes: Iterable[Outcome], root: pathlib.Path) -> int:
     """Says what came out, and writes the report; the exit code."""
     start = time.monotonic()
     entries, failed, folders = [], [], []
-    for planned, found in outcomes:
+    for job, found in outcomes:
         if found is None:
-            failed.append(planned.config.experiment)
+            failed.append(job.config.experiment)
             continue
-        print(f"{planned.config.experiment}\n{run.summary(found)}", flush=True)
+        print(f"{job.config.experiment}\n{run.summary(found)}", flush=True)
         entries += found
-        folders.append(planned.folder)
+        folders.append(job.folder.path)
     if parallel.host() > 0:
         return 0
     page = report.write(root, sorted(folders))
-    unsound = [entry["name"] for entry in entries if not run.sound(entry)]
+    unsound = [entry["name"] for entry in entries if not claims.sound(entry)]
     print(f"{len(entries) - len(unsound)} of {len(entries)} claims supported, with their controls")
     for what, names in (("not supported", unsound), ("failed", failed)):
         if names:

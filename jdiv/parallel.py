@@ -7,7 +7,7 @@ over all devices of all hosts and averages the gradients.
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -64,12 +64,18 @@ def devices_for(points: int) -> int:
     return jax.local_device_count() if hosts() > 1 else min(jax.local_device_count(), points)
 
 
-def compile_points(f: Callable, *arguments: Any, shared: int = 0) -> Any:
+class Program(NamedTuple):
+    """A compiled program, and shapes and types of what it returns."""
+
+    call: Callable[..., Any]
+    outputs: Any
+
+
+def compile_points(f: Callable, *arguments: Any, shared: int = 0) -> Program:
     """Compiles f of one point for `[devices, lanes, ...]` points on this host's first devices.
 
     `arguments` are examples with these leading axes; the last `shared` of them are the same for all
-    points and have none. The result is called with arrays of just these shapes, and its
-    `memory_analysis()` tells what one device needs.
+    points and have none. The program is called with arrays of just these shapes.
     """
     in_axes = (0,) * (len(arguments) - shared) + (None,) * shared
     count = len(jax.tree.leaves(arguments[0])[0])
@@ -78,7 +84,8 @@ def compile_points(f: Callable, *arguments: Any, shared: int = 0) -> Any:
     options = {}
     if devices[0].platform == "cpu" and _LEVEL not in os.environ.get("XLA_FLAGS", ""):
         options[_LEVEL] = 2  # 3 takes up to twice as long to compile and runs no faster
-    return mapped.lower(*arguments).compile(compiler_options=options)
+    lowered = mapped.lower(*arguments)
+    return Program(lowered.compile(compiler_options=options), lowered.out_info)
 
 
 def memory(program: Any) -> int:
@@ -116,16 +123,6 @@ def from_first_host(tree: Any) -> Any:
     if hosts() == 1:
         return tree
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
-
-
-def text_from_first_host(text: str) -> str:
-    """Host 0's text on every host."""
-    if hosts() == 1:
-        return text
-    characters = np.frombuffer(text.encode(), np.uint8)
-    length = int(from_first_host(np.int32(len(characters))))
-    padded = np.resize(characters, length) if host() == 0 else np.zeros(length, np.uint8)
-    return from_first_host(padded).tobytes().decode()
 
 
 def on_any_host(flag: bool) -> bool:

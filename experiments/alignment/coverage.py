@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from experiments.alignment.preference_divergences import minimise
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, Picture
+from experiments.lab.plots import COLORS, Picture
 from jdiv import divergences
 from jdiv.alignment import preference
 
@@ -98,7 +98,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
         "with SFT: RPO": ({"coefficient": 0.001, "term": "SFT"}, "-."),
         "with KL on the pairs": ({"coefficient": 0.001, "term": "KL of pairs"}, (0, (1, 2))),
     }
-    for (label, (at, style)), colour in zip(lines.items(), COLOURS, strict=False):
+    for (label, (at, style)), colour in zip(lines.items(), COLORS, strict=False):
         width = 3 if "pairs" in label else None
         look = {"linestyle": style, "color": colour, "linewidth": width}
         left.plot(start, unseen.sel(at), label=label, **look)
@@ -107,7 +107,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
             of_term = of_term.sel(coefficient=of_term.coefficient > 0)
             right.plot(of_term.coefficient, of_term.kl, **look)
     right.axhline(
-        results.kl.sel(coefficient=0.0, term="KL").isel(start=1), color=COLOURS[0], label="DPO"
+        results.kl.sel(coefficient=0.0, term="KL").isel(start=1), color=COLORS[0], label="DPO"
     )
     left.set(xscale="log", xlabel="unseen answer: probability at the start")
     left.set(ylabel="unseen answer: probability after the fit")

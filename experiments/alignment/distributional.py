@@ -13,7 +13,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, Picture
+from experiments.lab.plots import COLORS, Picture
 from jdiv import divergences, generators
 from jdiv.alignment import distributional
 
@@ -295,7 +295,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     rewards, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.9))
     styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
     finite = np.isfinite(first.log_ratio)
-    for name, colour, style in zip(SIX, COLOURS, styles, strict=False):
+    for name, colour, style in zip(SIX, COLORS, styles, strict=False):
         curve = (2 if name == "jensen_shannon" else 1) * first.curve.sel(row=name)[finite]
         how = {"color": colour, "ls": style, "label": NAMES[name]}
         drawn = "steps-mid" if name == "total_variation" else "default"
@@ -310,7 +310,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
 
     plane, (left_plane, laws) = plt.subplots(1, 2, figsize=(9.6, 4.2))
     shown = [name for name in (*SIX, "squared_hellinger") if name in config.rows]
-    for name, colour, marker in zip(shown, COLOURS, "os^vD*P", strict=False):
+    for name, colour, marker in zip(shown, COLORS, "os^vD*P", strict=False):
         label = NAMES.get(name, "Hellinger²")
         for beta in results.beta.values:
             at = results.sel(row=name, beta=beta)
@@ -330,7 +330,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     for name in ("neyman_chi2", "reverse_kl", "jensen_shannon", "kl", "pearson_chi2"):
         style = styles[SIX.index(name)]
         laws.plot(
-            GRID, at.law.sel(row=name), color=COLOURS[SIX.index(name)], ls=style, label=NAMES[name]
+            GRID, at.law.sel(row=name), color=COLORS[SIX.index(name)], ls=style, label=NAMES[name]
         )
     laws.set(xlabel="answer", ylabel=f"probability, β = {BETA:g}")
     laws.legend(fontsize="small", loc="upper left")

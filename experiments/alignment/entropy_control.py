@@ -14,7 +14,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, GREY, Picture
+from experiments.lab.plots import COLORS, GREY, Picture
 from jdiv import generators, regularized
 from jdiv.alignment import preference
 
@@ -162,7 +162,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11.4, 3.8))
     alpha = results.alpha.values
     for separation, style, colour in zip(
-        results.separation.values, ("o-", "s--", "^-."), COLOURS, strict=False
+        results.separation.values, ("o-", "s--", "^-."), COLORS, strict=False
     ):
         mean = results["mean"].sel(separation=separation, weighted="entropy")
         left.plot(alpha, mean, style, color=colour, markersize=5, label=f"s = {separation:g}")
@@ -172,7 +172,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     density = np.exp(log_mixture(jnp.asarray(x), jnp.asarray(2.5)))
     middle.fill_between(x, density, color=GREY, label="two modes, s = 2.5")
     chosen = [a for a in (1.0, 0.8, 0.7, 0.5) if a in alpha]
-    for a, style, colour in zip(chosen, ("-", "--", "-.", ":"), COLOURS, strict=False):
+    for a, style, colour in zip(chosen, ("-", "--", "-.", ":"), COLORS, strict=False):
         at = results.sel(separation=2.5, alpha=a, weighted="entropy")
         mean, deviation = float(at["mean"]), float(at.deviation)
         normal = np.exp(-(((x - mean) / deviation) ** 2) / 2) / (deviation * np.sqrt(2 * np.pi))

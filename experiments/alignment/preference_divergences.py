@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, Picture
+from experiments.lab.plots import COLORS, Picture
 from jdiv import divergences, generators, regularized
 from jdiv.alignment import margins, preference
 from jdiv.divergences import sums
@@ -275,13 +275,13 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     shown = ("alpha .3", "alpha .5", "FKL", "JS", "chi2")
     for axis, of in zip(axes, REFERENCES, strict=True):
         best = at.sel(divergence="RKL", of=of).sortby("reward")
-        axis.axhline(0, color=COLOURS[0], label="RKL")
+        axis.axhline(0, color=COLORS[0], label="RKL")
         for number, name in enumerate(shown, 1):
             line = at.sel(divergence=name, of=of)
             inside = (line.reward >= best.reward.min()) & (line.reward <= best.reward.max())
             lead = line.entropy - np.interp(line.reward, best.reward, best.entropy)
             style = ("--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))[number - 1]
-            axis.plot(line.reward, lead.where(inside), linestyle=style, color=COLOURS[number],
+            axis.plot(line.reward, lead.where(inside), linestyle=style, color=COLORS[number],
                       label=name)  # fmt: skip
         axis.axvline(config.matched_reward, color="#808080", linewidth=0.8)
         axis.set(xlabel="mean reward", title=f"{of} reference", ylim=(-0.2, 0.08))
@@ -292,10 +292,10 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     small = results.sel(beta=config.claims.small_beta)
     width, answers = 0.2, results.answer.values
     bars = (
-        ("optimum of chi2", small.policy.sel(divergence="chi2"), COLOURS[0], ""),
-        ("its f-DPO fit", small.fit.sel(divergence="chi2"), COLOURS[1], "//"),
-        ("optimum of chi2-PO", small.policy.sel(divergence="chi2-PO"), COLOURS[2], ""),
-        ("its fit", small.fit.sel(divergence="chi2-PO"), COLOURS[4], "//"),
+        ("optimum of chi2", small.policy.sel(divergence="chi2"), COLORS[0], ""),
+        ("its f-DPO fit", small.fit.sel(divergence="chi2"), COLORS[1], "//"),
+        ("optimum of chi2-PO", small.policy.sel(divergence="chi2-PO"), COLORS[2], ""),
+        ("its fit", small.fit.sel(divergence="chi2-PO"), COLORS[4], "//"),
     )
     for number, (label, height, colour, hatch) in enumerate(bars):
         axis.bar(answers + (number - 1.5) * width, height, width, label=label, color=colour,

@@ -15,7 +15,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, Picture
+from experiments.lab.plots import COLORS, Picture
 from jdiv import generators
 from jdiv.alignment import value_based
 from jdiv.mdp import environments
@@ -152,7 +152,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     eta = results.eta.values
     shown = {degree: f"{degree}x{length}" for degree, length in reversed(config.graphs)}
     for (degree, graph), style, colour in zip(
-        sorted(shown.items()), ("o-", "s--", "^-."), COLOURS, strict=False
+        sorted(shown.items()), ("o-", "s--", "^-."), COLORS, strict=False
     ):
         left.plot(1 / eta, results["first"].sel(graph=graph), style, color=colour,
                   label=f"Q#, {degree} arms")  # fmt: skip

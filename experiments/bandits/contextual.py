@@ -19,7 +19,7 @@ from matplotlib import ticker
 from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, Picture
+from experiments.lab.plots import COLORS, Picture
 from jdiv import checks
 from jdiv.bandits import contextual
 
@@ -184,13 +184,13 @@ def regret_figure(results: xr.Dataset) -> Picture:
             curve = here.sel(learner=learner)
             rounds = results.share * horizon
             low, high = curve.quantile((0.1, 0.9), "seed")
-            axis.fill_between(rounds, low, high, color=COLOURS[place], alpha=0.15, linewidth=0)
+            axis.fill_between(rounds, low, high, color=COLORS[place], alpha=0.15, linewidth=0)
             axis.plot(
-                rounds, curve.mean("seed"), STYLES[place], color=COLOURS[place], label=learner
+                rounds, curve.mean("seed"), STYLES[place], color=COLORS[place], label=learner
             )
             if (learner, loss) in REFERENCES:
                 published = REFERENCES[learner, float(loss)][1]
-                axis.plot(horizon, published, "o", color=COLOURS[place], markerfacecolor="white")
+                axis.plot(horizon, published, "o", color=COLORS[place], markerfacecolor="white")
         axis.set(title=f"best arms lose {loss:g}", xlabel="rounds", xscale="log", yscale="log")
     axes[0].set_ylabel("regret")
     axes[0].legend(loc="upper left")
@@ -216,7 +216,7 @@ def preference_figure(results: xr.Dataset) -> Picture:
         mean, error = curve.mean("seed"), curve.std("seed", ddof=1) / math.sqrt(len(curve.seed))
         shown = asked > 0
         axis.errorbar(
-            asked[shown], mean[shown], 2 * error[shown], color=COLOURS[place], label=label,
+            asked[shown], mean[shown], 2 * error[shown], color=COLORS[place], label=label,
             marker="osD^v"[place], markersize=4, linestyle=("--", "-", ":", "-", "-.")[place],
         )  # fmt: skip
     axis.set(xlabel="comparisons, given and asked", ylabel="regularised regret", yscale="log")

@@ -19,7 +19,7 @@ from matplotlib import ticker
 from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, Picture
+from experiments.lab.plots import COLORS, Picture
 from jdiv import checks
 from jdiv.bandits import adversarial
 
@@ -249,10 +249,10 @@ def optimism_figure(results: xr.Dataset) -> Picture:
     for axis, case in zip(axes, CASES, strict=True):
         for place, descent in enumerate(DESCENTS):
             curve = results.descent_regret.sel(case=case, descent=descent).mean("seed")
-            axis.plot(results.time, curve, ("-", "--")[place], color=COLOURS[place], label=descent)
+            axis.plot(results.time, curve, ("-", "--")[place], color=COLORS[place], label=descent)
             if (case, descent) in REFERENCES:
                 axis.plot(
-                    TIMES, REFERENCES[case, descent], "o", color=COLOURS[place],
+                    TIMES, REFERENCES[case, descent], "o", color=COLORS[place],
                     markerfacecolor="white",
                 )  # fmt: skip
         _rounds(axis, title=case, xlabel="rounds")
@@ -275,9 +275,9 @@ def weights_figure(results: xr.Dataset) -> Picture:
         curve = results.weights_regret.sel(learner=learner, rate=1.0)
         low, high = curve.quantile((0.1, 0.9), "seed")
         style = ("-", "--", "-.")[place]
-        axis.fill_between(rounds, low, high, color=COLOURS[place], alpha=0.15, linewidth=0)
-        axis.plot(rounds, curve.mean("seed"), style, color=COLOURS[place], label=learner)
-        axis.plot(ROUNDS, theory(learner, ROUNDS), "v", color=COLOURS[place], clip_on=False)
+        axis.fill_between(rounds, low, high, color=COLORS[place], alpha=0.15, linewidth=0)
+        axis.plot(rounds, curve.mean("seed"), style, color=COLORS[place], label=learner)
+        axis.plot(ROUNDS, theory(learner, ROUNDS), "v", color=COLORS[place], clip_on=False)
     axis.plot([], [], "v", color="#808080", label=f"bound at {ROUNDS} rounds")
     axis.set(xlabel="rounds", ylabel="regret", ylim=(0, None))
     axis.legend(loc="upper left")
@@ -298,11 +298,11 @@ def barrier_figure(results: xr.Dataset) -> Picture:
         mean = scaled.mean("seed")
         error = 2 * scaled.std("seed", ddof=1) / math.sqrt(scaled.sizes["seed"])
         axis.errorbar(
-            horizons, mean, error.transpose("horizon"), marker="os"[place], color=COLOURS[place],
+            horizons, mean, error.transpose("horizon"), marker="os"[place], color=COLORS[place],
             linestyle=("-", "--")[place], label=name,
         )  # fmt: skip
         axis.plot(
-            horizons, paid_bound(name, horizons) / np.sqrt(horizons), ":", color=COLOURS[place],
+            horizons, paid_bound(name, horizons) / np.sqrt(horizons), ":", color=COLORS[place],
             label=f"{name}'s bound" + (", were its condition met" if name == "Exp3" else ""),
         )  # fmt: skip
     axis.set(
@@ -328,7 +328,7 @@ def implicit_figure(results: xr.Dataset) -> Picture:
         times = "tuned rate" if factor == 1 else f"{factor:g} times that"
         axis.plot(
             results.example + 1, smooth.where(smooth < 1e12), ("-", "--", ":", "-.")[place],
-            color=COLOURS[place], label=f"{update}, {times}", linewidth=1.5 + (update == "linear"),
+            color=COLORS[place], label=f"{update}, {times}", linewidth=1.5 + (update == "linear"),
         )  # fmt: skip
     axis.axhline(1, color="#808080", linewidth=1)
     _rounds(axis, xlabel="examples", ylabel="squared loss / that of predicting 0")

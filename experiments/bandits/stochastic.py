@@ -16,7 +16,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, Picture
+from experiments.lab.plots import COLORS, Picture
 from jdiv import checks
 from jdiv.bandits import stochastic
 from jdiv.divergences import categorical
@@ -114,12 +114,12 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
         for variant in results.variant.values:
             here = results.regret.sel(instance=instance, variant=variant)
             axis.plot(
-                pulls, here.mean("seed"), STYLES[variant], color=COLOURS[variant],
+                pulls, here.mean("seed"), STYLES[variant], color=COLORS[variant],
                 label=NAMES[variant],
             )  # fmt: skip
             if variant in SLOPES:
                 low, high = here.quantile((0.1, 0.9), "seed")
-                axis.fill_between(pulls, low, high, color=COLOURS[variant], alpha=0.15, linewidth=0)
+                axis.fill_between(pulls, low, high, color=COLORS[variant], alpha=0.15, linewidth=0)
         constant = results.constant.sel(instance=instance).mean().item()
         axis.plot(
             pulls, constant * np.log(pulls), color="#808080", linewidth=2.5, linestyle=(0, (1, 1)),

@@ -18,7 +18,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, GREY, Picture
+from experiments.lab.plots import COLORS, GREY, Picture
 from jdiv import checks
 from jdiv.bandits import streaming
 
@@ -157,7 +157,7 @@ def _by_horizon(results: xr.Dataset) -> Picture:
         for place, name in enumerate(ALGORITHMS):
             scaled = here.regret.sel(algorithm=name).mean("seed") / scale(here)
             axis.plot(
-                horizons(here), scaled, STYLES[place], color=COLOURS[place], label=name,
+                horizons(here), scaled, STYLES[place], color=COLORS[place], label=name,
                 markersize=5,
             )  # fmt: skip
         axis.set(xscale="log", xlabel="horizon T, pulls", title=f"{arms} arms")
@@ -193,10 +193,10 @@ def _release(results: xr.Dataset) -> Picture:
             where = np.arange(len(names)) + 0.24 * (place - 1)
             axis.plot(
                 np.repeat(where, values.sizes["seed"]), values.values.ravel(), "_",
-                color=COLOURS[place], alpha=0.25, markersize=9,
+                color=COLORS[place], alpha=0.25, markersize=9,
             )  # fmt: skip
             axis.plot(
-                where, values.mean("seed"), "o^s"[place], linestyle="none", color=COLOURS[place],
+                where, values.mean("seed"), "o^s"[place], linestyle="none", color=COLORS[place],
                 markersize=6, label=labels[rules],
             )  # fmt: skip
         known = {(name, 1): ratio[arms] for name, ratio in (RATIOS | POOR).items()}

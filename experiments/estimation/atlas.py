@@ -14,7 +14,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, GREY, Picture
+from experiments.lab.plots import COLORS, GREY, Picture
 from jdiv import checks, divergences, generators
 
 TRACED = ()
@@ -197,7 +197,7 @@ def _family(xs, curves, x_label, y_label, y_range, x_range=None) -> plt.Figure:
     figure, axes = plt.subplots(3, 4, figsize=(10, 7), sharex=True, sharey=True)
     for name, x, curve, axis in zip(ROWS, xs, curves, axes.flat, strict=True):
         axis.plot(xs.T, curves.T, color=GREY, linewidth=0.6)
-        axis.plot(x, curve, color=COLOURS[0], linewidth=2)
+        axis.plot(x, curve, color=COLORS[0], linewidth=2)
         axis.set_title(TITLES[name], fontsize=10)
         axis.set(ylim=y_range, xlim=x_range)
     figure.supxlabel(x_label)
@@ -209,7 +209,7 @@ def _pairs(x, curves, labels, x_label, ceiling=8.0) -> plt.Figure:
     figure, axes = plt.subplots(4, 4, figsize=(10, 8.6), sharex=True)
     for name, pair, axis in zip(BETWEEN, curves, axes.flat, strict=True):
         finite = np.where(np.isfinite(pair), pair, np.nan)
-        for curve, colour, style in zip(finite, COLOURS, ("-", "--"), strict=False):
+        for curve, colour, style in zip(finite, COLORS, ("-", "--"), strict=False):
             axis.plot(x, curve, color=colour, linestyle=style, linewidth=1.8)
         axis.set_title(TITLES[name], fontsize=10)
         axis.set_ylim(0, min(np.nanmax(finite), ceiling) * 1.05)

@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, Picture
+from experiments.lab.plots import COLORS, Picture
 from jdiv import checks, estimators
 from jdiv import divergences as dv
 from jdiv.divergences import gaussian
@@ -229,12 +229,12 @@ def _two_modes(config: ConfigDict, one: xr.Dataset) -> Picture:
         strict=True,
     ):  # fmt: skip
         axis.plot(*one.targets.T, "o", color="#a8a8a8", markersize=3, label="targets")
-        axis.plot(*one[name].T, ".", color=COLOURS[0], markersize=3, label="free points")
+        axis.plot(*one[name].T, ".", color=COLORS[0], markersize=3, label="free points")
         axis.set(title=title, xlabel="first coordinate", aspect="equal")
     for sigmas, style in ((1, "-"), (2, "--"), (3, ":")):
-        axes[1].plot(*_ellipse(one, sigmas), style, color=COLOURS[1], linewidth=1.6)
+        axes[1].plot(*_ellipse(one, sigmas), style, color=COLORS[1], linewidth=1.6)
     label = "Gaussian by reverse KL: 1, 2 and 3 deviations"
-    axes[1].plot([], [], "-", color=COLOURS[1], label=label)
+    axes[1].plot([], [], "-", color=COLORS[1], label=label)
     axes[0].set(ylabel="second coordinate", xlim=(-FRAME, FRAME), ylim=(-FRAME, FRAME))
     handles, labels = axes[1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
@@ -259,7 +259,7 @@ def _ellipse(one: xr.Dataset, sigmas: float) -> tuple[np.ndarray, np.ndarray]:
 def _curves(config: ConfigDict, results: xr.Dataset) -> Picture:
     figure, axis = plt.subplots(figsize=(5.8, 4.2))
     for name, style, label in (("cs", "-", "Cauchy-Schwarz"), ("mmd", "--", "squared MMD")):
-        colour = COLOURS[0 if name == "cs" else 2]
+        colour = COLORS[0 if name == "cs" else 2]
         axis.plot(results.step, results[name].mean("seed"), style, color=colour, label=label)
         ends = results[name].min("seed"), results[name].max("seed")
         axis.fill_between(results.step, *ends, color=colour, alpha=0.2, linewidth=0)
@@ -283,7 +283,7 @@ def _bandwidth(config: ConfigDict, results: xr.Dataset) -> Picture:
     estimate = results.estimate.stack(draw=("seed", "repeat"))
     across = np.linspace(0, max(config.bandwidths) * 1.05, 200)
     for place, (gap, marker) in enumerate(zip(config.gaps, "os^D", strict=False)):
-        colour, values = COLOURS[place], estimate.sel(gap=gap)
+        colour, values = COLORS[place], estimate.sel(gap=gap)
         axis.plot(across, gap**2 / 2 / (1 + across**2 / 2), color=colour)
         axis.axhline(gap**2 / 2, color=colour, linestyle=":", linewidth=1.2)
         axis.errorbar(

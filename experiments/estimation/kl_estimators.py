@@ -17,7 +17,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, Picture
+from experiments.lab.plots import COLORS, Picture
 from jdiv import checks, divergences, estimators, generators, numerics
 from jdiv.divergences import gaussian
 
@@ -205,7 +205,7 @@ def _moments(config: ConfigDict, results: xr.Dataset) -> Picture:
     here = results.sel(side="policy")
     sampled = here["mean"].mean("seed") - 1, np.sqrt((here.deviation**2).mean("seed"))
     for number, (name, mark) in enumerate(_MARKS.items()):
-        colour, style = COLOURS[number], ("-", "--", "-.")[number]
+        colour, style = COLORS[number], ("-", "--", "-.")[number]
         for axis, curve, points in zip(
             axes, (mean[number] - 1, deviation[number]), sampled, strict=True
         ):
@@ -242,7 +242,7 @@ def _gradients(results: xr.Dataset) -> Picture:
         "policy": {"k1": "o-", "k3": "^-.", "k2": "s--"},
         "old": {"k3": "^-.", "k2": "s--", "ratio k2": "D:", "ratio k3": "v-"},
     }
-    colours = dict(zip(("k1", "k2", "k3", "ratio k2", "ratio k3"), COLOURS, strict=False))
+    colours = dict(zip(("k1", "k2", "k3", "ratio k2", "ratio k3"), COLORS, strict=False))
     kl = results.kl.median("seed")
     for axis, (sampler, losses) in zip(axes, shown.items(), strict=True):
         for loss, mark in losses.items():

@@ -18,7 +18,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, Picture
+from experiments.lab.plots import COLORS, Picture
 from jdiv import checks, divergences, estimators, numerics
 
 TRACED = ("seed",)
@@ -232,13 +232,13 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
 
 # Colour, style and what stands at the line.
 _LINES = {
-    "k1 sequence-mean": (COLOURS[1], "-"),
-    "k1 token-sum": (COLOURS[6], ":"),
-    "k1 reward-to-go": (COLOURS[0], "-"),
-    "k2 token-sum": (COLOURS[2], "-"),
-    "k3 token-sum": (COLOURS[2], "--"),
-    "k2 sequence-mean": (COLOURS[3], "-"),
-    "k3 sequence-mean": (COLOURS[3], "--"),
+    "k1 sequence-mean": (COLORS[1], "-"),
+    "k1 token-sum": (COLORS[6], ":"),
+    "k1 reward-to-go": (COLORS[0], "-"),
+    "k2 token-sum": (COLORS[2], "-"),
+    "k3 token-sum": (COLORS[2], "--"),
+    "k2 sequence-mean": (COLORS[3], "-"),
+    "k3 sequence-mean": (COLORS[3], "--"),
 }
 
 
@@ -289,11 +289,11 @@ def _gradients(results: xr.Dataset) -> Picture:
         for row, (estimator, placement) in enumerate(rows):
             values = results[name].sel(estimator=estimator, placement=placement)
             axis.plot(
-                values, np.full(values.shape, row), "|", color=COLOURS[5], markersize=11,
+                values, np.full(values.shape, row), "|", color=COLORS[5], markersize=11,
                 label="a draw" if row == 0 else None,
             )  # fmt: skip
             axis.plot(
-                values.sel(seed=0), row, "o", color=COLOURS[0], markersize=5,
+                values.sel(seed=0), row, "o", color=COLORS[0], markersize=5,
                 label="seed 0" if row == 0 else None,
             )  # fmt: skip
             if (estimator, placement) in PUBLISHED:

@@ -22,7 +22,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, GREY, Picture
+from experiments.lab.plots import COLORS, GREY, Picture
 from jdiv import checks, estimators, generators
 
 TRACED = ("seed",)
@@ -261,11 +261,11 @@ def _learning(config: ConfigDict, results: xr.Dataset) -> Picture:
     for axis, name in zip(axes.flat, names, strict=False):
         here = one.sel(estimator=name)
         axis.plot(one.step, here.trained.isel(critic=0), color=GREY, linewidth=0.4, rasterized=True)
-        for kind, colour in zip(here.critic.values, COLOURS, strict=False):
+        for kind, colour in zip(here.critic.values, COLORS, strict=False):
             smooth = here.trained.sel(critic=kind).rolling(step=window, center=True).mean()
             axis.plot(one.step, smooth, color=colour, label=f"{kind} critic")
         smooth = here.best.isel(critic=0).rolling(step=window, center=True).mean()
-        axis.plot(one.step, smooth, "--", color=COLOURS[4], linewidth=1.2, label="best critic")
+        axis.plot(one.step, smooth, "--", color=COLORS[4], linewidth=1.2, label="best critic")
         axis.step(one.step, truth, where="post", color="black", linewidth=1, label="the truth")
         axis.axhline(math.log(config.pairs), color="black", linestyle=":", linewidth=1,
                      label=f"log {config.pairs}")  # fmt: skip
@@ -292,7 +292,7 @@ def _best_critic(config: ConfigDict, results: xr.Dataset) -> Picture:
     levels = np.array(sorted(set(config.information)))
     axes[0].plot(levels, levels, color="black", linewidth=1, label="the truth")
     for place, name in enumerate(results.estimator.values):
-        colour, style = COLOURS[place], ("o-", "s--", "^-.", "D:")[place % 4]
+        colour, style = COLORS[place], ("o-", "s--", "^-.", "D:")[place % 4]
         mean, deviation, _ = _at_levels(_best(results, str(name)))
         shift, label = 0.12 * (place - 1.5), BOUNDS[str(name)].label
         axes[0].errorbar(levels + shift, mean, deviation, fmt=style, color=colour, capsize=2,

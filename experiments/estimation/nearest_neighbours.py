@@ -17,7 +17,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, Picture
+from experiments.lab.plots import COLORS, Picture
 from jdiv import checks, estimators
 from jdiv.divergences import gaussian
 from jdiv.estimators import kernels
@@ -146,7 +146,7 @@ def _calibration(config: ConfigDict, results: xr.Dataset) -> Picture:
     axis.plot(*zip(*places, strict=True), **ringed, color="#707070", label="reference values")
     scores = [(shift**2 / 2, score) for shift, score in GIO_REFERENCES.items()]
     axis.plot(
-        *zip(*scores, strict=True), "^:", color=COLOURS[2], label="GIO's score, reference values"
+        *zip(*scores, strict=True), "^:", color=COLORS[2], label="GIO's score, reference values"
     )
     axis.set(xlabel="KL(p‖q), nats", ylabel="estimate, nats")
     axis.legend(loc="upper left")

@@ -15,7 +15,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, Picture
+from experiments.lab.plots import COLORS, Picture
 from jdiv import divergences, generators
 from jdiv.games import preferences, self_play
 
@@ -161,11 +161,11 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
         axes[2].fill_between(
             here.queries,
             *quantiles.sel(quantile=[0.1, 0.9]).values,
-            color=COLOURS[number],
+            color=COLORS[number],
             alpha=0.15,
         )
         axes[2].plot(
-            here.queries, quantiles.sel(quantile=0.5), styles[algorithm], color=COLOURS[number],
+            here.queries, quantiles.sel(quantile=0.5), styles[algorithm], color=COLORS[number],
             lw=2,
         )  # fmt: skip
     axes[2].set(title=f"{random.sizes['game']} random games, β = 0.01")

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, GREY, Picture
+from experiments.lab.plots import COLORS, GREY, Picture
 from jdiv import generators, regularized
 from jdiv.divergences import sums
 from jdiv.games import preferences, self_play
@@ -182,11 +182,11 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     weights = results.weight.values
     axes[0].plot(*_flat(path.sel(run="sppo", variant=0, weight=weights[0])), color=GREY, lw=1.2,
                  label="SPPO, no penalty")  # fmt: skip
-    for weight, style, colour in zip(weights, ("-", "--"), COLOURS, strict=False):
+    for weight, style, colour in zip(weights, ("-", "--"), COLORS, strict=False):
         here = path.sel(run="rspo", variant=0, weight=weight)
         axes[0].plot(*_flat(here), style, color=colour, lw=1.5, label=f"RSPO, KL, λ = {weight:g}")
         axes[0].plot(*_flat(here[-1]), "o", color=colour)
-    for variant, name, colour in zip(results.variant.values, config.names, COLOURS, strict=False):
+    for variant, name, colour in zip(results.variant.values, config.names, COLORS, strict=False):
         here = last.sel(run="rspo", variant=variant)
         style = ("-", "--", ":", "-.", "-")[int(variant)]
         at = path.sel(run="rspo", variant=variant, weight=weights[0])
@@ -195,7 +195,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     rest = results.spin_rest.sel(variant=0, weight=weights[0]).transpose(..., "answer")
     for share, marker in zip(results.base_share.values, ("o", "s", "^", "D"), strict=False):
         axes[2].plot(
-            *_flat(rest.sel(base_share=share)), marker, color=COLOURS[0], fillstyle="none",
+            *_flat(rest.sel(base_share=share)), marker, color=COLORS[0], fillstyle="none",
             markersize=9, markeredgewidth=1.5, label=f"SPIN, share of base {share:g}",
         )  # fmt: skip
     mixtures = np.linspace(0, 1, 101)[:, None]

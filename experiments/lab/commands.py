@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import jax
 from absl import flags
 
-from experiments.lab import engine, records
+from experiments.lab import records
 from jdiv import checkpoints, parallel
 
 STOPPED = 128 + signal.SIGTERM
@@ -85,7 +85,7 @@ def guarded(body: Callable[[], int]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"{where}{error.strerror or str(error).splitlines()[0]}", file=sys.stderr)
         return 2
-    except engine.Stopped:
+    except records.Stopped:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return STOPPED
 

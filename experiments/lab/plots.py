@@ -1,18 +1,28 @@
-"""How figures look: colours, and the caption that goes with each."""
+"""Figures: their look, and the pieces that most of them are made of.
 
-from typing import NamedTuple
+Colours are told apart by every kind of colour vision, and each goes with a line style and a marker.
+"""
 
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
 from cycler import cycler
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito 2008: told apart by every kind of colour vision."""
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe and Ito 2008."""
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+MARKERS = ("o", "s", "^", "v", "D", "P", "X")
 GREY = "#c8c8c8"
 
 STYLE = {
     "figure.dpi": 150,
     "figure.constrained_layout.use": True,
-    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLORS),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -27,3 +37,71 @@ class Picture(NamedTuple):
 
     figure: Figure
     caption: str
+
+
+def panels(count: int, *, width: float = 4.8, height: float = 3.8, **options: Any):
+    """A figure with so many panels side by side, and their axes; one panel's axes are not in a list.
+
+    `options` go to `subplots`: `sharey=True`.
+    """
+    return plt.subplots(1, count, figsize=(width * count, height), **options)
+
+
+def style(number: int, *, marker: bool = False) -> dict[str, Any]:
+    """Colour, line style and, if asked for, marker of the line with this number."""
+    look = {"color": COLORS[number % 7], "linestyle": LINES[number % 7]}
+    return look | ({"marker": MARKERS[number % 7], "markersize": 5} if marker else {})
+
+
+def curve(axes: Axes, x: str, data: xr.DataArray, *, over: str | None = None, **look: Any) -> None:
+    """A line of the data against one of its dimensions.
+
+    With `over` it is the mean over that dimension, in a band from its 10th to its 90th percentile.
+    """
+    line = data if over is None else data.mean(over)
+    (drawn,) = axes.plot(line[x], line.transpose(x), **look)
+    if over is not None and data.sizes[over] > 1:
+        low, high = data.quantile((0.1, 0.9), over).transpose("quantile", x)
+        axes.fill_between(low[x], low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
+
+
+def curves(axes: Axes, x: str, data: xr.DataArray, by: str, **options: Any) -> None:
+    """A line for each label of the dimension `by`, which becomes its name in the legend."""
+    marker = options.pop("marker", False)
+    for number, label in enumerate(data[by].values):
+        name = label if isinstance(label, str) else f"{label:g}"
+        look = style(number, marker=marker)
+        curve(axes, x, data.sel({by: label}), **{"label": str(name), **look, **options})
+
+
+def marks(axes: Axes, x: Any, y: Any, label: str = "published") -> None:
+    """Numbers of others, as black crosses over our own."""
+    axes.plot(x, y, "x", color="black", markersize=7, markeredgewidth=1.5, label=label, zorder=5)
+
+
+def ticks(axes: Axes, *, x: Iterable[float] = (), y: Iterable[float] = ()) -> None:
+    """Only these ticks, written out: for logarithmic axes with few values."""
+    for axis, values in ((axes.xaxis, list(x)), (axes.yaxis, list(y))):
+        if values:
+            axis.set_ticks(values, [f"{value:g}" for value in values])
+            axis.set_ticks([], minor=True)
+
+
+def legend_above(figure: Figure, axes: Axes, *, columns: int, title: str | None = None) -> None:
+    """One legend for all panels, above them and off the data."""
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=columns, title=title)
+
+
+def heat(axes: Axes, data: xr.DataArray, x: str, y: str, *, digits: int = 2, **look: Any) -> None:
+    """Numbers as colours with the number in each cell, y downwards."""
+    values = data.transpose(y, x).values
+    image = axes.imshow(values, aspect="auto", **({"cmap": "cividis"} | look))
+    axes.set(xlabel=x, ylabel=y)
+    axes.set_xticks(range(data.sizes[x]), [str(label) for label in data[x].values])
+    axes.set_yticks(range(data.sizes[y]), [str(label) for label in data[y].values])
+    axes.grid(visible=False)
+    for (row, column), value in np.ndenumerate(values):
+        dark = np.isfinite(value) and image.norm(value) < 0.5
+        color = "white" if dark else "black"
+        axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", color=color)

@@ -15,12 +15,14 @@ import subprocess
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import xarray as xr
 from ml_collections import ConfigDict
+
+from jdiv import checkpoints, parallel
 
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGES = (
@@ -34,6 +36,10 @@ _WRITING = ".writing-"
 
 class Refused(Exception):
     """What a user asked for cannot be done; the message is one line."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop; what was done is kept."""
 
 
 # ----------------------------------------------------------------------------------------- writing
@@ -71,71 +77,6 @@ def read_json(path: pathlib.Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-class Journal:
-    """A file of JSON lines that is replaced as a whole with every line."""
-
-    def __init__(self, path: pathlib.Path):
-        self.path = path
-        self.text = path.read_text(encoding="utf-8") if path.exists() else ""
-
-    def add(self, **entry: Any) -> None:
-        """One more line, with the time in front."""
-        self.text += json.dumps({"time": now(), **entry}) + "\n"
-        write_text(self.path, self.text)
-
-
-# ------------------------------------------------------------------------------- arrays of a sweep
-
-
-def save_points(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Finished points of a sweep, as npz, whose every array has a checksum."""
-    path.parent.mkdir(exist_ok=True)
-
-    def produce(temporary: pathlib.Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-
-    write(path, produce)
-
-
-def load_points(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays; a damaged file is a ValueError."""
-    try:
-        with path.open("rb") as file, np.load(file) as arrays:
-            return dict(arrays)
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-
-
-def save_results(path: pathlib.Path, results: xr.Dataset) -> None:
-    """The dataset as netCDF."""
-    # By way of memory: HDF5 crashes the process when a disk is full.
-    contents = io.BytesIO()
-    results.to_netcdf(contents, engine="h5netcdf")
-    write(path, lambda temporary: temporary.write_bytes(contents.getbuffer()))
-
-
-def load_results(path: pathlib.Path) -> xr.Dataset:
-    """The dataset, in memory."""
-    try:
-        return xr.load_dataset(path, engine="h5netcdf")
-    except (OSError, ValueError, KeyError) as error:
-        raise Refused(f"{path} cannot be read: {error}; delete it to compute it anew") from error
-
-
-def save_pictures(folder: pathlib.Path, pictures: Mapping[str, Any]) -> None:
-    """Every figure as PNG and PDF, and their captions."""
-    import matplotlib.pyplot as plt
-
-    folder.mkdir(exist_ok=True)
-    for name, picture in pictures.items():
-        for suffix in ("png", "pdf"):
-            write(folder / f"{name}.{suffix}", picture.figure.savefig)
-        plt.close(picture.figure)
-    captions = {name: picture.caption for name, picture in pictures.items()}
-    write_json(folder / "captions.json", captions)
-
-
 # ------------------------------------------------------------------------------------ what was run
 
 
@@ -146,8 +87,9 @@ def as_dict(config: ConfigDict) -> dict[str, Any]:
 
 def code(experiment: str) -> str:
     """A hash of the code that makes the numbers of an experiment: the library and its module."""
-    files = [*ROOT.glob("jdiv/**/*.py"), ROOT / "experiments" / "lab" / "engine.py"]
-    files.append(ROOT / "experiments" / f"{experiment}.py")
+    lab = [f"experiments/lab/{name}.py" for name in ("engine", "sweeps", "results")]
+    files = [*ROOT.glob("jdiv/**/*.py")]
+    files += [ROOT / name for name in (*lab, f"experiments/{experiment}.py")]
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
@@ -196,60 +138,206 @@ def now() -> str:
 # ---------------------------------------------------------------------------------------- a folder
 
 
-@contextlib.contextmanager
-def opened(folder: pathlib.Path, config: ConfigDict, *, overwrite: bool) -> Iterator[None]:
-    """The folder of a run, for this process alone, with the config in it.
+class Points(NamedTuple):
+    """Finished points of a group: which, the dimensions of their results as text, the results."""
 
-    Refuses a folder of another config or of other code, unless it may be overwritten.
+    places: np.ndarray
+    schema: str
+    arrays: dict[str, np.ndarray]
+
+
+class Folder:
+    """The folder of a run, as a host sees it: the first of many reads and writes.
+
+    On the others nothing is there and nothing is written, so no caller has to ask which host it is.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise Refused(f"workdir {folder} is not writable: {error.strerror}") from error
-    with lock:
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+
+    @property
+    def _first(self) -> bool:
+        return parallel.host() == 0
+
+    def below(self, name: str) -> "Folder":
+        """A folder within this one, made if it is not there."""
+        if self._first:
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+        return Folder(self.path / name)
+
+    def discard(self, *patterns: str) -> None:
+        """Deletes files and folders whose names match, such as `points-*`."""
+        for path in [path for pattern in patterns for path in self._glob(pattern)]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _glob(self, pattern: str) -> list[pathlib.Path]:
+        return sorted(self.path.glob(pattern)) if self._first else []
+
+    # ------------------------------------------------------------------------------------- files
+
+    def read(self, name: str) -> Any:
+        """The value of `<name>.json`, or None."""
+        return read_json(self.path / f"{name}.json") if self._first else None
+
+    def write(self, name: str, value: Any) -> None:
+        """Writes `<name>.json`."""
+        if self._first:
+            write_json(self.path / f"{name}.json", value)
+
+    def note(self, **entry: Any) -> None:
+        """One more line of the journal metrics.jsonl, with the time in front."""
+        path = self.path / "metrics.jsonl"
+        if self._first:
+            before = path.read_text(encoding="utf-8") if path.exists() else ""
+            write_text(path, before + json.dumps({"time": now(), **entry}) + "\n")
+
+    def has_results(self) -> bool:
+        """Whether the dataset is there, for all hosts alike."""
+        return parallel.on_any_host(bool(self._glob("results.nc")))
+
+    def results(self) -> xr.Dataset | None:
+        """The dataset, in memory."""
+        path = self.path / "results.nc"
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(f"workdir {folder} is in use by another process") from None
-        conflict = disagreement(folder, config)
-        if conflict and conflict.startswith(FOREIGN):
-            raise Refused(f"workdir {folder} {conflict}")
-        if conflict and not overwrite:
-            raise Refused(f"workdir {folder} {conflict}; --overwrite computes it anew")
-        if overwrite:
-            _empty(folder)
-        for half_written in folder.rglob(f"{_WRITING}*"):  # by a process that was killed
-            half_written.unlink()
-        write_json(folder / "config.json", as_dict(config))
-        yield
-    (folder / ".lock").unlink(missing_ok=True)
+            return xr.load_dataset(path, engine="h5netcdf") if self._first else None
+        except (OSError, ValueError, KeyError) as error:
+            raise Refused(
+                f"{path} cannot be read: {error}; delete it to compute it anew"
+            ) from error
 
+    def save_results(self, results: xr.Dataset | None) -> None:
+        """The dataset as netCDF; the pieces it was made of are deleted."""
+        if self._first:
+            # By way of memory: HDF5 crashes the process when a disk is full.
+            contents = io.BytesIO()
+            results.to_netcdf(contents, engine="h5netcdf")
+            write(self.path / "results.nc", lambda path: path.write_bytes(contents.getbuffer()))
+        self.discard("points-*", "checkpoints")
 
-def disagreement(folder: pathlib.Path, config: ConfigDict) -> str | None:
-    """Why a folder's contents are not of this config and this code; None if they are."""
-    try:
-        there, made_by = (read_json(folder / f"{name}.json") for name in ("config", "environment"))
-    except ValueError:
-        return "holds files that cannot be read"
-    if there is None:
-        foreign = sorted(path.name for path in folder.glob("[!.]*"))
-        return f"{FOREIGN} ({', '.join(foreign[:3])})" if foreign else None
-    differing = sorted(_differing(there, as_dict(config)))
-    if differing:
-        return f"holds a run of another config (they differ in {', '.join(differing[:5])})"
-    if made_by is not None and made_by["code"] != code(config.experiment):
-        return OTHER_CODE
-    return None
+    def save_pictures(self, pictures: Mapping[str, Any]) -> None:
+        """Every figure as PNG and PDF, and their captions."""
+        import matplotlib.pyplot as plt
+
+        folder = self.below("figures")
+        for name, picture in pictures.items():
+            for suffix in ("png", "pdf"):
+                write(folder.path / f"{name}.{suffix}", picture.figure.savefig)
+            plt.close(picture.figure)
+        folder.write("captions", {name: picture.caption for name, picture in pictures.items()})
+
+    # ------------------------------------------------------------------- finished points, training
+
+    def save_points(
+        self, group: int, places: np.ndarray, arrays: Mapping[str, np.ndarray], schema: str
+    ) -> None:
+        """Finished points of a group of a sweep, as npz, whose every array has a checksum."""
+        contents = {_PLACES: places, _SCHEMA: np.array(schema), **arrays}
+
+        def produce(temporary: pathlib.Path) -> None:
+            with temporary.open("wb") as file:
+                np.savez(file, **contents)
+
+        if self._first:
+            write(self.below(_points(group)).path / f"{places[0]:08}.npz", produce)
+
+    def points(self, group: int, report: Callable[[str], Any]) -> Iterator[Points]:
+        """What is kept of a group; damaged files are reported and deleted."""
+        for path in self._glob(f"{_points(group)}/*.npz"):
+            try:
+                with path.open("rb") as file, np.load(file) as stored:
+                    arrays = dict(stored)
+                yield Points(arrays.pop(_PLACES), arrays.pop(_SCHEMA).item(), arrays)
+            except (zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError) as error:
+                report(f"{path} is damaged: {error}; its points are computed again")
+                path.unlink()
+
+    def save_checkpoint(
+        self, name: str, step: int, arrays: Mapping[str, np.ndarray], *, keep: int
+    ) -> None:
+        """The state of a training loop after so many steps."""
+        if self._first:
+            checkpoints.save(self.path / "checkpoints" / name, step, arrays, keep=keep)
+
+    def restore(self, name: str, report: Callable[[str], Any]) -> tuple[int, dict[str, np.ndarray]]:
+        """Step and arrays of the newest checkpoint; `(0, {})` if there is none."""
+        if not self._first:
+            return 0, {}
+        return checkpoints.restore(self.path / "checkpoints" / name, report=report) or (0, {})
+
+    # ----------------------------------------------------------------------- whose folder it is
+
+    @contextlib.contextmanager
+    def opened(self, config: ConfigDict, *, overwrite: bool) -> Iterator[None]:
+        """The folder for this process alone, with the config in it.
+
+        Refuses a folder of another config or of other code, unless it may be overwritten; if the
+        first host refuses it, all hosts stop.
+        """
+        with contextlib.ExitStack() as stack:
+            refused = None
+            if self._first:
+                try:
+                    stack.enter_context(self._locked(config, overwrite))
+                except Refused as error:
+                    refused = error
+            if parallel.on_any_host(refused is not None):
+                raise refused or Refused("refused by the first host")
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, config: ConfigDict, overwrite: bool) -> Iterator[None]:
+        folder = self.path
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = (folder / ".lock").open("w")
+        except OSError as error:
+            raise Refused(f"workdir {folder} is not writable: {error.strerror}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Refused(f"workdir {folder} is in use by another process") from None
+            conflict = self.disagreement(config)
+            if conflict and conflict.startswith(FOREIGN):
+                raise Refused(f"workdir {folder} {conflict}")
+            if conflict and not overwrite:
+                raise Refused(f"workdir {folder} {conflict}; --overwrite computes it anew")
+            if overwrite:
+                self.discard("[!.]*")
+            for half_written in folder.rglob(f"{_WRITING}*"):  # by a process that was killed
+                half_written.unlink()
+            self.write("config", as_dict(config))
+            yield
+        (folder / ".lock").unlink(missing_ok=True)
+
+    def disagreement(self, config: ConfigDict) -> str | None:
+        """Why the contents are not of this config and this code; None if they are."""
+        try:
+            there, made_by = self.read("config"), self.read("environment")
+        except ValueError:
+            return "holds files that cannot be read"
+        if there is None:
+            foreign = [path.name for path in self._glob("[!.]*")]
+            return f"{FOREIGN} ({', '.join(foreign[:3])})" if foreign else None
+        differing = sorted(_differing(there, as_dict(config)))
+        if differing:
+            return f"holds a run of another config (they differ in {', '.join(differing[:5])})"
+        if made_by is not None and made_by["code"] != code(config.experiment):
+            return OTHER_CODE
+        return None
+
+    def finished(self, config: ConfigDict) -> bool:
+        """Whether it holds the finished run of this config and this code."""
+        return bool(self._glob("claims.json")) and self.disagreement(config) is None
 
 
 FOREIGN = "holds files of something else"
 OTHER_CODE = "holds a run of other code (jdiv or the experiment has changed since)"
+_PLACES, _SCHEMA = "_places", "_schema"  # names that no result has
 
 
-def finished(folder: pathlib.Path, config: ConfigDict) -> bool:
-    """Whether the folder holds the finished run of this config and this code."""
-    return (folder / "claims.json").exists() and disagreement(folder, config) is None
+def _points(group: int) -> str:
+    return f"points-{group:04}"
 
 
 def _differing(a: Any, b: Any, path: str = "") -> Iterator[str]:
@@ -260,8 +348,3 @@ def _differing(a: Any, b: Any, path: str = "") -> Iterator[str]:
             yield from _differing(a.get(name), b.get(name), below)
     elif a != b:
         yield path
-
-
-def _empty(folder: pathlib.Path) -> None:
-    for path in folder.glob("[!.]*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -2,7 +2,8 @@
 
 An axis is a name and a tuple of labels. Axes are multiplied, except those that are zipped, which
 advance together along one dimension. An axis is *traced* if its labels are numbers that a program
-takes as an argument; points that agree in all other axes, the *static* ones, form a group.
+takes as an argument, *static* if each label has a program of its own, and a *label* axis if it only
+names points; points that agree in all static axes form a group.
 """
 
 import itertools
@@ -143,8 +144,10 @@ def _parse(name: str, part: Any, kind: type) -> Sequence[Label]:
     return (part.strip(),) if kind is str else (part,)
 
 
-def groups(sweep: Sweep, traced: Collection[str]) -> list[Group]:
+def groups(sweep: Sweep, traced: Collection[str], named: Collection[str] = ()) -> list[Group]:
     """The points by their static labels, in the order in which these first occur.
+
+    Axes in `named` only give the points their names: no program sees them.
 
     >>> grid = sweep({"beta": (0.1, 1.0), "name": ("kl", "alpha")})
     >>> [(group.static, group.index.tolist()) for group in groups(grid, ("beta",))]
@@ -152,7 +155,9 @@ def groups(sweep: Sweep, traced: Collection[str]) -> list[Group]:
     """
     gathered: dict[tuple, list[tuple[int, dict[str, Label]]]] = {}
     for i, point in enumerate(sweep.points()):
-        static = tuple((name, point[name]) for name in point if name not in traced)
+        static = tuple(
+            (name, point[name]) for name in point if name not in traced and name not in named
+        )
         gathered.setdefault(static, []).append((i, point))
     return [
         Group(

@@ -15,7 +15,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, Picture
+from experiments.lab.plots import COLORS, Picture
 from jdiv import divergences, generators
 from jdiv.checks import known
 from jdiv.mdp import environments, model, operators, value_iteration
@@ -89,9 +89,9 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     mean = results.mean("seed")
     for number, name in enumerate(results.generator.values):
         here = mean.sel(generator=name)
-        style = ("-", "--")[number // len(COLOURS)]
+        style = ("-", "--")[number // len(COLORS)]
         for axis, what in zip(axes, ("kept", "cost", "gap"), strict=True):
-            axis.plot(here.temperature, here[what], style, color=COLOURS[number % len(COLOURS)],
+            axis.plot(here.temperature, here[what], style, color=COLORS[number % len(COLORS)],
                       label=str(name).replace("_", " "))  # fmt: skip
     for axis, label in zip(
         axes, ("actions kept", "cost, max v* - v of the policy", "gap / gap of the optimum"),

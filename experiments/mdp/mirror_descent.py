@@ -14,7 +14,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, Picture
+from experiments.lab.plots import COLORS, Picture
 from jdiv import generators
 from jdiv.checks import known
 from jdiv.mdp import environments, operators, value_iteration
@@ -106,7 +106,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     constant, soft = bounds(config, results)
     others = tuple(v for v in results.variant.values if v >= 6)
     for axis, panel in zip(axes, ((0, 1, 2, 3), ENTROPY, (1, *others)), strict=True):
-        for variant, colour, style in zip(panel, COLOURS, ("-", "--", "-.", ":"), strict=False):
+        for variant, colour, style in zip(panel, COLORS, ("-", "--", "-.", ":"), strict=False):
             here = results.sel(variant=variant)
             steps = f"η = {here.rate.item():g}" + (" · g^-k" if variant == 3 else "")
             name = str(here.generator.item()).replace("_", " ")

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from experiments.estimation import kl_penalties as language
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, Picture
+from experiments.lab.plots import COLORS, Picture
 from jdiv.checks import known
 from jdiv.policy import exploration, group
 from jdiv.policy import regularized_gradient as rpg
@@ -219,7 +219,7 @@ def _averages(config: ConfigDict, results: xr.Dataset) -> Picture:
     figure, axes = plt.subplots(1, 3, figsize=(11.6, 3.9))
     at = results.isel(seed=0)
     markers = dict(zip(AVERAGES, ("o-", "s-", "^--"), strict=True))
-    for (name, method), colour in zip(AVERAGES.items(), COLOURS, strict=False):
+    for (name, method), colour in zip(AVERAGES.items(), COLORS, strict=False):
         axes[0].plot(
             config.lengths, at.share.sel(average=name), markers[name], color=colour,
             label=f"{name} ({method})", markersize=5,
@@ -228,7 +228,7 @@ def _averages(config: ConfigDict, results: xr.Dataset) -> Picture:
             config.lengths, at.prefix.sel(rule=name), markers[name], color=colour, markersize=5
         )
     axes[1].plot(
-        config.lengths, at.prefix.sel(rule="conflict weights"), "D:", color=COLOURS[3],
+        config.lengths, at.prefix.sel(rule="conflict weights"), "D:", color=COLORS[3],
         label="sequence, conflict weights (GTPO)", markersize=5,
     )  # fmt: skip
     axes[1].axvline(config.right, color="#707070", linewidth=0.8)
@@ -245,8 +245,8 @@ def _averages(config: ConfigDict, results: xr.Dataset) -> Picture:
         axis.set_xticks(config.lengths, config.lengths)
     for row, name in enumerate(RECIPES):
         values = results.cosine.sel(recipe=name)
-        axes[2].plot(values, np.full(values.shape, row), "|", color=COLOURS[5], markersize=12)
-        axes[2].plot(values.median(), row, "o", color=COLOURS[0], markersize=6)
+        axes[2].plot(values, np.full(values.shape, row), "|", color=COLORS[5], markersize=12)
+        axes[2].plot(values.median(), row, "o", color=COLORS[0], markersize=6)
     axes[2].set_yticks(range(len(RECIPES)), list(RECIPES))
     axes[2].invert_yaxis()
     axes[2].set(xlabel="cosine of the expected gradient to ∇E[r]", xlim=(None, 1.01))
@@ -265,7 +265,7 @@ def _clips(config: ConfigDict, results: xr.Dataset) -> Picture:
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.9))
     at = results.pull.isel(seed=0)
     styles = {"PPO": "-", "DAPO": "--", "dual": ":", "CISPO": "-."}
-    colours = (COLOURS[0], COLOURS[2], COLOURS[1], COLOURS[3])
+    colours = (COLORS[0], COLORS[2], COLORS[1], COLORS[3])
     for axis, advantage in zip(axes, (1.0, -1.0), strict=True):
         for (name, style), colour in zip(styles.items(), colours, strict=True):
             axis.plot(

@@ -15,7 +15,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, Picture
+from experiments.lab.plots import COLORS, Picture
 from jdiv import divergences, generators, regularized
 from jdiv.checks import known
 
@@ -122,8 +122,8 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
             )  # fmt: skip
     for number, variant in enumerate(exact):
         axes[2].plot(
-            beta, mean.kept.sel(variant=variant, beta=beta), ("-", "--")[number // len(COLOURS)],
-            color=COLOURS[number % len(COLOURS)], label=_name(results, variant),
+            beta, mean.kept.sel(variant=variant, beta=beta), ("-", "--")[number // len(COLORS)],
+            color=COLORS[number % len(COLORS)], label=_name(results, variant),
         )  # fmt: skip
     axes[0].set(ylabel=f"correct answers kept of {config.correct}", title="sampled")
     axes[1].set(ylabel="probability of a correct answer", title="sampled")

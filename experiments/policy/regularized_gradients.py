@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from experiments.estimation import kl_penalties as language
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, Picture
+from experiments.lab.plots import COLORS, Picture
 from jdiv import generators, numerics, regularized
 from jdiv.checks import known
 from jdiv.divergences import categorical
@@ -366,7 +366,7 @@ def _descents(config: ConfigDict, results: xr.Dataset) -> Picture:
     at = results.isel(seed=int(apart.argmax("seed")))
     styles = {"FKL": "-", "UFKL": "--", "RKL": "-", "URKL": "--", "RKL, clipped": ":"}
     colours = dict(
-        zip(DESCENTS, (COLOURS[1], COLOURS[4], COLOURS[0], COLOURS[5], "k"), strict=True)
+        zip(DESCENTS, (COLORS[1], COLORS[4], COLORS[0], COLORS[5], "k"), strict=True)
     )
     for name, style in styles.items():
         here = results.distance.sel(loss=name).mean("seed")

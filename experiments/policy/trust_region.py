@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
-from experiments.lab.plots import COLOURS, Picture
+from experiments.lab.plots import COLORS, Picture
 from jdiv import generators, numerics
 from jdiv.checks import known
 from jdiv.mdp import environments, model, occupancy, operators
@@ -320,7 +320,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     rates, axes = plt.subplots(1, 2, figsize=(10.8, 4.4), sharey=True)
     gap = results.gap.mean("seed")
     for axis, names in zip(axes, (regions, others), strict=True):
-        for name, colour, style in zip(names, COLOURS, STYLES, strict=False):
+        for name, colour, style in zip(names, COLORS, STYLES, strict=False):
             curve = gap.sel(update=name)
             curve = curve.where(curve > 1e-14)
             axis.plot(curve.iteration, curve, color=colour, ls=style, label=_label(config, name))
@@ -331,7 +331,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     axes[1].set(title="with a step size")
 
     steps, axes = plt.subplots(1, 2, figsize=(10.8, 4.2))
-    for name, colour, style in zip(regions, COLOURS, STYLES, strict=False):
+    for name, colour, style in zip(regions, COLORS, STYLES, strict=False):
         label = _label(config, name)
         here = results.sel(update=name).isel(seed=0)
         axes[0].plot(
