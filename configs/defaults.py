@@ -13,8 +13,8 @@ def get_config(experiment: str, scale: str) -> ConfigDict:
         {
             "experiment": experiment,
             "scale": scale,
-            # float32, or float64 where a claim needs it.
-            "precision": "float32",
+            # float64, or float32 where networks are trained.
+            "precision": "float64",
             # Axes by name, each a tuple of values; `seed` is the random key of a point.
             "sweep": {},
             # Names of axes that advance together, joined by commas: ("rate,steps",).

@@ -116,7 +116,7 @@ Outcome = tuple[Job, run.Entries | None]
 def one_by_one(plan: list[Planned], stopping: Callable[[], bool]) -> Iterator[Outcome]:
     """Runs the plan in this process."""
     for job, overwrite in plan:
-        yield job, _claims_of(job, overwrite, stopping)
+        yield job, _claims_of(lambda job=job: job, overwrite, stopping)
 
 
 def side_by_side(
@@ -159,15 +159,17 @@ def _begin(devices: int, asked: Any) -> None:
 
 
 def _claims_there(config: ConfigDict, path: pathlib.Path, overwrite: bool) -> run.Entries | None:
-    return _claims_of(from_config(config, path), overwrite, _asked.is_set)
+    return _claims_of(lambda: from_config(config, path), overwrite, _asked.is_set)
 
 
-def _claims_of(job: Job, overwrite: bool, stopping: Callable[[], bool]) -> run.Entries | None:
+def _claims_of(
+    found: Callable[[], Job], overwrite: bool, stopping: Callable[[], bool]
+) -> run.Entries | None:
     """The claims of an experiment, None if it failed; what concerns all of them is raised."""
-    config = job.config
-    scale = "" if config.scale == "quick" else f":{config.scale}"
-    command = f"python -m experiments.run --config=configs/{config.experiment}.py{scale}"
     try:
+        job = found()
+        scale = "" if job.config.scale == "quick" else f":{job.config.scale}"
+        command = f"python -m experiments.run --config=configs/{job.config.experiment}.py{scale}"
         return run.execute(job, command, overwrite=overwrite, stopping=stopping)
     except (records.Stopped, records.Refused, OSError, KeyboardInterrupt):
         raise

@@ -17,7 +17,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """The ternary source of examples 1 and 2; sources of up to 1000 letters, drawn three ways."""
     config = defaults.get_config("alignment/asymptotics", scale)
-    config.precision = "float64"
     config.base = (1 / 5, 3 / 10, 1 / 2)
     config.target = (2 / 3, 1 / 9, 2 / 9)
     config.budget = 0.11

@@ -15,7 +15,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Three answers, random ones beside them, and flows with four penalties."""
     config = defaults.get_config("alignment/bayesian", scale)
-    config.precision = "float64"
     config.reference = (0.5, 0.3, 0.2)
     config.reward = (0.3, 1.0, -0.2)
     config.policy = (0.2, 0.5, 0.3)

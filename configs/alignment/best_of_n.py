@@ -16,7 +16,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Uniform references; a million rounds of n draws at quick scale."""
     config = defaults.get_config("alignment/best_of_n", scale)
-    config.precision = "float64"
     config.draws = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
     # Rounds of sampling, of this many draws.
     config.rounds = {"smoke": 50_000, "quick": 1_000_000, "full": 10_000_000}[scale]

@@ -17,7 +17,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Answers 1 and 2 are compared, 3 is not; the coefficient is that of KL or SFT."""
     config = defaults.get_config("alignment/coverage", scale)
-    config.precision = "float64"
     config.reference = (0.495, 0.495, 0.01)
     config.reward_gap = 1.0
     config.beta = 1.0

@@ -20,7 +20,6 @@ SIX = ("kl", "reverse_kl", "total_variation", "jensen_shannon", "pearson_chi2", 
 def get_config(scale: str = "quick") -> ConfigDict:
     """Five answers, and Gaussian policies on a grid before a reward with two modes."""
     config = defaults.get_config("alignment/distributional", scale)
-    config.precision = "float64"
     config.rows = SIX if scale == "smoke" else tuple(generators.TABLE)
     config.logits = (0.0, 0.5, -1.0, 0.2, 1.0)
     config.target = (0.1, 0.2, 0.3, 0.15, 0.25)

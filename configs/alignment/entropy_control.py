@@ -15,7 +15,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Two unit normals at -s and s, the separation; four answers for the policy."""
     config = defaults.get_config("alignment/entropy_control", scale)
-    config.precision = "float64"
     config.reference, config.rewards = (0.1, 0.2, 0.3, 0.4), (1.0, 0.0, 0.5, -0.5)
     config.beta = 0.5
     # Nodes of the quadrature; starts in each direction and iterations of Newton's method.

@@ -17,7 +17,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Quantiles in cells between Chebyshev's points; the error is of the square of their width."""
     config = defaults.get_config("alignment/inference_aware", scale)
-    config.precision = "float64"
     config.cells = {"smoke": 150, "quick": 800, "full": 3200}[scale]
     config.claims = ConfigDict(
         {"swapped": False, "constant": "log u", "single": "best of 1", "curvature": "-exp(-5u)"}

@@ -18,7 +18,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Five answers and all pairs of them, with Bradley-Terry preferences."""
     config = defaults.get_config("alignment/preference_divergences", scale)
-    config.precision = "float64"
     config.reference = (0.05, 0.15, 0.2, 0.25, 0.35)
     config.reward = (1.0, 0.2, -0.5, 0.3, -1.0)
     # Two pairs of equally good answers, the first with odds of 4 : 1 in the reference.

@@ -16,7 +16,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """The counter-example: logits of the policy, the reference, and who draws the pairs."""
     config = defaults.get_config("alignment/preference_losses", scale)
-    config.precision = "float64"
     config.logits = (3.334742, 4.191343, -3.558059)
     config.reference = (0.600942, 0.067602, 0.331455)
     config.pairs = (0.6435, 0.000044, 0.356457)

@@ -16,7 +16,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """12,500 answers to each prompt, five reward models; a seed is a prompt."""
     config = defaults.get_config("alignment/reward_ensembles", scale)
-    config.precision = "float64"
     config.pool = 12_500
     config.members = 5
     # Of UWO.

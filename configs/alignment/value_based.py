@@ -15,7 +15,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Graphs by degree and length: those of the paper come last, which the table reads."""
     config = defaults.get_config("alignment/value_based", scale)
-    config.precision = "float64"
     shorter = {"smoke": ((2, 1), (3, 2), (5, 1))}.get(
         scale, tuple((degree, length) for degree in (2, 3, 5) for length in (1, 2, 4))
     )

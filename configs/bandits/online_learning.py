@@ -16,7 +16,6 @@ def get_config(scale: str = "quick") -> ConfigDict:
     """The reference values with noise are means of 8 runs."""
     config = defaults.get_config("bandits/online_learning", scale)
     # Differences of 0.01 after sums of 4000 losses.
-    config.precision = "float64"
     config.sweep = ConfigDict(
         {"seed": tuple(range({"smoke": 16, "quick": 64, "full": 1000}[scale]))}
     )

@@ -15,7 +15,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """The reference values are of 200 and 500 arms with T = 1000 K^3 and 20 runs."""
     config = defaults.get_config("bandits/streaming", scale)
-    config.precision = "float64"
     config.lanes = 128
     config.sweep = ConfigDict(
         {

@@ -14,7 +14,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Resolution of the curves by scale."""
     config = defaults.get_config("estimation/atlas", scale)
-    config.precision = "float64"
     config.points = {"smoke": 21, "quick": 201, "full": 801}[scale]
     config.bins = {"smoke": 101, "quick": 601, "full": 2401}[scale]
     config.log_ratio_range = (-4.0, 4.0)

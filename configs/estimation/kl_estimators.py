@@ -16,7 +16,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Shifts 0.1 and 1 are those of the published table."""
     config = defaults.get_config("estimation/kl_estimators", scale)
-    config.precision = "float64"
     config.samples = {"smoke": 10_000, "quick": 100_000, "full": 1_000_000}[scale]
     config.actions = 4
     config.lanes = {"smoke": 8, "quick": 16, "full": 4}[scale]

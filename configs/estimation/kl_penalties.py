@@ -16,7 +16,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """The published draw is seed 0; the other seeds say how much of it is that draw."""
     config = defaults.get_config("estimation/kl_penalties", scale)
-    config.precision = "float64"
     # Whose samples the gradient is averaged over: or "reference".
     config.sampled_from = "policy"
     # What sequence-mean divides by: the sequence's own "length", or the "longest" for all.

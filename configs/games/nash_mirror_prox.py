@@ -15,7 +15,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Game 0 is rock-paper-scissors with this reference, the others are random sigmoid games."""
     config = defaults.get_config("games/nash_mirror_prox", scale)
-    config.precision = "float64"
     config.reference = (0.6, 0.3, 0.1)
     config.answers = 20
     # Standard deviations of the antisymmetric part, and of the reference's logits.

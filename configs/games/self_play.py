@@ -15,7 +15,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Penalties of RSPO are `share` KL and the rest an alpha divergence of this exponent."""
     config = defaults.get_config("games/self_play", scale)
-    config.precision = "float64"
     config.reference, config.start = (0.6, 0.3, 0.1), (0.5, 0.2, 0.3)
     config.eta = 0.5
     config.steps = 5000

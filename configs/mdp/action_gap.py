@@ -15,7 +15,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Garnet(20, 4, 3), discount .9; more processes by scale."""
     config = defaults.get_config("mdp/action_gap", scale)
-    config.precision = "float64"
     config.states, config.actions, config.branches = 20, 4, 3
     config.discount = 0.9
     # Of the fixed point that the gaps are compared with; a scheme's own is this / (1 - alpha).

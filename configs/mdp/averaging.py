@@ -15,7 +15,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Garnet(30, 4, 4), discount .9, standard normal errors; iterations and seeds by scale."""
     config = defaults.get_config("mdp/averaging", scale)
-    config.precision = "float64"
     config.iterations = {"smoke": 600, "quick": 3000, "full": 3000}[scale]
     config.states, config.actions, config.branches = 30, 4, 4
     config.discount = 0.9

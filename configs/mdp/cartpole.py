@@ -19,6 +19,7 @@ def get_config(scale: str = "quick") -> ConfigDict:
     alone: with 25 gradient steps between target updates, as released, its values diverged here.
     """
     config = defaults.get_config("mdp/cartpole", scale)
+    config.precision = "float32"
     steps = {"smoke": 600, "quick": 4000, "full": 60_000}[scale]
     config.training = defaults.training(
         steps, record_every=steps // 100, checkpoint_every=steps // 2

@@ -17,7 +17,6 @@ from jdiv import generators
 def get_config(scale: str = "quick") -> ConfigDict:
     """Garnet(20, 6, 4), discount .9, a random reference; all rows, few at smoke scale."""
     config = defaults.get_config("mdp/divergences", scale)
-    config.precision = "float64"
     config.states, config.actions, config.branches = 20, 6, 4
     config.discount = 0.9
     config.iterations = 250

@@ -15,7 +15,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """The published setting at every scale; seeds differ, of which the notebook has one."""
     config = defaults.get_config("mdp/maze", scale)
-    config.precision = "float64"
     config.iterations = 150
     config.noise = 1.0
     # Cells that cannot be entered: in the released code the start, by mistake, and not "#".
@@ -24,11 +23,11 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config.kl_factor = 1.0
     config.sweep = ConfigDict(
         {
-            "kl": (0.0, 1.0, 0.0, 1.0),
-            "entropy": (0.0, 0.0, 0.5, 0.5),
-            "variant": (0, 1, 2, 3),
+            "regularizer": ("none", "KL", "entropy", "KL and entropy"),
+            "kl_weight": (0.0, 1.0, 0.0, 1.0),
+            "entropy_weight": (0.0, 0.0, 0.5, 0.5),
             "seed": tuple(range({"smoke": 10, "quick": 10, "full": 100}[scale])),
         }
     )
-    config.zipped = ("variant,kl,entropy",)
+    config.zipped = ("regularizer,kl_weight,entropy_weight",)
     return config

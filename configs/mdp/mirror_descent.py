@@ -16,7 +16,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Garnet(20, 4, 3), discount .9, rewards in [0, 1]."""
     config = defaults.get_config("mdp/mirror_descent", scale)
-    config.precision = "float64"
     config.states, config.actions, config.branches = 20, 4, 3
     config.discount = 0.9
     config.iterations = {"smoke": 60, "quick": 200, "full": 1000}[scale]

@@ -25,7 +25,6 @@ COEFFICIENTS = {
 def get_config(scale: str = "quick") -> ConfigDict:
     """Coefficients in standard deviations of the proxy under the base policy."""
     config = defaults.get_config("mdp/tomato", scale)
-    config.precision = "float64"
     # The base policy takes uniform actions at this rate, and optimal ones for the true reward else.
     config.noise = 0.1
     # Random policies of each point, for the bound.

@@ -17,7 +17,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Pass rates on a grid with the six of the reference; questions of arcsine rates."""
     config = defaults.get_config("policy/difficulty", scale)
-    config.precision = "float64"
     config.rates = (0.01, *(round(0.05 * i, 2) for i in range(1, 20)), 0.99)
     # Answers for each question.
     config.group = 8

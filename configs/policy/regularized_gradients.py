@@ -18,7 +18,6 @@ def get_config(scale: str = "quick") -> ConfigDict:
     """Seven answers, and the tabular language model of `estimation/kl_penalties`, whose published
     draw is seed 0."""
     config = defaults.get_config("policy/regularized_gradients", scale)
-    config.precision = "float64"
     config.actions = 7
     config.beta = 1.0
     # What the old policy sums to where it is not normalised.

@@ -185,9 +185,7 @@ def regret_figure(results: xr.Dataset) -> Picture:
             rounds = results.share * horizon
             low, high = curve.quantile((0.1, 0.9), "seed")
             axis.fill_between(rounds, low, high, color=COLORS[place], alpha=0.15, linewidth=0)
-            axis.plot(
-                rounds, curve.mean("seed"), STYLES[place], color=COLORS[place], label=learner
-            )
+            axis.plot(rounds, curve.mean("seed"), STYLES[place], color=COLORS[place], label=learner)
             if (learner, loss) in REFERENCES:
                 published = REFERENCES[learner, float(loss)][1]
                 axis.plot(horizon, published, "o", color=COLORS[place], markerfacecolor="white")

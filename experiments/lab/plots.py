@@ -40,7 +40,7 @@ class Picture(NamedTuple):
 
 
 def panels(count: int, *, width: float = 4.8, height: float = 3.8, **options: Any):
-    """A figure with so many panels side by side, and their axes; one panel's axes are not in a list.
+    """A figure with so many panels side by side, and its axes (not in a list if there is one).
 
     `options` go to `subplots`: `sharey=True`.
     """

@@ -37,7 +37,7 @@ def labelled(x: ArrayLike, *dims: str, **coordinates: Iterable[Any]) -> Labelled
     >>> labelled(np.zeros((2, 3)), "state", action=("left", "stay", "right")).dims
     ('state', 'action')
     """
-    labels = tuple((name, tuple(np.asarray(x).tolist())) for name, x in coordinates.items())
+    labels = tuple((name, tuple(np.asarray(own).tolist())) for name, own in coordinates.items())
     dims = (*dims, *coordinates)
     if np.ndim(x) != len(dims):
         raise ValueError(f"an array of shape {np.shape(x)} is labelled with {len(dims)} {dims}")

@@ -365,9 +365,7 @@ def _descents(config: ConfigDict, results: xr.Dataset) -> Picture:
     apart = abs(results.optimum.sel(loss="FKL") - results.optimum.sel(loss="RKL")).sum("answer")
     at = results.isel(seed=int(apart.argmax("seed")))
     styles = {"FKL": "-", "UFKL": "--", "RKL": "-", "URKL": "--", "RKL, clipped": ":"}
-    colours = dict(
-        zip(DESCENTS, (COLORS[1], COLORS[4], COLORS[0], COLORS[5], "k"), strict=True)
-    )
+    colours = dict(zip(DESCENTS, (COLORS[1], COLORS[4], COLORS[0], COLORS[5], "k"), strict=True))
     for name, style in styles.items():
         here = results.distance.sel(loss=name).mean("seed")
         axes[0].plot(

@@ -1,5 +1,6 @@
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,22 @@ import xarray as xr
 from ml_collections import ConfigDict
 
 from configs import defaults
-from experiments.lab import engine, records
+from experiments.lab import engine
+from experiments.lab.axes import (
+    at_least,
+    each,
+    inside,
+    labels,
+    non_negative,
+    number,
+    one_of,
+    positive,
+    seeds,
+)
+from experiments.lab.job import planned
 from experiments.lab.progress import Progress
+from experiments.lab.records import Folder, Refused, Stopped
+from experiments.lab.results import labelled
 from jdiv import checkpoints
 from tests.experiments import toys
 
@@ -35,7 +50,8 @@ def compute(tmp_path):
     def run(toy, config, folder=tmp_path, stopping=lambda: False):
         said = Said()
         progress = Progress("toy", said)
-        return engine.compute(toy, config, folder, progress, stopping), said, progress
+        job = planned(toy, config, Folder(folder))
+        return engine.compute(job, progress, stopping), said, progress
 
     return run
 
@@ -60,7 +76,7 @@ def test_every_point_is_where_its_labels_say(compute):
     for (rate, name, seed), expected in expected_sweep(config).items():
         found = results.sel(rate=rate, name=name, seed=seed)
         np.testing.assert_allclose(found.total, expected["total"], rtol=1e-6)
-        np.testing.assert_allclose(found.path, expected["path"], rtol=1e-6)
+        np.testing.assert_allclose(found.path, expected["path"].value, rtol=1e-6)
     assert results.total.sel(rate=0.1).mean("seed").dims == ("name",)
 
 
@@ -126,7 +142,7 @@ def test_finished_points_are_kept_and_a_damaged_file_is_computed_again(compute, 
     assert len(files) == 12
     whole = files[3].read_bytes()
     damaged = bytearray(whole)
-    damaged[len(whole) // 2] ^= 16
+    damaged[whole.index(b"path.npy") + 200] ^= 16  # behind the headers of the archive and the array
     files[3].write_bytes(damaged)
     files[7].write_bytes(whole[:-30])
     again, said, progress = compute(toys.SWEEP, config)
@@ -146,7 +162,7 @@ def test_stopping_keeps_what_is_done(compute):
                 toys.TRAINING, config, folder, stopping=lambda asked=asked: next(asked, True)
             )
             break
-        except engine.Stopped:
+        except Stopped:
             pieces += 1
     assert pieces > 5
     xr.testing.assert_identical(whole, resumed)
@@ -169,10 +185,9 @@ def test_damaged_checkpoints_are_said_and_never_started_over(compute, tmp_path):
     def stopped_after(questions):
         asked = iter([False] * questions)
         said = Said()
-        with pytest.raises(engine.Stopped):
-            engine.compute(
-                toys.TRAINING, config, tmp_path, Progress("toy", said), lambda: next(asked, True)
-            )
+        job = planned(toys.TRAINING, config, Folder(tmp_path))
+        with pytest.raises(Stopped):
+            engine.compute(job, Progress("toy", said), lambda: next(asked, True))
         return said
 
     stopped_after(4)
@@ -218,14 +233,22 @@ def test_the_journal_has_a_line_for_each_piece(compute, tmp_path):
 @pytest.mark.parametrize(
     ("functions", "words"),
     [
-        ({"run": lambda config, point, key: {"x": jnp.ones(3)}}, "DIMS gives it"),
+        ({"run": lambda config, point, key: {"x": jnp.ones(3)}}, r"say labelled\(x"),
         (
             {
                 "run": lambda config, point, key: {
-                    "path": jnp.ones(3 if point["name"] == "abs" else 4)
+                    "path": labelled(jnp.ones(3 if point["name"] == "abs" else 4), "letter")
                 }
             },
             "one shape at all points",
+        ),
+        (
+            {
+                "run": lambda config, point, key: {
+                    "path": labelled(jnp.ones(2), letter=(0, 1 if point["name"] == "abs" else 2))
+                }
+            },
+            "the same dimensions and labels at all points",
         ),
     ],
 )
@@ -246,8 +269,52 @@ def test_results_survive_their_file(compute, tmp_path):
     toy = toys.module(
         run=lambda config, point, key: {"half": jnp.bfloat16(1.5), "flag_too": point["flag"]}
     )
-    toy.TRACED = ("flag", "seed")
+    toy.AXES = {"flag": number, "seed": seeds}
     results, _, _ = compute(toy, config.lock())
     assert results.half.dtype == np.float32
-    records.save_results(tmp_path / "results.nc", results)
-    xr.testing.assert_identical(records.load_results(tmp_path / "results.nc"), results)
+    Folder(tmp_path).save_results(results)
+    xr.testing.assert_identical(Folder(tmp_path).results(), results)
+
+
+def test_a_label_axis_names_points_and_no_program_sees_it(compute):
+    seen = []
+
+    def run(config, point, key):
+        seen.append(sorted(point))
+        return {"x": point["rate"] * 10}
+
+    toy = toys.module(run=run)
+    toy.AXES |= {"power": labels, "name": labels}
+    config = toys.config(seeds=1)
+    config.sweep.name = ("slow", "medium", "fast")
+    config.sweep.power = (1, 2, 3)
+    config.zipped = ("name,rate,power",)
+    results, _, progress = compute(toy, config)
+    assert progress.programs == 1
+    assert seen == [["rate", "seed"]]
+    assert results.x.sel(name="medium").item() == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("axes", "words"),
+    [
+        ({"rate": inside(0, 0.25)}, "config.sweep.rate must be above 0 and below 0.25, got 0.3"),
+        ({"power": at_least(2)}, "config.sweep.power must be at least 2, got 1"),
+        ({"name": one_of(("abs", "cube"))}, "config.sweep.name: no 'square'; known are abs, cube"),
+        ({"rat": positive}, "AXES declares rate, power, name, seed, rat, config.sweep has"),
+    ],
+)
+def test_axes_are_declared_and_checked_before_any_work(compute, axes, words):
+    toy = toys.module(run=None)
+    toy.AXES |= axes
+    with pytest.raises(Refused, match=re.escape(words)):
+        compute(toy, toys.config())
+
+
+def test_fields_are_declared_and_checked_before_any_work(compute):
+    toy = toys.module(run=None)
+    toy.FIELDS = {"sign": non_negative, "zipped": each(one_of(("rate,power",)))}
+    config = toys.config()
+    config.sign = -1.0
+    with pytest.raises(Refused, match=r"config.sign must not be negative, got -1.0"):
+        compute(toy, config)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import pathlib
@@ -8,12 +9,12 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import xarray as xr
 
 from experiments import reproduce, run
-from experiments.lab import commands, engine, records
+from experiments.lab import claims, commands, job, records, settings
+from experiments.lab.job import from_config
 from jdiv import checkpoints
 from tests.experiments import toys
 
@@ -131,7 +132,7 @@ def test_one_device_eight_and_two_hosts_of_four_agree(kind, tmp_path):
 def refused(*arguments):
     """The one line that a command line is refused with."""
     with pytest.raises(records.Refused) as caught:
-        run.checked(run.configured(["run", *arguments]))
+        from_config(settings.configured(["run", *arguments]), pathlib.Path("unused"))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -170,14 +171,14 @@ def test_a_wrong_command_line_is_one_line(arguments, words):
 
 @pytest.fixture
 def toy_file(tmp_path, monkeypatch):
-    """A config file that describes a toy, which `checked` takes for an experiment."""
+    """A config file that describes a toy, which `from_config` takes for an experiment."""
     path = tmp_path / "toy.py"
     path.write_text(
         "from tests.experiments import toys\n"
         "def get_config(scale='quick'):\n"
         "    return toys.config(trains=True).unlock()\n"
     )
-    monkeypatch.setattr(run.importlib, "import_module", lambda name: toys.TRAINING)
+    monkeypatch.setattr(job.importlib, "import_module", lambda name: toys.TRAINING)
     return path
 
 
@@ -203,7 +204,7 @@ def test_a_wrong_sweep_or_schedule_is_one_line(toy_file, override, words):
 
 
 def test_overrides_reach_the_sweep(toy_file):
-    config = run.configured(
+    config = settings.configured(
         ["run", f"--config={toy_file}", "--config.sweep.seed=5:7", "--config.sweep.name=abs"]
     )
     assert config.sweep.seed == (5, 6)
@@ -217,7 +218,7 @@ def test_what_an_experiment_cannot_compute_is_refused_before_any_work(toy_file, 
             raise ValueError(f"config.sweep.rate must be at most 0.25, got {point['rate']}")
 
     monkeypatch.setattr(
-        run.importlib, "import_module", lambda name: toys.module(step=None, validate=validate)
+        job.importlib, "import_module", lambda name: toys.module(step=None, validate=validate)
     )
     assert refused(f"--config={toy_file}") == "config.sweep.rate must be at most 0.25, got 0.3"
 
@@ -240,9 +241,8 @@ def test_the_process_says_one_line_and_leaves_nothing(tmp_path):
 
 
 def execute(folder, config=None, **options):
-    return run.execute(
-        toys.SWEEP, config or toys.config(seeds=1), folder, command="toys", **options
-    )
+    planned = job.planned(toys.SWEEP, config or toys.config(seeds=1), records.Folder(folder))
+    return run.execute(planned, "toys", **options)
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
@@ -286,7 +286,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 def test_a_folder_in_use_is_refused(tmp_path):
     config = toys.config(seeds=1)
     with (
-        records.opened(tmp_path, config, overwrite=False),
+        records.Folder(tmp_path).opened(config, overwrite=False),
         pytest.raises(records.Refused, match="in use"),
     ):
         execute(tmp_path)
@@ -314,7 +314,8 @@ def test_the_records_of_a_run(tmp_path):
     (entry,) = execute(tmp_path)
     assert entry == json.loads((tmp_path / "claims.json").read_text())[0]
     assert entry["verdict"] == "supported"
-    (control,) = entry["controls"]
+    (control,), (wrong,) = entry["reruns"], entry["wrong"]
+    assert (wrong["arguments"], wrong["verdict"]) == ({"factor": -1}, "refuted")
     assert control["override"] == {"sign": -1.0, "sweep.seed": [0]}
     assert control["verdict"] == "refuted"
     assert control["measured"] == pytest.approx(-results(tmp_path).total.max().item())
@@ -327,49 +328,54 @@ def test_the_records_of_a_run(tmp_path):
 
 
 def test_a_control_that_does_not_refute_is_not_sound(tmp_path):
-    def claims(config, results):
-        (claim,) = toys.SWEEP.claims(config, results)
-        return [claim._replace(controls=({"sweep.seed": (0,)},))]
-
-    toy = toys.module(run=toys.SWEEP.run, claims=claims)
-    (entry,) = run.execute(toy, toys.config(seeds=1), tmp_path, command="toys")
+    harmless = dataclasses.replace(toys.SWEEP.positive, reruns=({"sweep.seed": (0,)},))
+    toy = toys.module(run=toys.SWEEP.run, positive=harmless)
+    planned = job.planned(toy, toys.config(seeds=1), records.Folder(tmp_path))
+    (entry,) = run.execute(planned, "toys")
     assert entry["verdict"] == "supported"
-    assert not run.sound(entry)
+    assert not claims.sound(entry)
+
+
+def test_a_rerun_that_several_claims_ask_for_runs_once(tmp_path, capsys):
+    toy = toys.module(run=toys.SWEEP.run, first=toys.SWEEP.positive, second=toys._positive("total"))
+    planned = job.planned(toy, toys.config(seeds=1), records.Folder(tmp_path))
+    assert len(run.execute(planned, "toys")) == 2
+    assert json.loads((tmp_path / "environment.json").read_text())["sweep"]["programs"] == 2
 
 
 def test_reproduce_says_so_if_a_claim_is_refuted(tmp_path):
     wrong = toys.config(seeds=1)
     wrong.sign = -1.0
-    plans = [
-        reproduce.Planned(toys.SWEEP, config, tmp_path / name, False)
-        for name, config in (("right", toys.config(seeds=1)), ("wrong", wrong))
-    ]
 
-    def reproduced(plan):
-        return reproduce.reproduce(reproduce.one_by_one(plan, lambda: False), tmp_path)
+    def plan(name, toy, config):
+        return reproduce.Planned(job.planned(toy, config, records.Folder(tmp_path / name)), False)
 
-    assert reproduced(plans[:1]) == 0
-    assert reproduced(plans) == 1
-    failing = toys.module(run=lambda config, point, key: 1 / 0, claims=None)
-    broken = reproduce.Planned(failing, toys.config(seeds=1), tmp_path / "broken", False)
-    assert reproduced([broken, plans[0]]) == 1
+    def reproduced(plans):
+        return reproduce.reproduce(reproduce.one_by_one(plans, lambda: False), tmp_path)
+
+    right = plan("right", toys.SWEEP, toys.config(seeds=1))
+    assert reproduced([right]) == 0
+    assert reproduced([right, plan("wrong", toys.SWEEP, wrong)]) == 1
+    failing = toys.module(run=lambda config, point, key: 1 / 0)
+    assert reproduced([plan("broken", failing, toys.config(seeds=1)), right]) == 1
     assert (tmp_path / "report.html").exists()
 
 
 def test_experiments_run_side_by_side(tmp_path):
-    config = run.load("configs/policy/difficulty.py:smoke")
-    wrong = config.copy_and_resolve_references()
-    wrong.experiment = "policy/no_such_experiment"
+    config = settings.load("configs/mdp/maze.py:smoke")
+    missing = config.copy_and_resolve_references()
+    missing.experiment = "policy/no_such_experiment"
     plans = [
-        reproduce.Planned(None, config, tmp_path / "a", False),
-        reproduce.Planned(None, config, tmp_path / "b", False),
-        reproduce.Planned(None, wrong.lock(), tmp_path / "c", False),
+        reproduce.Planned(job.from_config(config, tmp_path / name), False) for name in ("a", "b")
     ]
-    found = {plan.folder.name: claims for plan, claims in
+    gone = dataclasses.replace(plans[0].job, config=missing.lock())
+    folder = records.Folder(tmp_path / "c")
+    plans.append(reproduce.Planned(dataclasses.replace(gone, folder=folder), False))
+    found = {job.folder.path.name: entries for job, entries in
              reproduce.side_by_side(plans, 2, 1, lambda: False)}  # fmt: skip
     assert found["c"] is None
     assert found["a"] == found["b"] == records.read_json(tmp_path / "b" / "claims.json")
-    with pytest.raises(engine.Stopped):
+    with pytest.raises(records.Stopped):
         list(reproduce.side_by_side(plans, 2, 1, lambda: True))
 
 
@@ -379,8 +385,3 @@ def test_only_chooses_areas_and_experiments():
     assert {path.parent.name for path in reproduce.chosen(["estimation"])} == {"estimation"}
     with pytest.raises(records.Refused, match="did you mean estimation"):
         reproduce.chosen(["estimatoin"])
-
-
-def test_nan_refutes():
-    nan = toys.Claim("a", "b", "c", np.array([1.0, np.nan]), low=0)
-    assert not nan.supported

@@ -18,8 +18,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 from configs import defaults
 from experiments import run
 from experiments.lab import commands
-from experiments.lab.claims import Claim
+from experiments.lab.axes import one_of, positive, seeds
+from experiments.lab.claims import at_least, claim
+from experiments.lab.job import planned
 from experiments.lab.plots import Picture
+from experiments.lab.records import Folder
+from experiments.lab.results import labelled
+
+LETTERS = ("x", "y", "z")
 
 
 def config(*, trains: bool = False, seeds: int = 10, lanes: int = 5) -> ConfigDict:
@@ -35,6 +41,7 @@ def config(*, trains: bool = False, seeds: int = 10, lanes: int = 5) -> ConfigDi
     )
     config.zipped = ("rate,power",)
     config.lanes = lanes
+    config.precision = "float32"
     config.sign = 1.0
     config.delay = 0
     if trains:
@@ -45,9 +52,8 @@ def config(*, trains: bool = False, seeds: int = 10, lanes: int = 5) -> ConfigDi
 def module(**functions) -> types.ModuleType:
     """An experiment of these functions, with what all toys share."""
     toy = types.ModuleType("toy")
-    toy.TRACED = ("rate", "power", "seed")
-    toy.DIMS = {"path": ("letter",)}
-    toy.coordinates = lambda config: {"letter": ["x", "y", "z"]}
+    toy.AXES = {"rate": positive, "power": positive, "name": one_of(("abs", "square"))}
+    toy.AXES["seed"] = seeds
     toy.figures = lambda config, results: {"blank": Picture(matplotlib.figure.Figure(), "Nothing.")}
     toy.__dict__.update(functions)
     return toy
@@ -64,15 +70,16 @@ def _run(config, point, key):
     measure = {"abs": jnp.abs, "square": jnp.square}[point["name"]]
     power = jnp.asarray(point["power"]).astype(path.dtype)
     total = config.sign * measure(path).sum() * point["rate"] ** power
-    return {"path": path, "total": total}
+    return {"path": labelled(path, letter=LETTERS), "total": total}
 
 
 def _positive(name):
-    def claims(config, results):
-        controls = ({"sign": -1.0, "sweep.seed": (0,)},)
-        return [Claim("positive", "here", "It is.", results[name].min(), low=0, controls=controls)]
+    @claim(source="here", reruns=({"sign": -1.0, "sweep.seed": (0,)},), wrong=({"factor": -1},))
+    def positive(results, factor=1):
+        """It is."""
+        return at_least(0, factor * results[name].min())
 
-    return claims
+    return positive
 
 
 def _init(config, point, key):
@@ -82,7 +89,10 @@ def _init(config, point, key):
 def _step(config, point, state, key):
     noise = jax.random.normal(key, (3,)) * 0.1
     path = _slowly(config, state["path"] * (1 - point["rate"]) + noise)
-    metrics = {"loss": config.sign * (state["path"] ** 2).sum(), "path": state["path"]}
+    metrics = {
+        "loss": config.sign * (state["path"] ** 2).sum(),
+        "path": labelled(state["path"], letter=LETTERS),
+    }
     return {"path": path, "count": state["count"] + 1}, metrics
 
 
@@ -90,8 +100,8 @@ def _finish(config, point, state):
     return {"end": state["path"].sum(), "count": state["count"]}
 
 
-SWEEP = module(run=_run, claims=_positive("total"))
-TRAINING = module(init=_init, step=_step, finish=_finish, claims=_positive("loss"))
+SWEEP = module(run=_run, positive=_positive("total"))
+TRAINING = module(init=_init, step=_step, finish=_finish, positive=_positive("loss"))
 
 
 def main() -> int:
@@ -108,7 +118,8 @@ def main() -> int:
         chosen = config(trains=kind == "training")
         chosen.delay = values.delay
         with commands.stopping_on_signal() as stopping:
-            run.execute(toy, chosen, pathlib.Path(folder), command="toys", stopping=stopping)
+            job = planned(toy, chosen, Folder(pathlib.Path(folder)))
+            run.execute(job, "toys", stopping=stopping)
         return 0
 
     return commands.guarded(body)
