@@ -15,6 +15,7 @@ It takes the results, and the config if it asks for it. Two kinds of controls mu
 
 import dataclasses
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -187,14 +188,19 @@ def record(
         **_outcome(found),
         "bound": [_plain(found.low), _plain(found.high)],
         "reruns": [
-            {"override": dict(override), **_outcome(control)}
+            {"override": _as_json(override), **_outcome(control)}
             for override, control in zip(claim.reruns, reruns, strict=True)
         ],
         "wrong": [
-            {"arguments": dict(arguments), **_outcome(control)}
+            {"arguments": _as_json(arguments), **_outcome(control)}
             for arguments, control in zip(claim.wrong, wrong, strict=True)
         ],
     }
+
+
+def _as_json(control: Mapping[str, Any]) -> dict[str, Any]:
+    """A control as JSON has it: tuples are lists."""
+    return json.loads(json.dumps(control))
 
 
 def _outcome(found: Finding) -> dict[str, Any]:

@@ -33,10 +33,12 @@ def claim(name, **changes):
         "source": "Wang, Kulkarni and Verdu 2009, equation 5",
         "statement": f"The estimate of {name} is within four standard errors.",
         "published": 0.472,
+        "reference": None,
         "measured": 0.4718264,
         "bound": [0.44, 0.5],
         "verdict": "supported",
-        "controls": [{"override": {"direction": "reverse"}, "measured": 9.1, "verdict": "refuted"}],
+        "reruns": [{"override": {"direction": "reverse"}, "measured": 9.1, "verdict": "refuted"}],
+        "wrong": [{"arguments": {"k": 3}, "measured": 9.1, "verdict": "refuted"}],
     }
     return entry | changes
 
@@ -52,12 +54,13 @@ CLAIMS = {
         claim(AWKWARD, statement=AWKWARD + WORD, source=WORD, bound=[None, 0.5]),
         claim(
             "toothless",
-            controls=[
+            reruns=[
                 {"override": {"reference": WORD}, "measured": [0.1] * 9, "verdict": "supported"},
                 {"override": {"sweep.seed": [0, 1]}, "measured": None, "verdict": "refuted"},
             ],
+            wrong=[],
         ),
-        claim("untested", controls=[]),
+        claim("untested", reruns=[], wrong=[]),
     ],
 }
 FIGURES = {"bias_by_dimension": (1500, 900), "tall": (400, 1200), "small": (120, 90)}
@@ -185,6 +188,7 @@ def test_what_does_not_hold_comes_first_and_is_all_there(page):
     assert "1 claim is refuted; 1 control does not refute; 1 claim has no control" in reader.words
     assert reader.words.count("does not refute the claim") == 2
     assert "1 of 2 does not refute" in reader.words
+    assert "1 rerun and 1 wrong reading" in reader.words
 
 
 def test_a_report_without_problems_says_so(tmp_path):
