@@ -119,7 +119,7 @@ def _scheme(make):
 def _conservative(config: ConfigDict, at: Here) -> Step:
     best = jnp.exp(operators.greedy(at.advantages).log_policy)
     safe = tabular.safe_mixing(at.mdp, at.policy, best)
-    scheme = operators.conservative(safe.rate)
+    scheme = operators.conservative_iteration(safe.rate)
     log_policy = tabular.update(at.mdp, scheme, at.log_policy)
     first_order = safe.rate * at.surrogate(jnp.log(best))
     return Step(log_policy, at.memory, safe.gain, first_order)
@@ -202,9 +202,9 @@ def _reps(config: ConfigDict, at: Here) -> Step:
 UPDATES = {
     "gradient": _scheme(tabular.gradient_ascent),
     "natural": _scheme(tabular.natural_ascent),
-    "mirror": _scheme(operators.mirror_descent),
+    "mirror": _scheme(operators.policy_mirror_descent),
     "hellinger": _scheme(
-        lambda rate: operators.mirror_descent(rate, generators.squared_hellinger())
+        lambda rate: operators.policy_mirror_descent(rate, generator=generators.squared_hellinger())
     ),
     "conservative": _conservative,
     "trpo": _trpo,
