@@ -25,7 +25,12 @@ from jdiv import generators, numerics
 from jdiv.checks import known
 from jdiv.mdp import environments, model, occupancy, operators
 from jdiv.mdp.model import Mdp
-from jdiv.policy import tabular, trust_region
+from jdiv.policy import tabular
+from jdiv.policy.clipped import ppo_clip
+from jdiv.policy.mpo import e_step, m_step
+from jdiv.policy.ppo import adapt_coefficient, ppo_kl
+from jdiv.policy.reps import reps
+from jdiv.policy.trpo import trpo_step
 
 TRACED = ("seed",)
 PER_STEP = ("gap", "kl", "away", "gained", "ratio", "met", "unsolved", "second", "active")
@@ -126,9 +131,7 @@ def _conservative(config: ConfigDict, at: Here) -> Step:
 
 
 def _trpo(config: ConfigDict, at: Here) -> Step:
-    step = trust_region.trpo_step(
-        at.surrogate, at.distance, at.log_policy, at.size, iterations=config.conjugate
-    )
+    step = trpo_step(at.surrogate, at.distance, at.log_policy, at.size, iterations=config.conjugate)
     natural = at.advantages / (1 - config.discount)
     log_policy = numerics.log_softmax(step.parameters)
     return Step(log_policy, at.memory, step.divergence, at.distance(at.log_policy + natural))
@@ -153,9 +156,7 @@ def _ppo_clip(config: ConfigDict, at: Here) -> Step:
     every = jnp.ones(at.mass.shape, bool)
 
     def loss(log_policy: Array):
-        return trust_region.ppo_clip(
-            log_policy, at.log_policy, at.advantages, every, low=at.size, high=at.size
-        )
+        return ppo_clip(log_policy, at.log_policy, at.advantages, every, low=at.size, high=at.size)
 
     return Step(_adam(config, at, loss), at.memory)
 
@@ -164,18 +165,16 @@ def _ppo_kl(config: ConfigDict, at: Here) -> Step:
     every = jnp.ones(at.mass.shape, bool)
 
     def loss(log_policy: Array):
-        return trust_region.ppo_kl(
-            log_policy, at.log_policy, at.advantages, every, coefficient=at.memory
-        )
+        return ppo_kl(log_policy, at.log_policy, at.advantages, every, coefficient=at.memory)
 
     log_policy = _adam(config, at, loss)
     reached = at.distance(log_policy)
-    return Step(log_policy, trust_region.adapt_coefficient(at.memory, reached, at.size), reached)
+    return Step(log_policy, adapt_coefficient(at.memory, reached, at.size), reached)
 
 
 def _mpo(config: ConfigDict, at: Here) -> Step:
-    found = trust_region.reweight(at.advantages, at.log_policy, at.size, at.visits)
-    mixed = trust_region.mix(found.log_policy, at.log_policy, config.m_radius, at.visits)
+    found = e_step(at.advantages, at.log_policy, at.size, at.visits)
+    mixed = m_step(found.log_policy, at.log_policy, config.m_radius, at.visits)
     # To second order KL is Var(A)/(2 eta^2): the temperature without the dual.
     eta = jnp.sqrt(jnp.sum(at.mass * at.advantages**2) / (2 * at.size))
     rough = at.log_policy + at.advantages / jnp.where(eta > 0, eta, 1)
@@ -188,7 +187,7 @@ def _mpo(config: ConfigDict, at: Here) -> Step:
 def _reps(config: ConfigDict, at: Here) -> Step:
     """Once the optimum is within the radius there is nothing left to do."""
     log_mass = jnp.log(at.visits)[:, None] + at.log_policy
-    found = trust_region.reps(at.mdp, log_mass, at.size)
+    found = reps(at.mdp, log_mass, at.size)
     # Without the values that balance the flows: every state by its own advantages.
     rough = jax.nn.softmax(at.log_policy + at.advantages / found.temperature, axis=-1)
     mass = model.occupancy(at.mdp, rough)
