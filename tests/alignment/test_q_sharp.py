@@ -1,5 +1,3 @@
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +5,7 @@ import pytest
 from scipy import special
 
 from jdiv import generators
-from jdiv.alignment import value_based
+from jdiv.alignment import q_sharp
 from tests.checks import refused
 
 # A graph in no particular order, with a shared child, a missing action and random returns.
@@ -37,10 +35,10 @@ def paths(node):
 
 def test_laws_and_values_by_enumeration_of_paths():
     eta = 0.4
-    law = value_based.return_laws(CHILDREN, LOG_REF, LOG_RETURNS, depth=DEPTH)
+    law = q_sharp.return_laws(CHILDREN, LOG_REF, LOG_RETURNS, depth=DEPTH)
     np.testing.assert_allclose(np.exp(law).sum(axis=1), 1, rtol=1e-14)
-    q = value_based.q_sharp(CHILDREN, law, SUPPORT, eta)
-    policy = np.exp(value_based.follow(q, LOG_REF, eta))
+    q = q_sharp.q_values(CHILDREN, law, SUPPORT, eta)
+    policy = np.exp(q_sharp.optimal_policy(q, LOG_REF, eta))
     for node in range(7):
         expected, tilted = np.zeros(3), np.zeros(3)
         for probability, action, end in paths(node):
@@ -52,7 +50,7 @@ def test_laws_and_values_by_enumeration_of_paths():
             np.testing.assert_allclose(policy[node], tilted / tilted.sum(), rtol=1e-12)
     assert (np.asarray(q)[CHILDREN < 0] == -np.inf).all()
     # Too few backups do not hide: the mass that is still on its way is missing.
-    early = np.exp(value_based.return_laws(CHILDREN, LOG_REF, LOG_RETURNS, depth=1))
+    early = np.exp(q_sharp.return_laws(CHILDREN, LOG_REF, LOG_RETURNS, depth=1))
     assert early[ROOT].sum() == pytest.approx(REFERENCE[ROOT, 2], rel=1e-14)
 
 
@@ -60,10 +58,10 @@ def test_the_recursion_agrees_with_the_law_for_kl_and_with_a_grid_for_another_ro
     eta, returns = 0.4, np.array([0.3, 0, 1.0, 0, 0, -0.5, 0])
     end = jax.nn.one_hot(np.searchsorted([-0.5, 0.3, 1.0], returns), 3)
     with np.errstate(divide="ignore"):
-        law = value_based.return_laws(CHILDREN, LOG_REF, np.log(end), depth=DEPTH)
-    by_law = value_based.q_sharp(CHILDREN, law, np.array([-0.5, 0.3, 1.0]), eta)
+        law = q_sharp.return_laws(CHILDREN, LOG_REF, np.log(end), depth=DEPTH)
+    by_law = q_sharp.q_values(CHILDREN, law, np.array([-0.5, 0.3, 1.0]), eta)
     by_recursion = jax.jit(
-        lambda: value_based.regularised_values(
+        lambda: q_sharp.regularized_values(
             CHILDREN, LOG_REF, returns, eta, generators.kl(), depth=DEPTH
         )
     )()
@@ -72,7 +70,7 @@ def test_the_recursion_agrees_with_the_law_for_kl_and_with_a_grid_for_another_ro
     children = np.array([[1, 2], [-1, -1], [3, 4], [-1, -1], [-1, -1]])
     ref, returns = np.array([0.3, 0.7]), np.array([0, 0.4, 0, 1.0, -1.0])
     values = jax.jit(
-        lambda: value_based.regularised_values(
+        lambda: q_sharp.regularized_values(
             children, jnp.log(jnp.broadcast_to(ref, (5, 2))), returns, 2.0,
             generators.pearson_chi2(), depth=2,
         )
@@ -99,64 +97,17 @@ def test_star_graphs_of_every_depth_have_one_number(length):
 
     @jax.jit
     def first(eta):
-        law = value_based.return_laws(children, uniform, log_returns, depth=length)
-        q = value_based.q_sharp(children, law, np.array([0.0, 1.0]), eta)
-        return jnp.exp(value_based.follow(q, uniform, eta)[0, 0])
+        law = q_sharp.return_laws(children, uniform, log_returns, depth=length)
+        q = q_sharp.q_values(children, law, np.array([0.0, 1.0]), eta)
+        return jnp.exp(q_sharp.optimal_policy(q, uniform, eta)[0, 0])
 
     for eta in (1.0, 0.1):
         expected = special.expit(1 / eta - np.log(degree - 1))
         assert first(eta) == pytest.approx(expected, rel=1e-12)
 
 
-def test_value_estimates_by_enumeration_of_samples():
-    reference = {0.05: (0.1386, 0.1101), 0.2: (0.4116, 0.3697), 0.5: (0.7169, 0.6964)}
-    reference[0.9] = (0.9548, 0.9520)
-    accuracy = np.array(list(reference))
-    exact, expected = value_based.binary_value(accuracy, 0.5, n=8)
-    np.testing.assert_array_equal(
-        np.round(np.stack([exact, expected], axis=1), 4), list(reference.values())
-    )
-    samples = np.array(list(itertools.product((0.0, 1.0), repeat=8)))
-    estimates = value_based.optimal_value_estimate(samples, 0.5)
-    by_hand = 0.5 * np.log(np.exp(samples / 0.5).mean(axis=1))
-    np.testing.assert_allclose(estimates, by_hand, atol=1e-14)
-    for p, value in zip(accuracy, np.asarray(expected), strict=True):
-        weight = np.prod(np.where(samples == 1, p, 1 - p), axis=1)
-        assert weight @ estimates == pytest.approx(value, rel=1e-12)
-    both = value_based.binary_value(np.array([0.0, 1.0]), 0.5, n=3)
-    np.testing.assert_allclose(both, [[0, 1], [0, 1]], atol=1e-15)
-
-
-def test_the_mean_gradient_of_a_star_po_ignores_the_value():
-    # The setting of the reference numbers, which came without one, found by search.
-    pi, ref, rewards, beta = [np.array(x) for x in (
-        (0.2, 0.5, 0.3), (0.5, 0.3, 0.2), (0.0, 1.0, 0.0), 0.1,
-    )]  # fmt: skip
-
-    def gradient(value, logits):
-        def loss(logits):
-            log_policy = jax.nn.log_softmax(logits)
-            losses = value_based.a_star_po_loss(
-                log_policy, np.log(ref), rewards, jnp.full(3, value), beta=beta
-            )
-            return jnp.sum(jax.lax.stop_gradient(jnp.exp(log_policy)) * losses)
-
-        return jax.grad(loss)(logits)
-
-    run = jax.jit(jax.vmap(gradient, (0, None)))
-    found = run(jnp.array([0.0, 0.3, 1.0]), np.log(pi))
-    np.testing.assert_allclose(found, np.tile((0.01556, -0.04683, 0.03127), (3, 1)), atol=6e-6)
-    # Per example it is not so, and at the optimum with V* every loss is zero.
-    optimum = np.log(ref) + rewards / beta
-    value = beta * special.logsumexp(optimum)
-    losses = value_based.a_star_po_loss(
-        special.log_softmax(optimum), np.log(ref), rewards, np.full(3, value), beta=beta
-    )
-    np.testing.assert_allclose(losses, 0, atol=1e-28)
-
-
 def test_wrong_input_is_refused():
-    laws, q_sharp = value_based.return_laws, value_based.q_sharp
+    laws, values = q_sharp.return_laws, q_sharp.q_values
     law = laws(CHILDREN, LOG_REF, LOG_RETURNS, depth=DEPTH)
     far, floats = np.where(CHILDREN == 6, 7, CHILDREN), CHILDREN.astype(float)
     none = np.full((7, 3), -np.inf)
@@ -170,13 +121,5 @@ def test_wrong_input_is_refused():
     refused(
         ValueError, ("log_returns", "7"), lambda: laws(CHILDREN, LOG_REF, LOG_RETURNS[0], depth=3)
     )
-    refused(ValueError, ("eta",), lambda: q_sharp(CHILDREN, law, SUPPORT, 0.0))
-    refused(ValueError, ("support",), lambda: q_sharp(CHILDREN, law, SUPPORT[:2], 1.0))
-    refused(ValueError, ("n must",), lambda: value_based.binary_value(np.array(0.5), 1.0, n=0))
-    refused(
-        ValueError, ("rewards",), lambda: value_based.optimal_value_estimate(np.zeros((2, 0)), 1.0)
-    )
-    refused(
-        ValueError, ("value", "same shape"),
-        lambda: value_based.a_star_po_loss(*[np.zeros(2)] * 3, np.zeros(3), beta=1.0),
-    )  # fmt: skip
+    refused(ValueError, ("eta",), lambda: values(CHILDREN, law, SUPPORT, 0.0))
+    refused(ValueError, ("support",), lambda: values(CHILDREN, law, SUPPORT[:2], 1.0))

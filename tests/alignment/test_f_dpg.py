@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jdiv import divergences, generators
-from jdiv.alignment import distributional as dpg
+from jdiv.alignment import f_dpg as dpg
 from tests.checks import PARAMETERS, refused
 
 # The customary generators, written down once more.
