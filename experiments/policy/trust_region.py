@@ -94,7 +94,7 @@ class Here(NamedTuple):
 
     def distance(self, logits: Array) -> Array:
         """Mean KL(old‖new) over the states that the old policy visits."""
-        return occupancy.action_divergence(KL, self.log_policy, logits, self.visits)
+        return occupancy.action_divergence(self.log_policy, logits, self.visits, generator=KL)
 
 
 class Step(NamedTuple):
@@ -178,7 +178,7 @@ def _mpo(config: ConfigDict, at: Here) -> Step:
     # To second order KL is Var(A)/(2 eta^2): the temperature without the dual.
     eta = jnp.sqrt(jnp.sum(at.mass * at.advantages**2) / (2 * at.size))
     rough = at.log_policy + at.advantages / jnp.where(eta > 0, eta, 1)
-    unsolved = occupancy.action_divergence(KL, rough, at.log_policy, at.visits)
+    unsolved = occupancy.action_divergence(rough, at.log_policy, at.visits, generator=KL)
     binds = found.active.astype(eta.dtype)
     second = jnp.where(mixed.share < 1, mixed.divergence, config.m_radius)
     return Step(mixed.log_policy, at.memory, found.divergence, unsolved, second, binds)
@@ -191,7 +191,7 @@ def _reps(config: ConfigDict, at: Here) -> Step:
     # Without the values that balance the flows: every state by its own advantages.
     rough = jax.nn.softmax(at.log_policy + at.advantages / found.temperature, axis=-1)
     mass = model.occupancy(at.mdp, rough)
-    unsolved = occupancy.divergence(KL, jnp.log(mass), log_mass)
+    unsolved = occupancy.divergence(jnp.log(mass), log_mass, generator=KL)
     done = at.memory == 0
     active = jnp.where(done, 0, found.active.astype(mass.dtype))
     log_policy = jnp.where(done, at.log_policy, found.log_policy)
@@ -245,8 +245,8 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         return {
             # By the improvement identity, accurate however small.
             "gap": jnp.sum(mass * cost) / (1 - mdp.discount),
-            "kl": occupancy.action_divergence(KL, log_policy, following, visits),
-            "away": occupancy.divergence(KL, jnp.log(optimal), log_mass),
+            "kl": occupancy.action_divergence(log_policy, following, visits, generator=KL),
+            "away": occupancy.divergence(jnp.log(optimal), log_mass, generator=KL),
             "gained": gained,
             "ratio": jnp.max(jnp.exp(jnp.where(old > 0, following - log_policy, 0))),
             "identity": jnp.abs(gained - (after - before)),

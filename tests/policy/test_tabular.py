@@ -54,7 +54,7 @@ def computed():
                 jnp.eye(STATES * ACTIONS).reshape(-1, STATES, ACTIONS)
             ),
             "hessian": jax.hessian(
-                lambda x: occupancy.action_divergence(generators.kl(), logits, x, visits)
+                lambda x: occupancy.action_divergence(logits, x, visits, generator=generators.kl())
             )(logits),
             "ascent": tabular.update(mdp, tabular.natural_ascent(0.2), logits),
             "mirror": tabular.update(
