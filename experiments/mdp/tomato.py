@@ -109,9 +109,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         gain = (true_return - moments.true_mean) / moments.true_deviation
         sensed_gain = (sensed_return - moments.proxy_mean) / moments.proxy_deviation
         pair = jnp.stack([jnp.log(jnp.maximum(mass, 0)), log_reference])
-        chi2, swapped = occupancy.divergence(
-            pair, pair[::-1], generator=generators.pearson_chi2()
-        )
+        chi2, swapped = occupancy.divergence(pair, pair[::-1], generator=generators.pearson_chi2())
         return {
             "random_gain": gain,
             "random_bound": occupancy.gain_bound(moments, sensed_gain, chi2),

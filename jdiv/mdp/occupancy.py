@@ -53,7 +53,9 @@ def divergence(
     ref_logits = checks.as_float("ref_logits", ref_logits)
     checks.same_shape(log_occupancy=log_occupancy, ref_logits=ref_logits)
     flat = (*log_occupancy.shape[:-2], -1)
-    return categorical.f_divergence(generator, log_occupancy.reshape(flat), ref_logits.reshape(flat))
+    return categorical.f_divergence(
+        generator, log_occupancy.reshape(flat), ref_logits.reshape(flat)
+    )
 
 
 def action_divergence(

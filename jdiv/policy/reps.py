@@ -62,13 +62,13 @@ def reps(mdp: AnyMdp, log_reference: Array, radius: ArrayLike) -> RepsStep:
 
     def excess(log_eta: Array):
         """`log(KL/radius)`, and how the mass follows eta: `dp = D (A dv - log p/q) d eta`."""
-        here = problem._replace(coefficient=jnp.exp(log_eta))
+        here = problem._replace(temperature=jnp.exp(log_eta))
         at, _ = here.solve()
         gain, slope, inverse = here.system(at)
         value = inverse(here.imbalance(gain * slope))
-        change = jnp.sum(slope * gain * (here.follows(value) - slope))
-        distance = occupancy.divergence(kl, jnp.log(at.mass), seen)
-        return jnp.log(distance / radius), here.coefficient * change / distance, at.value
+        change = jnp.sum(slope * gain * (here.advantage_change(value) - slope))
+        distance = occupancy.divergence(jnp.log(at.mass), seen, generator=kl)
+        return jnp.log(distance / radius), here.temperature * change / distance, at.value
 
     # eta KL <= <p - q, r> <= range sqrt(KL/2), by Pinsker's inequality.
     spread = jnp.max(mdp.reward) - jnp.min(mdp.reward)
@@ -88,7 +88,7 @@ def reps(mdp: AnyMdp, log_reference: Array, radius: ArrayLike) -> RepsStep:
         log_policy=log_policy,
         temperature=eta,
         value=value,
-        divergence=occupancy.divergence(kl, jnp.log(mass), log_reference),
+        divergence=occupancy.divergence(jnp.log(mass), log_reference, generator=kl),
         dual=dual,
         gap=dual - jnp.sum(mass * mdp.reward),
         active=log_eta > floor,

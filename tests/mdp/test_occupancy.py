@@ -139,9 +139,7 @@ def test_no_policy_has_a_larger_return_with_the_penalty_reward(name):
     @jax.vmap
     def gap(mdp, mass, reference):
         log_ratio = jnp.log(mass) - jnp.log(reference)
-        added = occupancy.penalty_reward(
-            log_ratio, COEFFICIENT, generator=generators.get(name)
-        )
+        added = occupancy.penalty_reward(log_ratio, COEFFICIENT, generator=generators.get(name))
         gradient = mdp.reward + added
         answer = model.occupancy(mdp, model.optimum(mdp._replace(reward=gradient)).policy)
         return jnp.sum((answer - mass) * gradient)
@@ -436,7 +434,11 @@ def test_what_cannot_be_solved_is_refused(change, words):
 def test_other_refusals():
     kl = generators.kl()
     refused(
-        ValueError, ["ref_logits", "(3, 2)"], lambda: occupancy.divergence(LOGS[0], LOGS, generator=kl)
+        ValueError,
+        ["ref_logits", "(3, 2)"],
+        lambda: occupancy.divergence(LOGS[0], LOGS, generator=kl),
     )
-    refused(ValueError, ["reward", "(2, 2)"], lambda: occupancy.reward_correlation(LOGS, LOGS[:2], LOGS))
+    refused(
+        ValueError, ["reward", "(2, 2)"], lambda: occupancy.reward_correlation(LOGS, LOGS[:2], LOGS)
+    )
     refused(ValueError, ["share", "0.5"], lambda: occupancy.trimmed_mean(jnp.ones(4), 0.5))

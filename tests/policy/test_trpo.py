@@ -31,7 +31,9 @@ def test_trpo_steps_keep_their_radius_and_improve():
     def compute(logits, radius):
         policy = jax.nn.softmax(logits)
         visits = jnp.sum(model.occupancy(mdp, policy), axis=-1)
-        distance = lambda x: occupancy.action_divergence(generators.kl(), logits, x, visits)
+        distance = lambda x: occupancy.action_divergence(
+            logits, x, visits, generator=generators.kl()
+        )
         step = trpo_step(
             lambda x: tabular.surrogate(mdp, policy, jax.nn.softmax(x)), distance, logits, radius,
             iterations=15,
