@@ -1,7 +1,7 @@
 """Roots of scalar functions: a bracketed Newton iteration, and roots that are differentiable."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,3 +72,47 @@ def bracketed_newton(f: Callable[[Array], Array], start: Array, low: Array, high
     state = start, low, high, jnp.full_like(start, jnp.inf), never, jnp.zeros((), jnp.int32)
     x, *_, resting, iterations = jax.lax.while_loop(unfinished, step, state)
     return x, (jnp.abs(jnp.expm1(f(x))), iterations.astype(x.dtype), resting.astype(x.dtype))
+
+
+def decreasing(
+    f: Callable[[Array], tuple[Array, Array, Any]],
+    low: Array,
+    high: Array,
+    tolerance: float,
+    kept: Any = (),
+) -> tuple[Array, Any]:
+    """The root of a decreasing f in [low, high]; `low` where f is negative there already.
+
+    `f(x)` returns its value, its slope, and something to keep from the last x, for which `kept` has
+    the shapes; f is not positive at `high`. From the right Newton's step does not pass a root where
+    f is concave; where it leaves the bracket, or the one before did not halve |f|, the middle is
+    taken. Shapes: `[]`. Not differentiable.
+
+    >>> def f(x):
+    ...     return 2.0 - x * x, -2 * x, ()
+    >>> x, _ = decreasing(f, jnp.asarray(0.0), jnp.asarray(9.0), 1e-6)
+    >>> print(f"{x:.4f}")
+    1.4142
+    """
+
+    def unfinished(state):
+        *_, resting, count = state
+        return ~resting & (count < 100)
+
+    def step(state):
+        x, _, below, above, before, _, count = state
+        value, slope, kept = f(x)
+        nowhere = (count == 0) & (value <= 0)
+        below, above = jnp.where(value > 0, x, below), jnp.where(value <= 0, x, above)
+        newton = x - value / slope
+        usable = (newton > below) & (newton < above) & (jnp.abs(value) <= before / 2)
+        following = jnp.where(usable, newton, (below + above) / 2)
+        # The first was low, to see whether there is a root; the second is high.
+        following = jnp.where(count == 0, high, following)
+        before = jnp.where(count == 0, jnp.inf, jnp.abs(value))
+        resting = nowhere | (jnp.abs(value) <= tolerance) | (following == x)
+        return jnp.where(resting, x, following), kept, below, above, before, resting, count + 1
+
+    start = low, kept, low, high, jnp.full_like(high, jnp.inf), jnp.zeros((), bool), 0
+    x, kept, *_ = jax.lax.while_loop(unfinished, step, start)
+    return x, kept

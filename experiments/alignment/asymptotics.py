@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from experiments.lab.claims import Claim
 from experiments.lab.plots import Picture
 from jdiv import divergences, generators
-from jdiv.alignment import targets
+from jdiv.alignment import asymptotics, best_of_n, tilts
 
 TRACED = ("seed",)
 LETTERS = 3
@@ -134,14 +134,14 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     budget = jnp.asarray(config.budget, log_p.dtype)
     rewards = jnp.concatenate([fixed, _rows(log_q, len(spent)), rewards])
     budgets = jnp.concatenate([jnp.stack([budget, budget, budget / 2]), spent, budgets])
-    found = targets.tilted_to(rewards, _rows(log_p, len(rewards)), budgets, generators.kl())
+    found = tilts.tilted_to(rewards, _rows(log_p, len(rewards)), budgets, generators.kl())
     phi, _, half = found.log_policy[:3]
     psi = found.log_policy[3 + len(spent) :]
 
     # Tilts at given temperatures, ref exp(alpha r): alpha = 1 for both rewards, and the family.
     by = jnp.concatenate([fixed[:2], jnp.asarray(ALPHAS)[:, None] * log_q[None]])
     base = _rows(log_p, len(by))
-    family = targets.pointwise(base, by)
+    family = tilts.pointwise(base, by)
     kl = divergences.kl(family, base)
     tilt = jnp.exp(found.log_policy[:2])
     numbers = [
@@ -167,7 +167,9 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         "type_kl": short["kl"],
         "trial_reward": short["type"] @ log_q,
         "matched": jnp.exp(found.log_policy[3 : 3 + len(spent)]),
-        "rate": jax.vmap(targets.rate, (None, None, 0))(log_q, log_p, tilt @ log_q).divergence,
+        "rate": jax.vmap(asymptotics.rate_function, (None, None, 0))(
+            log_q, log_p, tilt @ log_q
+        ).divergence,
         "excess": jnp.stack([divergences.kl(psi, _rows(phi, len(psi))),
                              level - jnp.exp(psi) @ log_q], axis=-1),
         "source_kl": of_random_sources(config, of_sources),
@@ -184,7 +186,7 @@ def of_pairs(log_p: Array) -> dict[str, Array]:
     reward = jnp.log(jnp.array([6.0, 1.0, 2.0]))
     log_ref = (log_p[:, None] + log_p[None]).ravel()
     rewards = (reward[:, None] + reward[None]).ravel()
-    best = jnp.exp(targets.best_of_n(_rows(rewards, 2), _rows(log_ref, 2), jnp.array([2.0, 1.0])))
+    best = jnp.exp(best_of_n.best_of_n(_rows(rewards, 2), _rows(log_ref, 2), jnp.array([2.0, 1.0])))
     marginal = jnp.sum(best[0].reshape(3, 3), axis=1)
     product = (marginal[:, None] * marginal[None]).ravel()
     return {"table": jnp.concatenate([best, product[None]])}
@@ -195,7 +197,7 @@ def block(counts: Array, length: Array, n: Array, log_p: Array, log_q: Array) ->
     counts, there = of_length(counts, length)
     ways = log_ways(counts, there)
     rewards, log_ref = counts @ log_q, ways + counts @ log_p
-    law = targets.best_of_n(rewards, log_ref, n)
+    law = best_of_n.best_of_n(rewards, log_ref, n)
     at_most = jnp.cumsum(jnp.exp(log_ref)[jnp.argsort(rewards)])
     powers = jnp.diff(jnp.concatenate([jnp.zeros(1, at_most.dtype), at_most]) ** n)
     return {
@@ -235,9 +237,9 @@ def of_random_sources(config: ConfigDict, key: Array) -> Array:
     def distance(key: Array, letters: Array, n: Array) -> Array:
         log_p, log_q = (source(k, letters) for k in jax.random.split(key))
         reward = jnp.where(log_q > -jnp.inf, log_q, 0)
-        law = targets.best_of_n(reward, log_p, n.astype(reward.dtype))
+        law = best_of_n.best_of_n(reward, log_p, n.astype(reward.dtype))
         spent = divergences.kl(law, log_p)
-        tilt = targets.tilted_to(reward, log_p, spent, generators.kl()).log_policy
+        tilt = tilts.tilted_to(reward, log_p, spent, generators.kl()).log_policy
         # A law of one letter but for rounding has no tilt to be compared with.
         return jnp.where(jnp.max(law, axis=-1) < -1e-9, divergences.kl(law, tilt), jnp.nan)
 

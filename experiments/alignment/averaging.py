@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from experiments.lab.claims import Claim
 from experiments.lab.plots import Picture
 from jdiv import divergences, generators, regularized
-from jdiv.alignment import averaging, distributional
+from jdiv.alignment import averaging, f_dpg
 
 TRACED = ("seed",)
 POLICIES = ("single", "mixture", "copies", "lerp 2", "slerp 2", "slerp 4")
@@ -74,7 +74,7 @@ def train(config: ConfigDict, reward: Array, follow: Array, start: Array, key: A
         taken = jnp.argmax(log_policy[None] + gumbels, axis=-1)
         penalty = config.beta * (log_policy - jax.nn.log_softmax(anchor))
         paid = (reward - penalty)[taken] + noise
-        advantage = paid - distributional.mean_of_others(paid)
+        advantage = paid - f_dpg.mean_of_others(paid)
         surrogate = lambda x: jnp.mean(advantage * jax.nn.log_softmax(x)[taken])
         logits += config.rate * jax.grad(surrogate)(logits)
         return (logits, averaging.interpolate(anchor, logits, follow)), None

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from experiments.lab.claims import Claim
 from experiments.lab.plots import Picture
 from jdiv import divergences
-from jdiv.alignment import targets
+from jdiv.alignment import best_of_n, tilts
 
 TRACED = ("seed",)
 # Answers, and how many of them have each reward.
@@ -84,14 +84,14 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         """The log-reference, and both laws of the best of n."""
         log_ref = jnp.where(answers < size, -jnp.log(size.astype(n.dtype)), -jnp.inf)
         rewards = (answers // tied).astype(n.dtype)
-        exact = targets.best_of_n(rewards, log_ref, n)
+        exact = best_of_n.best_of_n(rewards, log_ref, n)
         # As if no two draws could have equal rewards: n p F^(n-1), normalised.
-        density = log_ref + (n - 1) * targets.ranks(rewards, log_ref).log_at_most
-        return log_ref, jnp.stack([exact, targets.pointwise(log_ref, density - log_ref)])
+        density = log_ref + (n - 1) * best_of_n.ranks(rewards, log_ref).log_at_most
+        return log_ref, jnp.stack([exact, tilts.pointwise(log_ref, density - log_ref)])
 
     def numbers(size: Array, tied: Array, n: Array) -> tuple[Array, Array]:
         log_ref, both = laws(size, tied, n)
-        estimate = targets.best_of_n_estimate(jnp.where(answers < size, log_ref, 0), n)
+        estimate = best_of_n.kl_estimate(jnp.where(answers < size, log_ref, 0), n)
         references = jnp.broadcast_to(log_ref, both.shape)
         return divergences.kl(both, references), jnp.exp(both) @ estimate
 
@@ -106,16 +106,16 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     frequency = counts.astype(n.dtype) / config.rounds
 
     of_n = jnp.asarray(OPTIMAL, draws.dtype)
-    best = targets.win_rate_optimal_to(targets.best_of_n_bound(of_n))
+    best = best_of_n.win_rate_optimal_to(best_of_n.kl_bound(of_n))
     return {
         "kl": kl,
         "estimate": estimate,
-        "bound": targets.best_of_n_bound(draws),
+        "bound": best_of_n.kl_bound(draws),
         "log_law": log_law,
         "frequency": frequency,
         "c": best.c,
         "optimal_win": best.win,
-        "beta": targets.bonbon_beta(of_n),
+        "beta": best_of_n.bonbon_beta(of_n),
         "converged": best.converged,
     }
 

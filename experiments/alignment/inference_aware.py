@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from experiments.lab.claims import Claim
 from experiments.lab.plots import Picture
 from jdiv import divergences, generators
-from jdiv.alignment import inference_aware, targets
+from jdiv.alignment import inference_aware, tilts
 
 TRACED = ("budget",)
 # (1 for the best and -1 for the worst, of how many draws).
@@ -107,7 +107,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     u, log_ref = inference_aware.quantiles(config.cells)
     budget, kl = point["budget"], generators.kl()
     rewards = jnp.stack([transform(u) for transform in TRANSFORMS.values()])
-    tilts = targets.tilted_to(rewards, jnp.broadcast_to(log_ref, rewards.shape), budget, kl)
+    tilted = tilts.tilted_to(rewards, jnp.broadcast_to(log_ref, rewards.shape), budget, kl)
     sign, n = jnp.asarray(list(OBJECTIVES.values()), u.dtype).T
 
     # The worst of n is the best of n of opposite rewards, with all signs reversed.
@@ -122,16 +122,16 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         return jnp.where(sign > 0, won, 1 - won)
 
     optima = jax.vmap(optimum)(sign, n)
-    rules = jnp.concatenate([tilts.log_policy, optima.log_policy])
+    rules = jnp.concatenate([tilted.log_policy, optima.log_policy])
     every = jax.vmap(jax.vmap(win, (0, None, None)), (None, 0, 0))
-    identity = jnp.broadcast_to(tilts.log_policy[0], optima.log_policy.shape)
+    identity = jnp.broadcast_to(tilted.log_policy[0], optima.log_policy.shape)
     spent = jnp.abs(optima.divergence - budget) < 1e-9
     return {
         "win": every(rules, sign, n),
         "from_identity": divergences.total_variation(optima.log_policy, identity),
-        "converged": optima.converged & spent & jnp.all(tilts.converged),
+        "converged": optima.converged & spent & jnp.all(tilted.converged),
         "transformed": optima.transformed,
-        "power": 1 / tilts.beta[1],
+        "power": 1 / tilted.beta[1],
     }
 
 

@@ -15,7 +15,7 @@ from scipy import stats
 
 from experiments.lab.claims import Claim
 from experiments.lab.plots import Picture
-from jdiv.alignment import rewards, targets
+from jdiv.alignment import best_of_n, rewards
 
 TRACED = ("seed",)
 METHODS = ("single", "mean", "wco", "uwo", "uwo added", "oracle")
@@ -75,7 +75,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
             ]
         )
         n = jnp.array(sizes(config))
-        return jax.lax.map(lambda proxy: targets.best_of_n_mean(proxy, gold, n), proxies)
+        return jax.lax.map(lambda proxy: best_of_n.pool_mean(proxy, gold, n), proxies)
 
     return {
         "gold": jax.lax.map(of_noise, noise),

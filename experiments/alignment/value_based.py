@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from experiments.lab.claims import Claim
 from experiments.lab.plots import COLORS, Picture
 from jdiv import generators
-from jdiv.alignment import value_based
+from jdiv.alignment import a_star_po, q_sharp
 from jdiv.mdp import environments
 
 TRACED = ("eta",)
@@ -97,12 +97,12 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     log_returns = jnp.log(jnp.stack([1 - returns, returns], axis=-1))
     support = jnp.array([0.0, 1.0])
     law, early = (
-        value_based.return_laws(children, uniform, log_returns, depth=backups)
+        q_sharp.return_laws(children, uniform, log_returns, depth=backups)
         for backups in (depth, depth - 2)  # the children need one less than the centre
     )
-    q, early = (value_based.q_sharp(children, x, support, eta) for x in (law, early))
-    policy = jnp.exp(value_based.follow(q, uniform, eta))
-    recursion = value_based.regularised_values(
+    q, early = (q_sharp.q_values(children, x, support, eta) for x in (law, early))
+    policy = jnp.exp(q_sharp.optimal_policy(q, uniform, eta))
+    recursion = q_sharp.regularized_values(
         children, uniform, returns, eta, generators.kl(), depth=depth
     )
     there = children[roots] >= 0
@@ -125,7 +125,7 @@ def gradients(config: ConfigDict) -> tuple[Array, Array]:
     logits = jnp.log(jnp.array(config.policy))
 
     def losses(logits, value):
-        return value_based.a_star_po_loss(
+        return a_star_po.a_star_po_loss(
             jax.nn.log_softmax(logits), jnp.log(ref), rewards, jnp.full(3, value), beta=config.beta
         )
 
@@ -142,7 +142,7 @@ def gradients(config: ConfigDict) -> tuple[Array, Array]:
 def values(config: ConfigDict) -> Array:
     """V* and E[V_hat] for each accuracy and number of samples."""
     accuracy = jnp.array(config.accuracies)
-    of = [value_based.binary_value(accuracy, config.beta_value, n=n) for n in config.samples]
+    of = [a_star_po.binary_value(accuracy, config.beta_value, n=n) for n in config.samples]
     return jnp.stack([of[0].optimal, *(x.expected for x in of)], axis=-1)
 
 

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from experiments.lab.claims import Claim
 from experiments.lab.plots import COLORS, Picture
 from jdiv import checks
+from jdiv.alignment import gshf
 from jdiv.bandits import contextual
 
 TRACED = ("seed",)
@@ -137,21 +138,19 @@ def preferences(skew: float, key: Array) -> dict[str, Array]:
     features = jax.random.normal(of_features, (CONTEXTS, ANSWERS, DIMENSION))
     weights = jax.random.normal(of_weights, (DIMENSION,))
     weights = 3 * weights / jnp.linalg.norm(weights) / math.sqrt(DIMENSION)
-    problem = contextual.Problem(features, weights, -skew * (features @ weights), TEMPERATURE)
+    problem = gshf.Problem(features, weights, -skew * (features @ weights), TEMPERATURE)
     reference = problem.ref_logits
-    given = contextual.compare(problem, reference, reference, ASKED[-1], of_given)
+    given = gshf.compare(problem, reference, reference, ASKED[-1], of_given)
 
-    def counted(pairs: Array) -> contextual.Data:
+    def counted(pairs: Array) -> gshf.Data:
         return given._replace(weights=(jnp.arange(ASKED[-1]) < pairs).astype(jnp.float32))
 
     def offline(pairs: Array, bonus: Array) -> Array:
-        policy = contextual.learned_policy(problem, counted(pairs), RIDGE, bonus)
-        return contextual.regularised_regret(problem, policy)
+        policy = gshf.learned_policy(problem, counted(pairs), RIDGE, bonus)
+        return gshf.regularised_regret(problem, policy)
 
-    def iterated(start: contextual.Data, bonus: ArrayLike) -> Array:
-        return contextual.iterate(
-            problem, start, ROUNDS, PAIRS, of_rounds, ridge=RIDGE, bonus=bonus
-        )
+    def iterated(start: gshf.Data, bonus: ArrayLike) -> Array:
+        return gshf.iterate(problem, start, ROUNDS, PAIRS, of_rounds, ridge=RIDGE, bonus=bonus)
 
     # Given or not, one program: of comparisons with weight 0 nothing is learned.
     given_too = jax.tree.map(lambda x: x[:GIVEN], given)

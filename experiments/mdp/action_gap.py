@@ -33,8 +33,8 @@ LAWS = {
 
 
 def _tsallis(q: Array, temperature: Array) -> operators.Step:
-    """Sparse policies."""
-    return operators.tsallis(q, temperature, TSALLIS_INDEX)
+    """Sparse policies, with temperatures of the entmax convention."""
+    return operators.tsallis(q, temperature / TSALLIS_INDEX, TSALLIS_INDEX)
 
 
 SCHEMES = {
@@ -43,7 +43,9 @@ SCHEMES = {
     "tsallis, value": lambda alpha, temperature: operators.gap_increasing(
         lambda q: _tsallis(q, temperature), alpha
     ),
-    "tsallis, mean": lambda alpha, temperature: operators.mvi(alpha, temperature, TSALLIS_INDEX),
+    "tsallis, mean": lambda alpha, temperature: operators.gap_increasing(
+        lambda q: _tsallis(q, temperature), alpha, expected=True
+    ),
 }
 
 
@@ -74,8 +76,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     @jax.vmap
     def fixed_point(alpha: Array) -> Array:
         scheme = make(alpha, config.temperature / (1 - alpha))
-        nothing = lambda at: None
-        return value_iteration.run(mdp, scheme, config.iterations, measure=nothing).last.q
+        return value_iteration.run(mdp, scheme, config.iterations).last.q
 
     q, plain = fixed_point(jnp.stack([alpha, jnp.zeros_like(alpha)]))
     errors = config.noise * jax.random.normal(of_errors, (config.draws, *q.shape))

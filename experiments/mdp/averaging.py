@@ -52,12 +52,10 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     if config.repeat_the_error:
         errors = jnp.broadcast_to(errors[:1], errors.shape)
     kl, entropy = point["kl"], point["entropy"]
-    temperature = jnp.where(kl + entropy == 0, 1, kl + entropy)
+    temperature = kl + entropy
+    alpha = kl / jnp.where(temperature == 0, 1, temperature)
     mirror = operators.md_vi(kl, entropy)
-    twins = (
-        operators.da_vi(jnp.where(kl == 0, temperature, kl), entropy),
-        operators.munchausen(kl / temperature, temperature),
-    )
+    twins = operators.da_vi(kl, entropy), operators.munchausen(alpha, temperature)
     zero = jnp.zeros_like(mdp.reward)
     # Munchausen's action values contain kl log pi, here of the uniform policy.
     starts = (zero, zero - kl * jnp.log(jnp.asarray(config.actions, zero.dtype)))

@@ -55,16 +55,15 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     per_unit = curvature(generator) if smooth else 1.0
     temperature = point["temperature"] / per_unit
 
-    def regularised(q: Array) -> operators.Step:
-        return operators.towards(q, reference, temperature, generator)
+    def regularized(q: Array) -> operators.Step:
+        return operators.regularized_greedy(q, reference, temperature, generator=generator)
 
     last = value_iteration.run(
         mdp,
-        operators.regularised(lambda q, log_previous: regularised(q)),
+        operators.modified_policy_iteration(lambda q, old_log_policy: regularized(q)),
         config.iterations,
-        measure=lambda at: None,
     ).last
-    best = regularised(last.q)
+    best = regularized(last.q)
     policy = jnp.exp(best.log_policy)
     optimum = model.optimum(mdp)
     first = jnp.log(optimum.policy)

@@ -53,17 +53,17 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     mdp = mdp._replace(reward=(mdp.reward + 1) / 2)
     generator = None if point["generator"] == "kl" else generators.get(point["generator"])
     entropy = point["entropy"]
+    entropy_weight = entropy if generator is None else 0.0
 
     def q_of(log_policy: Array) -> Array:
         return operators.soft_policy_action_values(mdp, log_policy, entropy)
 
-    optimal = value_iteration.run(
-        mdp, operators.md_vi(0.0, entropy), 600, measure=lambda at: None
-    ).last
+    optimal = value_iteration.run(mdp, operators.md_vi(0.0, entropy), 600).last
 
     def improve(at, inputs):
         rate, error = inputs
-        following = operators.mirror_descent(rate, generator, entropy).step(mdp, at, error)
+        scheme = operators.policy_mirror_descent(rate, entropy_weight, generator=generator)
+        following = scheme.step(mdp, at, error)
         return following, following.log_policy
 
     rates = point["rate"] * point["growth"] ** jnp.arange(config.iterations, dtype=jnp.float64)

@@ -70,28 +70,30 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     base = (1 - config.noise) * best + config.noise / best.shape[-1]
     measures = jax.vmap(lambda policy: model.occupancy(true, policy))
     reference, *others = measures(jnp.stack([base, best, hacker]))
-    link = occupancy.link(reference, true.reward, world.proxy)
+    moments = occupancy.reward_correlation(reference, true.reward, world.proxy)
 
-    coefficient = point["coefficient"] * link.proxy_deviation
+    coefficient = point["coefficient"] * moments.proxy_deviation
     log_reference = jnp.log(reference)
     if point["divergence"] == "action_kl":
-        solved = occupancy.action_regularised(sensed, jnp.log(base), coefficient, generators.kl())
+        solved = occupancy.action_regularized(
+            sensed, jnp.log(base), coefficient, generator=generators.kl()
+        )
     elif point["divergence"] == "root_chi2":
-        solved = occupancy.root_regularised(sensed, log_reference, coefficient)
+        solved = occupancy.root_regularized(sensed, log_reference, coefficient)
     else:
         row = generators.get(point["divergence"])
-        solved = occupancy.regularised(sensed, log_reference, coefficient, row)
+        solved = occupancy.regularized(sensed, log_reference, coefficient, generator=row)
     returns = lambda mass: jnp.sum(mass[None] * rewards, axis=(-2, -1))
     (best_true, _), (hacked_true, hacked_proxy) = map(returns, others)
     reached = returns(model.occupancy(true, solved.policy))
     numbers = {
         "true": reached[0],
         "proxy": reached[1],
-        "gain": (reached[0] - link.true_mean) / link.true_deviation,
+        "gain": (reached[0] - moments.true_mean) / moments.true_deviation,
         "gap": getattr(solved, "gap", solved[2]),
-        "base": link.true_mean,
-        "correlation": link.correlation,
-        "rest": link.rest,
+        "base": moments.true_mean,
+        "correlation": moments.correlation,
+        "rest": moments.rest,
         "best": best_true,
         "proxy_optimal": hacked_true,
         "proxy_optimal_proxy": hacked_proxy,
@@ -104,15 +106,15 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         other = jax.nn.softmax(3 * jax.random.normal(of_policy, base.shape, base.dtype))
         mass = model.occupancy(true, (1 - rate) * solved.policy + rate * other)
         true_return, sensed_return = returns(mass)
-        gain = (true_return - link.true_mean) / link.true_deviation
-        sensed_gain = (sensed_return - link.proxy_mean) / link.proxy_deviation
+        gain = (true_return - moments.true_mean) / moments.true_deviation
+        sensed_gain = (sensed_return - moments.proxy_mean) / moments.proxy_deviation
         pair = jnp.stack([jnp.log(jnp.maximum(mass, 0)), log_reference])
-        chi2, swapped = occupancy.divergence(generators.pearson_chi2(), pair, pair[::-1])
+        chi2, swapped = occupancy.divergence(pair, pair[::-1], generator=generators.pearson_chi2())
         return {
             "random_gain": gain,
-            "random_bound": occupancy.gain_bound(link, sensed_gain, chi2),
-            "random_unpaid": occupancy.gain_bound(link, sensed_gain, jnp.zeros_like(chi2)),
-            "random_swapped": occupancy.gain_bound(link, sensed_gain, swapped),
+            "random_bound": occupancy.gain_bound(moments, sensed_gain, chi2),
+            "random_unpaid": occupancy.gain_bound(moments, sensed_gain, jnp.zeros_like(chi2)),
+            "random_swapped": occupancy.gain_bound(moments, sensed_gain, swapped),
         }
 
     of_point = (1000 * point["coefficient"]).astype(jnp.uint32)

@@ -1,7 +1,8 @@
 """Tsallis' entropy: sparse policies, their identities, and MVI(q) under errors.
 
-Zhu et al. 2023 (arXiv:2301.11476), read through a secondary note; in the entmax convention, where
-index 1 is softmax and 2 sparsemax. The reference numbers are an independent recomputation.
+Zhu et al. 2023 (arXiv:2301.11476), read through a secondary note. Index 1 is softmax, 2 sparsemax;
+temperatures are those of the entmax convention, `index` times those of `operators.tsallis`. The
+reference numbers are an independent recomputation.
 """
 
 import jax
@@ -57,7 +58,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         discount=config.discount,
     )  # fmt: skip
     errors = jax.random.normal(of_errors, (config.iterations, *mdp.reward.shape))
-    scheme = operators.mvi(point["alpha"], config.temperature, point["index"])
+    scheme = operators.mvi(point["alpha"], config.temperature / point["index"], point["index"])
     policies = value_iteration.run(
         mdp, scheme, config.iterations, errors=point["noise"] * errors,
         measure=lambda at: jnp.exp(at.log_policy),
@@ -78,14 +79,14 @@ def identities(values: Array, index: Array) -> Array:
 
     All but the second and the last are of index 2, the second is of 1, the last of every index.
     """
-    policy = jnp.exp(operators.tsallis(values, 1.0, index).log_policy)
+    policy = jnp.exp(operators.tsallis(values, 1 / index, index).log_policy)
     reference = jnp.roll(values, 1, axis=0)
     p, r = jax.nn.softmax(values), jax.nn.softmax(reference)
     row = generators.tsallis(index)
     chi2 = jnp.sum((p - r) ** 2 / r, axis=-1)
 
     def towards_the_last(log_previous, row_of_values):
-        best = operators.towards(row_of_values, log_previous, 10.0, row)
+        best = operators.regularized_greedy(row_of_values, log_previous, 10.0, generator=row)
         # pi = previous [q - nu]_+ / (2 tau), the threshold nu from the policy itself.
         ratio = jnp.exp(best.log_policy - log_previous)
         threshold = jnp.mean(row_of_values - 20.0 * ratio, axis=-1, keepdims=True)
@@ -95,8 +96,8 @@ def identities(values: Array, index: Array) -> Array:
     uniform = jnp.full_like(values, -jnp.log(jnp.asarray(values.shape[-1], values.dtype)))
     last, factors = jax.lax.scan(towards_the_last, uniform, rounds)
     product = jnp.prod(factors, axis=0)
-    # d/dp of <p, q> + H_i(p) is q - p^(i - 1)/(i - 1), up to a constant: no action may gain.
-    slope = values - generators.alpha(index).slope(jnp.log(policy))
+    # d/dp of <p, q> + H_i(p)/i is q - p^(i - 1)/(i - 1), up to a constant: no action may gain.
+    slope = values - row.slope(jnp.log(policy)) / index
     gain = jnp.max(slope, axis=-1) - jnp.sum(policy * slope, axis=-1)
     errors = (
         policy - sparsemax_by_sorting(values),
@@ -121,9 +122,9 @@ def sparsemax_by_sorting(values: Array) -> Array:
 
 def supports_differ(values: Array, temperature: Array, index: Array) -> Array:
     """Share of rows for which (index, t) and (2, t/(index - 1)) keep different actions."""
-    kept = operators.tsallis(values, temperature, index).log_policy > -jnp.inf
+    kept = operators.tsallis(values, temperature / index, index).log_policy > -jnp.inf
     sharper = temperature / jnp.where(index == 1, 1, index - 1)
-    partner = operators.tsallis(values, sharper, 2.0).log_policy > -jnp.inf
+    partner = operators.tsallis(values, sharper / 2, 2.0).log_policy > -jnp.inf
     differ = jnp.mean(jnp.any(kept != partner, axis=-1))
     return jnp.where(index == 1, 0, differ)  # at infinite temperature both keep all
 

@@ -16,7 +16,13 @@ from scipy import stats
 from experiments.lab.claims import Claim
 from experiments.lab.plots import Picture
 from jdiv import divergences, generators, regularized
-from jdiv.policy import shaping
+from jdiv.policy.recipes.difficulty import (
+    difficulty_filter,
+    kl_from_optimum,
+    kl_to_optimum,
+    learnability,
+    pass_rate,
+)
 
 TRACED = ("beta", "seed")
 DIMS = {
@@ -63,10 +69,10 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     ).log_policy
     solved = jnp.stack([divergences.kl(start, best), divergences.kl(best, start)])
     return {
-        "forward": shaping.kl_to_optimum(rate, beta),
-        "reverse": shaping.kl_from_optimum(rate, beta),
+        "forward": kl_to_optimum(rate, beta),
+        "reverse": kl_from_optimum(rate, beta),
         "solved": solved,
-        "bound": shaping.learnability(rate, beta),
+        "bound": learnability(rate, beta),
     } | filtered(config, key)
 
 
@@ -81,8 +87,8 @@ def filtered(config: ConfigDict, key: Array) -> dict[str, Array]:
     rate = jnp.sin(jnp.pi / 2 * jax.random.uniform(of_rates, (config.questions,))) ** 2
     drawn = jax.random.uniform(of_answers, (config.questions, config.group))
     rewards = (drawn < rate[:, None]).astype(rate.dtype)
-    mean = shaping.pass_rate(rewards)
-    kept = shaping.difficulty_filter(rewards, low=config.band[0], high=config.band[1])
+    mean = pass_rate(rewards)
+    kept = difficulty_filter(rewards, low=config.band[0], high=config.band[1])
     weights = jnp.stack([jnp.ones_like(rate), kept.astype(rate.dtype)])
     count = jnp.sum(weights, axis=-1)
     signal = mean * (1 - mean)

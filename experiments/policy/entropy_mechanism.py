@@ -15,7 +15,8 @@ from scipy import stats
 
 from experiments.lab.claims import Claim
 from experiments.lab.plots import Picture
-from jdiv.policy import exploration, group
+from jdiv.policy.advantages import grpo_advantages
+from jdiv.policy.recipes.entropy_mechanism import clip_cov, kl_cov, predicted_entropy_change
 
 TRACED = ("seed",)
 KINDS = ("policy gradient", "natural gradient")
@@ -91,7 +92,7 @@ def one_step(config: ConfigDict) -> dict[str, Array]:
     moved = logits[None, None] + rates[None, :, None] * directions[:, None]
     change = _entropy(jax.nn.log_softmax(moved)) - _entropy(log_policy)
     predicted = rates[None] * jax.vmap(
-        lambda d: exploration.predicted_entropy_change(log_policy, d)
+        lambda d: predicted_entropy_change(log_policy, d)
     )(directions)[:, None]  # fmt: skip
     return {"one_step": change[:, None] / predicted[None]}
 
@@ -108,7 +109,7 @@ def exact(config: ConfigDict, key: Array) -> dict[str, Array]:
             moves = (rates[:, None, None] * _directions(log_policy, reward)).reshape(2, -1)
             moved = log_policy + (own @ moves).reshape(log_policy.shape)
             after = jax.nn.log_softmax(moved)
-            predicted = jax.vmap(exploration.predicted_entropy_change, (None, 0))(
+            predicted = jax.vmap(predicted_entropy_change, (None, 0))(
                 log_policy, moves.reshape(2, *start.shape)
             )
             gained = jnp.mean(jnp.sum(jnp.exp(log_policy) * reward, axis=-1))
@@ -161,11 +162,11 @@ def sampled(config: ConfigDict, key: Array) -> dict[str, Array]:
 
     def train(share: Array, coefficient: Array, dropped: Array, width: Array):
         def lose(key: Array, log_probs: Array, old: Array, advantages: Array) -> Array:
-            covered = exploration.kl_cov(
+            covered = kl_cov(
                 log_probs, old, advantages, mask, share=share, coefficient=coefficient
             ).loss
             highest = jnp.where(dropped > 0, 5.0, 1.0)  # an empty band is no Clip-Cov
-            clipped = exploration.clip_cov(
+            clipped = clip_cov(
                 key, log_probs, old, advantages, mask,
                 share=dropped, lowest=1.0, highest=highest, low=width, high=width,
             ).loss  # fmt: skip
@@ -175,7 +176,7 @@ def sampled(config: ConfigDict, key: Array) -> dict[str, Array]:
             log_policy = jax.nn.log_softmax(logits)
             below = jnp.cumsum(jnp.exp(log_policy), axis=-1)[:, None, :-1] < drawn[0][..., None]
             taken = jnp.sum(below, axis=-1)
-            advantages = group.grpo_advantages(reward[taken])
+            advantages = grpo_advantages(reward[taken])
             take = lambda x: jnp.take_along_axis(x, taken, axis=-1)
             old = take(log_policy)
 

@@ -19,8 +19,10 @@ from experiments.estimation import kl_penalties as language
 from experiments.lab.claims import Claim
 from experiments.lab.plots import COLORS, Picture
 from jdiv.checks import known
-from jdiv.policy import exploration, group
-from jdiv.policy import regularized_gradient as rpg
+from jdiv.policy.advantages import grpo_advantages, rloo_advantages
+from jdiv.policy.clipped import cispo, dual_clip, ppo_clip
+from jdiv.policy.recipes.gtpo import conflict_weights
+from jdiv.policy.tokens import constant_mean, sequence_mean, token_mean
 
 TRACED = ("seed", "sign")
 DIMS = {
@@ -37,19 +39,19 @@ RATIOS = np.geomspace(0.1, 10, 401)
 CLIPS = "PPO", "DAPO", "dual", "CISPO"
 RECIPES = {
     # Advantages, average.
-    "RLOO": (group.rloo_advantages, "constant"),
-    "Dr. GRPO": (lambda rewards: group.grpo_advantages(rewards, scale=False), "constant"),
-    "GRPO": (group.grpo_advantages, "sequence"),
-    "GRPO, no std": (lambda rewards: group.grpo_advantages(rewards, scale=False), "sequence"),
-    "DAPO": (group.grpo_advantages, "token"),
+    "RLOO": (rloo_advantages, "constant"),
+    "Dr. GRPO": (lambda rewards: grpo_advantages(rewards, scale=False), "constant"),
+    "GRPO": (grpo_advantages, "sequence"),
+    "GRPO, no std": (lambda rewards: grpo_advantages(rewards, scale=False), "sequence"),
+    "DAPO": (grpo_advantages, "token"),
 }
 
 
 def averaged(name: str, x: Array, mask: Array) -> Array:
     """One of `AVERAGES`; the constant length is 1."""
     if name == "constant":
-        return group.constant_mean(x, mask, 1.0)
-    return {"token": group.token_mean, "sequence": group.sequence_mean}[name](x, mask)
+        return constant_mean(x, mask, 1.0)
+    return {"token": token_mean, "sequence": sequence_mean}[name](x, mask)
 
 
 # --------------------------------------------------------------------------------------- tokens
@@ -63,7 +65,7 @@ def shares(config: ConfigDict, sign: Array) -> Array:
     advantages = sign * jnp.ones(len(config.lengths))
 
     def losses(log_probs: Array) -> Array:
-        loss = group.ppo_clip(log_probs, still, advantages, mask).loss
+        loss = ppo_clip(log_probs, still, advantages, mask).loss
         return jnp.stack([averaged(name, loss, mask) for name in AVERAGES])
 
     by_sequence = jnp.sum(jax.jacrev(losses)(still), axis=-1)
@@ -80,23 +82,23 @@ def at_prefix(config: ConfigDict, sign: Array) -> Array:
     place = jnp.arange(longest)
     # Equal tokens where they share the prefix, else different ones.
     written = jnp.stack([jnp.zeros_like(place), (place >= config.shared).astype(place.dtype)])
-    advantages = sign * group.grpo_advantages(jnp.array([[1.0, 0.0]]))[0]
+    advantages = sign * grpo_advantages(jnp.array([[1.0, 0.0]]))[0]
 
     def of_length(length: Array) -> Array:
         mask = place[None] < jnp.stack([jnp.asarray(config.right, length.dtype), length])[:, None]
-        weights = exploration.conflict_weights(written, advantages, mask)
+        weights = conflict_weights(written, advantages, mask)
 
         def losses(shift: Array) -> Array:
             still = jnp.full(mask.shape, -1.0)
             first = still.at[:, 0].add(shift)
-            loss = group.ppo_clip(first, still, advantages, mask).loss
+            loss = ppo_clip(first, still, advantages, mask).loss
             found = [averaged(name, loss, mask) for name in AVERAGES]
             return jnp.stack([*found, averaged("sequence", weights * loss, mask)])
 
         def alone(shift: Array) -> Array:
             still = jnp.full(mask.shape, -1.0)
             right = jnp.array([1.0, 0.0])
-            loss = group.ppo_clip(still.at[:, 0].add(shift), still, right, mask).loss
+            loss = ppo_clip(still.at[:, 0].add(shift), still, right, mask).loss
             found = [averaged(name, loss, mask) for name in AVERAGES]
             return jnp.stack([*found, found[list(AVERAGES).index("sequence")]])
 
@@ -118,10 +120,10 @@ def pulls(config: ConfigDict, sign: Array) -> Array:
             here = x, old, advantages, mask
             low, high = config.low, config.high
             return jnp.stack([
-                group.ppo_clip(*here, low=low, high=high).loss,
-                group.ppo_clip(*here, low=low, high=config.higher).loss,
-                rpg.dual_clip(*here, low=low, high=high, ceiling=config.ceiling).loss,
-                group.cispo(*here, high=config.open).loss,
+                ppo_clip(*here, low=low, high=high).loss,
+                ppo_clip(*here, low=low, high=config.higher).loss,
+                dual_clip(*here, low=low, high=high, ceiling=config.ceiling).loss,
+                cispo(*here, high=config.open).loss,
             ])  # fmt: skip
 
         _, slopes = jax.jvp(losses, (old + log_ratio,), (jnp.ones_like(old),))
@@ -149,7 +151,7 @@ def expected(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         found = []
         for advantages, average in RECIPES.values():
             paid = point["sign"] * advantages(rewards[pairs])
-            loss = group.ppo_clip(log_probs, jax.lax.stop_gradient(log_probs), paid, mask).loss
+            loss = ppo_clip(log_probs, jax.lax.stop_gradient(log_probs), paid, mask).loss
             found.append(jax.vmap(lambda x, m, a=average: averaged(a, x, m))(loss, mask) @ chance)
         return -jnp.stack(found)
 

@@ -25,8 +25,10 @@ from experiments.lab.plots import COLORS, Picture
 from jdiv import generators, numerics, regularized
 from jdiv.checks import known
 from jdiv.divergences import categorical
-from jdiv.policy import group
 from jdiv.policy import regularized_gradient as rpg
+from jdiv.policy.clipped import cispo
+from jdiv.policy.kl_terms import kl_penalty, kl_rewards, sequence_kl_penalty
+from jdiv.policy.tokens import to_go
 
 TRACED = ("seed", "variant", "sign", "weighted")
 _TABLE = ("estimator", "samples", "placement")
@@ -132,12 +134,10 @@ def penalties(point: dict, logits: Array, reference: Array, old: Array) -> Array
         def estimator(p: Array, q: Array) -> Array:
             return jnp.stack([k(p, q) for k in language.ESTIMATORS.values()])[index]
 
-        token = functools.partial(group.kl_penalty, log_p, log_ref, mask, estimator=estimator)
-        whole = functools.partial(
-            group.sequence_kl_penalty, log_p, log_ref, mask, estimator=estimator
-        )
-        paid = group.kl_rewards(nothing, log_p, log_ref, mask, coefficient=1.0, estimator=estimator)
-        follow = functools.partial(group.cispo, log_p, before, mask=mask, high=jnp.inf)
+        token = functools.partial(kl_penalty, log_p, log_ref, mask, estimator=estimator)
+        whole = functools.partial(sequence_kl_penalty, log_p, log_ref, mask, estimator=estimator)
+        paid = kl_rewards(nothing, log_p, log_ref, mask, coefficient=1.0, estimator=estimator)
+        follow = functools.partial(cispo, log_p, before, mask=mask, high=jnp.inf)
         plain = jnp.sum(token(), axis=1)
         weighted = jnp.sum(token(old_log_probs=before), axis=1)
         found = [
@@ -147,7 +147,7 @@ def penalties(point: dict, logits: Array, reference: Array, old: Array) -> Array
             whole(),
             whole(old_log_probs=before),
             jnp.sum(follow(jnp.sum(paid, axis=1)).loss, axis=1),
-            jnp.sum(follow(group.to_go(paid, mask)).loss, axis=1),
+            jnp.sum(follow(to_go(paid, mask)).loss, axis=1),
             plain / count,
             weighted / count,
         ]
@@ -187,7 +187,7 @@ def one_step(point: dict) -> Array:
 
     def of(logits: Array, estimator: str, weighted: bool) -> Array:
         log_p = numerics.log_softmax(logits)[:, None]
-        penalty = group.kl_penalty(
+        penalty = kl_penalty(
             log_p, reference[:, None], jnp.full((3, 1), True),
             estimator=language.ESTIMATORS[estimator],
             old_log_probs=weighed(point, log_p, old[:, None]) if weighted else None,

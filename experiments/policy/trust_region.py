@@ -25,7 +25,12 @@ from jdiv import generators, numerics
 from jdiv.checks import known
 from jdiv.mdp import environments, model, occupancy, operators
 from jdiv.mdp.model import Mdp
-from jdiv.policy import tabular, trust_region
+from jdiv.policy import tabular
+from jdiv.policy.clipped import ppo_clip
+from jdiv.policy.mpo import e_step, m_step
+from jdiv.policy.ppo import adapt_coefficient, ppo_kl
+from jdiv.policy.reps import reps
+from jdiv.policy.trpo import trpo_step
 
 TRACED = ("seed",)
 PER_STEP = ("gap", "kl", "away", "gained", "ratio", "met", "unsolved", "second", "active")
@@ -89,7 +94,7 @@ class Here(NamedTuple):
 
     def distance(self, logits: Array) -> Array:
         """Mean KL(old‖new) over the states that the old policy visits."""
-        return occupancy.action_divergence(KL, self.log_policy, logits, self.visits)
+        return occupancy.action_divergence(self.log_policy, logits, self.visits, generator=KL)
 
 
 class Step(NamedTuple):
@@ -119,16 +124,14 @@ def _scheme(make):
 def _conservative(config: ConfigDict, at: Here) -> Step:
     best = jnp.exp(operators.greedy(at.advantages).log_policy)
     safe = tabular.safe_mixing(at.mdp, at.policy, best)
-    scheme = operators.conservative(safe.rate)
+    scheme = operators.conservative_iteration(safe.rate)
     log_policy = tabular.update(at.mdp, scheme, at.log_policy)
     first_order = safe.rate * at.surrogate(jnp.log(best))
     return Step(log_policy, at.memory, safe.gain, first_order)
 
 
 def _trpo(config: ConfigDict, at: Here) -> Step:
-    step = trust_region.trpo_step(
-        at.surrogate, at.distance, at.log_policy, at.size, iterations=config.conjugate
-    )
+    step = trpo_step(at.surrogate, at.distance, at.log_policy, at.size, iterations=config.conjugate)
     natural = at.advantages / (1 - config.discount)
     log_policy = numerics.log_softmax(step.parameters)
     return Step(log_policy, at.memory, step.divergence, at.distance(at.log_policy + natural))
@@ -153,9 +156,7 @@ def _ppo_clip(config: ConfigDict, at: Here) -> Step:
     every = jnp.ones(at.mass.shape, bool)
 
     def loss(log_policy: Array):
-        return trust_region.ppo_clip(
-            log_policy, at.log_policy, at.advantages, every, low=at.size, high=at.size
-        )
+        return ppo_clip(log_policy, at.log_policy, at.advantages, every, low=at.size, high=at.size)
 
     return Step(_adam(config, at, loss), at.memory)
 
@@ -164,22 +165,20 @@ def _ppo_kl(config: ConfigDict, at: Here) -> Step:
     every = jnp.ones(at.mass.shape, bool)
 
     def loss(log_policy: Array):
-        return trust_region.ppo_kl(
-            log_policy, at.log_policy, at.advantages, every, coefficient=at.memory
-        )
+        return ppo_kl(log_policy, at.log_policy, at.advantages, every, coefficient=at.memory)
 
     log_policy = _adam(config, at, loss)
     reached = at.distance(log_policy)
-    return Step(log_policy, trust_region.adapt_coefficient(at.memory, reached, at.size), reached)
+    return Step(log_policy, adapt_coefficient(at.memory, reached, at.size), reached)
 
 
 def _mpo(config: ConfigDict, at: Here) -> Step:
-    found = trust_region.reweight(at.advantages, at.log_policy, at.size, at.visits)
-    mixed = trust_region.mix(found.log_policy, at.log_policy, config.m_radius, at.visits)
+    found = e_step(at.advantages, at.log_policy, at.size, at.visits)
+    mixed = m_step(found.log_policy, at.log_policy, config.m_radius, at.visits)
     # To second order KL is Var(A)/(2 eta^2): the temperature without the dual.
     eta = jnp.sqrt(jnp.sum(at.mass * at.advantages**2) / (2 * at.size))
     rough = at.log_policy + at.advantages / jnp.where(eta > 0, eta, 1)
-    unsolved = occupancy.action_divergence(KL, rough, at.log_policy, at.visits)
+    unsolved = occupancy.action_divergence(rough, at.log_policy, at.visits, generator=KL)
     binds = found.active.astype(eta.dtype)
     second = jnp.where(mixed.share < 1, mixed.divergence, config.m_radius)
     return Step(mixed.log_policy, at.memory, found.divergence, unsolved, second, binds)
@@ -188,11 +187,11 @@ def _mpo(config: ConfigDict, at: Here) -> Step:
 def _reps(config: ConfigDict, at: Here) -> Step:
     """Once the optimum is within the radius there is nothing left to do."""
     log_mass = jnp.log(at.visits)[:, None] + at.log_policy
-    found = trust_region.reps(at.mdp, log_mass, at.size)
+    found = reps(at.mdp, log_mass, at.size)
     # Without the values that balance the flows: every state by its own advantages.
     rough = jax.nn.softmax(at.log_policy + at.advantages / found.temperature, axis=-1)
     mass = model.occupancy(at.mdp, rough)
-    unsolved = occupancy.divergence(KL, jnp.log(mass), log_mass)
+    unsolved = occupancy.divergence(jnp.log(mass), log_mass, generator=KL)
     done = at.memory == 0
     active = jnp.where(done, 0, found.active.astype(mass.dtype))
     log_policy = jnp.where(done, at.log_policy, found.log_policy)
@@ -202,9 +201,9 @@ def _reps(config: ConfigDict, at: Here) -> Step:
 UPDATES = {
     "gradient": _scheme(tabular.gradient_ascent),
     "natural": _scheme(tabular.natural_ascent),
-    "mirror": _scheme(operators.mirror_descent),
+    "mirror": _scheme(operators.policy_mirror_descent),
     "hellinger": _scheme(
-        lambda rate: operators.mirror_descent(rate, generators.squared_hellinger())
+        lambda rate: operators.policy_mirror_descent(rate, generator=generators.squared_hellinger())
     ),
     "conservative": _conservative,
     "trpo": _trpo,
@@ -246,8 +245,8 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         return {
             # By the improvement identity, accurate however small.
             "gap": jnp.sum(mass * cost) / (1 - mdp.discount),
-            "kl": occupancy.action_divergence(KL, log_policy, following, visits),
-            "away": occupancy.divergence(KL, jnp.log(optimal), log_mass),
+            "kl": occupancy.action_divergence(log_policy, following, visits, generator=KL),
+            "away": occupancy.divergence(jnp.log(optimal), log_mass, generator=KL),
             "gained": gained,
             "ratio": jnp.max(jnp.exp(jnp.where(old > 0, following - log_policy, 0))),
             "identity": jnp.abs(gained - (after - before)),

@@ -1,1 +1,33 @@
-"""Alignment on finite answer sets, exactly: targets, losses, rewards, averaging."""
+"""Alignment: optimal policies in closed form, losses that are fitted by them, rewards, merging."""
+
+from jdiv.alignment import (
+    a_star_po,
+    asymptotics,
+    averaging,
+    best_of_n,
+    f_dpg,
+    gshf,
+    inference_aware,
+    margins,
+    preference,
+    q_sharp,
+    rewards,
+    tilts,
+)
+from jdiv.alignment.margins import Margin
+
+__all__ = [
+    "Margin",
+    "a_star_po",
+    "asymptotics",
+    "averaging",
+    "best_of_n",
+    "f_dpg",
+    "gshf",
+    "inference_aware",
+    "margins",
+    "preference",
+    "q_sharp",
+    "rewards",
+    "tilts",
+]

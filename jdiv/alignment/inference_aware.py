@@ -18,7 +18,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
-from jdiv.alignment import targets
+from jdiv.alignment import best_of_n, tilts
 from jdiv.divergences import categorical
 from jdiv.divergences.generators import Generator
 
@@ -36,7 +36,7 @@ def calibrated(rewards: ArrayLike, ref_logits: ArrayLike) -> Array:
 
     Reference: Balashankar et al. 2024 (arXiv:2412.19792), the calibrated reward.
     """
-    of = targets.ranks(rewards, ref_logits)
+    of = best_of_n.ranks(rewards, ref_logits)
     return jnp.exp(of.log_at_most) - jnp.exp(of.log_tied) / 2
 
 
@@ -87,7 +87,7 @@ def best_of_n_win_rate(
 
     Reference: Balashankar et al. 2024 (arXiv:2412.19792), the win rate of best of n.
     """
-    mine, yours = (targets.best_of_n(rewards, law, n) for law in (log_policy, ref_logits))
+    mine, yours = (best_of_n.best_of_n(rewards, law, n) for law in (log_policy, ref_logits))
     return win_rate(rewards, mine, yours)
 
 
@@ -114,8 +114,8 @@ def best_of_n_transform(
 
     Reference: Balashankar et al. 2024 (arXiv:2412.19792), rederived.
     """
-    log_at_most = targets.ranks(rewards, log_policy).log_at_most
-    opponent = calibrated(rewards, targets.best_of_n(rewards, ref_logits, n))
+    log_at_most = best_of_n.ranks(rewards, log_policy).log_at_most
+    opponent = calibrated(rewards, best_of_n.best_of_n(rewards, ref_logits, n))
     draws = jnp.asarray(n).astype(opponent.dtype)[..., None]
     none = log_at_most == -jnp.inf
     power = jnp.exp((draws - 1) * jnp.where(none, 0, log_at_most))
@@ -197,7 +197,7 @@ def aligned(
     """
 
     def respond(reward: Array) -> tuple[Array, Array]:
-        found = targets.tilted(reward, ref_logits, beta, generator)
+        found = tilts.tilted(reward, ref_logits, beta, generator)
         return found.log_policy, jnp.asarray(beta, reward.dtype)
 
     return _fixed_point(transform, respond, ref_logits, generator, iterations)
@@ -220,7 +220,7 @@ def aligned_to(
     """
 
     def respond(reward: Array) -> tuple[Array, Array]:
-        found = targets.tilted_to(reward, ref_logits, budget, generator)
+        found = tilts.tilted_to(reward, ref_logits, budget, generator)
         return found.log_policy, found.beta
 
     return _fixed_point(transform, respond, ref_logits, generator, iterations)

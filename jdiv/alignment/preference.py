@@ -22,7 +22,7 @@ from jdiv.alignment import margins
 from jdiv.alignment.margins import Margin
 from jdiv.divergences import generators, sums
 from jdiv.divergences.generators import KL, Generator, TotalVariation
-from jdiv.policy.group import rloo_advantages
+from jdiv.policy.advantages import rloo_advantages
 
 _KL = generators.kl()
 Lengths = tuple[ArrayLike, ArrayLike]

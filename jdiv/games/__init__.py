@@ -1,1 +1,6 @@
 """Preference games: matrices, equilibria, self-play."""
+
+from jdiv.games import preferences, self_play
+from jdiv.games.preferences import Equilibrium
+
+__all__ = ["Equilibrium", "preferences", "self_play"]

@@ -198,10 +198,11 @@ def optimum(mdp: AnyMdp) -> Optimum:
 
     Reference: Howard 1960, Dynamic programming and Markov processes.
     """
+    dtype = jnp.asarray(mdp.reward).dtype
     actions = mdp.reward.shape[1]
 
     def evaluated(choice):
-        value = policy_value(mdp, jax.nn.one_hot(choice, actions, dtype=mdp.reward.dtype))
+        value = policy_value(mdp, jax.nn.one_hot(choice, actions, dtype=dtype))
         return value, action_values(mdp, value)
 
     def improve(state):

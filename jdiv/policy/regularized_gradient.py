@@ -1,15 +1,15 @@
 """Losses whose gradient is that of `E_pi[R] - beta D(pi, old)`, from samples of the old policy.
 
-RPG (arXiv:2505.17508) has eight: KL in two directions, normalised or not, differentiated through or
+RPG (arXiv:2505.17508) has eight: KL in two directions, normalized or not, differentiated through or
 as REINFORCE. They are two functions here, for every generator of the table. With `w = pi/old`
 and `D = sum old f(w)`
 
 * `rpg` is `-w R + beta f(w)` per sample, all of it differentiable;
 * `rpg_reinforce` is `-stop_gradient(w R - beta w f'(w)) log pi`, with the same gradient.
 
-Normalised, f is the customary generator. Where `old` sums to `total` and not to 1 (its normaliser
-is unknown, or mass is missing), samples come from `old/total`, f is the centred generator and
-everything is `total` times as large: for KL the unnormalised divergence `sum p log(p/q) - p + q`.
+Normalized, f is the customary generator. Where `old` sums to `total` and not to 1 (its normalizer
+is unknown, or mass is missing), samples come from `old/total`, f is the centered generator and
+everything is `total` times as large: for KL the unnormalized divergence `sum p log(p/q) - p + q`.
 
 ==========================  ============  ==========  ==============================================
 D                           generator     total       weight of grad log pi, x ~ old/total
@@ -34,10 +34,11 @@ from jax.typing import ArrayLike
 
 from jdiv.divergences.generators import Generator
 from jdiv.estimators import monte_carlo
-from jdiv.policy.group import Clipping, TokenLoss, clipped_surrogate, tokens
+from jdiv.policy.clipped import ClipDiagnostics
+from jdiv.policy.tokens import TokenLoss, masked
 
 
-class Regularised(NamedTuple):
+class DivergenceDiagnostics(NamedTuple):
     """Of a loss with a divergence, each `[..., T]` and 0 where masked."""
 
     ratio: Array
@@ -55,13 +56,15 @@ def _divergence(
     return total * monte_carlo.centred_from_q(generator, log_probs, old)
 
 
-def _objective(generator, log_probs, old, rewards, coefficient, total) -> tuple[Array, Regularised]:
+def _objective(
+    generator, log_probs, old, rewards, coefficient, total
+) -> tuple[Array, DivergenceDiagnostics]:
     """`total (-w R + beta f(w))`, and evidence."""
     # A reward of 0 is one also where the ratio overflows.
     used = jnp.exp(jnp.where(rewards == 0, 0, log_probs - old))
     divergence = _divergence(generator, log_probs, old, total)
     loss = coefficient * divergence - (1 if total is None else total) * used * rewards
-    evidence = Regularised(jnp.exp(log_probs - old), divergence)
+    evidence = DivergenceDiagnostics(jnp.exp(log_probs - old), divergence)
     return loss, jax.lax.stop_gradient(evidence)
 
 
@@ -82,7 +85,7 @@ def rpg(
     Reference: RPG (arXiv:2505.17508), its table of differentiable losses; other generators follow
     by the same derivation and are not in the paper.
     """
-    log_probs, mask, (old, rewards) = tokens(
+    log_probs, mask, (old, rewards) = masked(
         log_probs, mask, old_log_probs=old_log_probs, rewards=rewards
     )
     loss, evidence = _objective(generator, log_probs, old, rewards, coefficient, total)
@@ -105,7 +108,7 @@ def rpg_reinforce(
 
     Reference: RPG (arXiv:2505.17508), its table of losses in REINFORCE's form.
     """
-    log_probs, mask, (old, rewards) = tokens(
+    log_probs, mask, (old, rewards) = masked(
         log_probs, mask, old_log_probs=old_log_probs, rewards=rewards
     )
     fixed = jax.lax.stop_gradient(log_probs)
@@ -120,10 +123,7 @@ def rpg_reinforce(
     return TokenLoss(loss, jax.tree.map(lambda x: jnp.where(mask, x, 0), evidence))
 
 
-# ------------------------------------------------------------------------------------------- clips
-
-
-def regularised_advantages(
+def regularized_advantages(
     log_probs: ArrayLike,
     old_log_probs: ArrayLike,
     advantages: ArrayLike,
@@ -141,39 +141,13 @@ def regularised_advantages(
 
     Reference: RPG (arXiv:2505.17508), regularised advantages of the clipped losses.
     """
-    log_probs, mask, (old, advantages) = tokens(
+    log_probs, mask, (old, advantages) = masked(
         log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
     )
     slope = generator.slope(jax.lax.stop_gradient(log_probs - old))
     if normalised:
         slope = slope + generator.slope_at_one
     return jnp.where(mask, advantages - coefficient * slope, 0)
-
-
-def dual_clip(
-    log_probs: ArrayLike,
-    old_log_probs: ArrayLike,
-    advantages: ArrayLike,
-    mask: ArrayLike,
-    *,
-    low: ArrayLike = 0.2,
-    high: ArrayLike = 0.28,
-    ceiling: ArrayLike = 3.0,
-) -> TokenLoss:
-    """PPO's loss, where A is negative at most `-ceiling A`: no ratio makes it explode.
-
-    `max(-w A, -clip(w, 1 - low, 1 + high) A)`, and for A < 0 the minimum of that and `-ceiling A`.
-    Shapes: `[..., T]`, advantages also `[...]`, to `[..., T]`.
-
-    Reference: RPG (arXiv:2505.17508), its dual clip; bounds as there, ceiling as in its code.
-    """
-    log_probs, mask, (old, advantages) = tokens(
-        log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
-    )
-    loss, (ratio, clipped) = clipped_surrogate(
-        log_probs - old, advantages, low=low, high=high, ceiling=ceiling
-    )
-    return TokenLoss(loss, Clipping(jnp.where(mask, ratio, 0), clipped))
 
 
 def rpg_reinforce_clip(
@@ -201,7 +175,7 @@ def rpg_reinforce_clip(
 
     Reference: RPG (arXiv:2505.17508), algorithm 2; `total` multiplies the whole.
     """
-    log_probs, mask, (old, advantages) = tokens(
+    log_probs, mask, (old, advantages) = masked(
         log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
     )
     fixed = jax.lax.stop_gradient(log_probs)
@@ -227,4 +201,4 @@ def rpg_reinforce_clip(
     clipped = mask & (above | below | far)
     inside = jnp.where(mask & ~clipped, weight, 0) * surprise
     loss = jnp.where(clipped, jax.lax.stop_gradient(constant), inside)
-    return TokenLoss(loss, Clipping(jnp.where(mask, ratio, 0), clipped))
+    return TokenLoss(loss, ClipDiagnostics(jnp.where(mask, ratio, 0), clipped))

@@ -191,7 +191,7 @@ def conservative_policy_iteration() -> Scheme:
         q = advantages(mdp, policy) + error
         best = jnp.exp(operators.greedy(q).log_policy)
         rate = safe_mixing(mdp, policy, best).rate
-        return operators.conservative(rate).step(mdp, at, error)
+        return operators.conservative_iteration(rate).step(mdp, at, error)
 
     return Scheme(operators.value_iteration().init, step)
 
@@ -199,9 +199,9 @@ def conservative_policy_iteration() -> Scheme:
 def update(mdp: AnyMdp, scheme: Scheme, log_policy: Array) -> Array:
     """The policy after one step of a scheme that looks at the policy only: `[S, A]` to the same.
 
-    `update(mdp, operators.mirror_descent(rate, generator), log_policy)` is
-    `argmax <pi, q> - D(pi‖policy)/rate`, and `operators.conservative(rate)` a mixture.
+    `update(mdp, operators.policy_mirror_descent(rate, generator=generator), log_policy)` is
+    `argmax <pi, q> - D(pi‖policy)/rate`, and `operators.conservative_iteration(rate)` a mixture.
     """
     nothing = jnp.zeros_like(log_policy)
-    at = Iterate(nothing, numerics.log_softmax(log_policy), nothing)
+    at = Iterate(nothing, numerics.log_softmax(log_policy))
     return scheme.step(mdp, at, 0.0).log_policy

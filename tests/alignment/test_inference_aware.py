@@ -8,7 +8,7 @@ import pytest
 from scipy import integrate, optimize
 
 from jdiv import generators
-from jdiv.alignment import inference_aware, targets
+from jdiv.alignment import best_of_n, inference_aware, tilts
 from tests.checks import refused
 
 KL = generators.kl()
@@ -144,7 +144,7 @@ def test_the_fixed_point_is_stationary(sign):
     np.testing.assert_allclose(jnp.exp(found.log_policy), jnp.exp(again.log_policy), atol=1e-9)
     for i, n in enumerate((1, 2, 4, 4)):
         slope = transform(u, found.log_policy[i], ref, n)
-        tilt = targets.tilted(slope, ref, found.beta[i], KL)
+        tilt = tilts.tilted(slope, ref, found.beta[i], KL)
         np.testing.assert_allclose(
             jnp.exp(tilt.log_policy), jnp.exp(found.log_policy[i]), atol=1e-10
         )
@@ -156,7 +156,7 @@ def test_win_rates_of_the_fixed_point(sign):
     *_, win = solved(sign)
     expected = (0.7737, 0.8156, 0.8733, 0.9838) if sign > 0 else (0.7737, 0.8603, 0.9479, 0.9999)
     np.testing.assert_allclose(win, expected, atol=1e-4)  # 4e-5 of the cells, 5e-5 of the digits
-    best = targets.win_rate_optimal_to(jnp.array([0.5])).win
+    best = best_of_n.win_rate_optimal_to(jnp.array([0.5])).win
     np.testing.assert_allclose(win[0], best[0], atol=2e-5)
 
 

@@ -109,29 +109,3 @@ def test_ensembles(same_everywhere):
     refused(ValueError, ["k models"], lambda: rewards.mean_reward(np.zeros((0, 3))))
     with pytest.raises(TypeError):
         rewards.worst_case(np.ones((2, 3), int))
-
-
-def test_elliptical_uncertainty():
-    rng = np.random.default_rng(2)
-    chosen, rejected, features = rng.normal(size=(3, 7, 4))
-    centre, reward = features.mean(axis=0), rng.normal(size=7)
-    covariance = rewards.pair_covariance(chosen, rejected, 0.5)
-    by_hand = 0.5 * np.eye(4) + sum(np.outer(d, d) for d in chosen - rejected)
-    np.testing.assert_allclose(covariance, by_hand, rtol=1e-12)
-    away = features - centre
-    expected = np.sqrt(np.einsum("ni,ij,nj->n", away, np.linalg.inv(by_hand), away))
-    got = jax.jit(rewards.pessimistic)(reward, features, centre, covariance, 0.4)
-    np.testing.assert_allclose(got, reward - 0.4 * expected, rtol=1e-12)
-    # Twice the data along one direction: sqrt 2 less of it unknown.
-    seen = np.zeros((1, 4)), np.array([[0, 0, 100.0, 0]])
-    ratio = [
-        rewards.elliptical(np.eye(4)[2], np.zeros(4), rewards.pair_covariance(x, y, 1e-12))
-        for x, y in (seen, [np.concatenate([x, x]) for x in seen])
-    ]
-    np.testing.assert_allclose(ratio[0] / ratio[1], np.sqrt(2), rtol=1e-12)
-    refused(
-        ValueError,
-        ["centre", "covariance", "[4]"],
-        lambda: rewards.elliptical(features, centre[:3], covariance),
-    )
-    refused(ValueError, ["ridge"], lambda: rewards.pair_covariance(chosen, rejected, 0.0))

@@ -38,8 +38,8 @@ def solver(name):
 
     def solve(mdp, reference, coefficient):
         if row is None:
-            return occupancy.root_regularised(mdp, jnp.log(reference), coefficient)
-        return occupancy.regularised(mdp, jnp.log(reference), coefficient, row)
+            return occupancy.root_regularized(mdp, jnp.log(reference), coefficient)
+        return occupancy.regularized(mdp, jnp.log(reference), coefficient, generator=row)
 
     return jax.jit(jax.vmap(solve))
 
@@ -139,7 +139,7 @@ def test_no_policy_has_a_larger_return_with_the_penalty_reward(name):
     @jax.vmap
     def gap(mdp, mass, reference):
         log_ratio = jnp.log(mass) - jnp.log(reference)
-        added = occupancy.penalty_reward(generators.get(name), log_ratio, COEFFICIENT)
+        added = occupancy.penalty_reward(log_ratio, COEFFICIENT, generator=generators.get(name))
         gradient = mdp.reward + added
         answer = model.occupancy(mdp, model.optimum(mdp._replace(reward=gradient)).policy)
         return jnp.sum((answer - mass) * gradient)
@@ -206,7 +206,7 @@ def test_cells_without_reference_stay_empty_and_both_forms_agree():
     @jax.jit
     def solve(mdp):
         reference = jnp.log(jnp.maximum(model.occupancy(mdp, base), 0))
-        return occupancy.regularised(mdp, reference, 0.2, generators.pearson_chi2())
+        return occupancy.regularized(mdp, reference, 0.2, generator=generators.pearson_chi2())
 
     a, b = solve(sparse), solve(model.dense(sparse))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-12), a[:5], b[:5])
@@ -232,8 +232,8 @@ def test_action_by_action_is_soft_value_iteration():
     mdps, base, _ = worlds()
     solve = jax.jit(
         jax.vmap(
-            lambda mdp, base: occupancy.action_regularised(
-                mdp, jnp.log(base), COEFFICIENT, generators.kl()
+            lambda mdp, base: occupancy.action_regularized(
+                mdp, jnp.log(base), COEFFICIENT, generator=generators.kl()
             )
         )
     )
@@ -249,7 +249,7 @@ def test_action_by_action_is_soft_value_iteration():
         np.testing.assert_allclose(found.policy[seed], policy, atol=1e-11)
         mass = np.asarray(model.occupancy(mdp, found.policy[seed]))
         paid = occupancy.action_divergence(
-            generators.kl(), jnp.log(found.policy[seed]), jnp.log(prior), mass.sum(1)
+            jnp.log(found.policy[seed]), jnp.log(prior), mass.sum(1), generator=generators.kl()
         )
         gained = np.sum(mass * mdp.reward) - COEFFICIENT * paid
         np.testing.assert_allclose(gained, (1 - DISCOUNT) * mdp.start @ value, atol=1e-12)
@@ -262,16 +262,16 @@ def test_divergences_of_measures():
     other = np.random.default_rng(2).dirichlet(np.ones(15), SEEDS).reshape(SEEDS, 5, 3)
     mass, q = jnp.log(other), jnp.log(reference)
     np.testing.assert_allclose(
-        occupancy.divergence(generators.pearson_chi2(), mass, q),
+        occupancy.divergence(mass, q, generator=generators.pearson_chi2()),
         np.sum((other - reference) ** 2 / reference, (1, 2)),
     )
     states = other.sum(2)
     of_states = stats.entropy(states, reference.sum(2), axis=1)
     of_actions = occupancy.action_divergence(
-        generators.kl(), jnp.log(other / states[..., None]), jnp.log(base), states
+        jnp.log(other / states[..., None]), jnp.log(base), states, generator=generators.kl()
     )
     np.testing.assert_allclose(
-        occupancy.divergence(generators.kl(), mass, q), of_states + of_actions
+        occupancy.divergence(mass, q, generator=generators.kl()), of_states + of_actions
     )
 
 
@@ -286,28 +286,28 @@ def test_the_bound_holds_on_1000_random_policies_and_is_attained():
     slack, unpaid = [], []
     for seed in range(SEEDS):
         reference, reward, proxy = correlated(seed)
-        link = occupancy.link(*map(jnp.asarray, (reference, reward, proxy)))
+        moments = occupancy.reward_correlation(*map(jnp.asarray, (reference, reward, proxy)))
         z_true, z_proxy = (
             (x - np.average(x, weights=reference))
             / np.sqrt(np.cov(x.ravel(), aweights=reference.ravel(), bias=True))
             for x in (reward, proxy)
         )
-        np.testing.assert_allclose(link.correlation, np.sum(reference * z_true * z_proxy))
-        np.testing.assert_allclose(link.rest, np.sqrt(1 - link.correlation**2))
-        assert 0 < link.correlation < 1
+        np.testing.assert_allclose(moments.correlation, np.sum(reference * z_true * z_proxy))
+        np.testing.assert_allclose(moments.rest, np.sqrt(1 - moments.correlation**2))
+        assert 0 < moments.correlation < 1
         policies = np.random.default_rng(seed).dirichlet(np.ones(3) / 2, (200, 5))
         measures = np.asarray(
             jax.vmap(model.occupancy, (None, 0))(world(seed)[0], jnp.asarray(policies))
         )
         gain, sensed = (np.sum(measures * z, (1, 2)) for z in (z_true, z_proxy))
         chi2 = np.sum((measures - reference) ** 2 / reference, (1, 2))
-        slack.append(gain - occupancy.gain_bound(link, sensed, chi2))
-        unpaid.append(gain - occupancy.gain_bound(link, sensed, 0 * chi2))
+        slack.append(gain - occupancy.gain_bound(moments, sensed, chi2))
+        unpaid.append(gain - occupancy.gain_bound(moments, sensed, 0 * chi2))
         # Moving only along what the proxy has and the true reward has not: equality.
-        along = (z_proxy - link.correlation * z_true) / link.rest
+        along = (z_proxy - moments.correlation * z_true) / moments.rest
         step = 0.5 / np.abs(along).max()
         moved = reference * (1 + step * along)
-        bound = occupancy.gain_bound(link, np.sum(moved * z_proxy), step**2)
+        bound = occupancy.gain_bound(moments, np.sum(moved * z_proxy), step**2)
         np.testing.assert_allclose(bound, 0, atol=1e-12)
         np.testing.assert_allclose(np.sum(moved * z_true), 0, atol=1e-12)
     assert np.size(slack) >= 1000
@@ -335,9 +335,9 @@ def test_the_penalties_of_the_released_code():
     d = jnp.asarray(np.random.default_rng(3).normal(size=400))
     excess, c = np.expm1(d), 0.7
     got = {
-        "kl": occupancy.penalty_reward(generators.kl(), d, c),
-        "chi2": occupancy.penalty_reward(generators.pearson_chi2(), d, c / 2),
-        "tv": occupancy.penalty_reward(generators.total_variation(), d, 2 * c),
+        "kl": occupancy.penalty_reward(d, c, generator=generators.kl()),
+        "chi2": occupancy.penalty_reward(d, c / 2, generator=generators.pearson_chi2()),
+        "tv": occupancy.penalty_reward(d, 2 * c, generator=generators.total_variation()),
     }
     np.testing.assert_allclose(got["kl"], -c * d, atol=1e-15)
     np.testing.assert_allclose(got["chi2"], -c * excess, rtol=1e-12, atol=1e-15)
@@ -356,9 +356,10 @@ def test_the_penalty_reward_is_the_gradient_of_the_penalty():
     for name in ("kl", "reverse_kl", "pearson_chi2", "squared_hellinger", "jensen_shannon"):
         row = generators.get(name)
         up, down = (
-            occupancy.divergence(row, jnp.log(mass + s * move), jnp.log(reference)) for s in (1, -1)
+            occupancy.divergence(jnp.log(mass + s * move), jnp.log(reference), generator=row)
+            for s in (1, -1)
         )
-        added = occupancy.penalty_reward(row, jnp.log(mass / reference), 0.7)
+        added = occupancy.penalty_reward(jnp.log(mass / reference), 0.7, generator=row)
         np.testing.assert_allclose(np.sum(added * move), -0.7 * (up - down) / 2, rtol=1e-5)
 
 
@@ -390,18 +391,20 @@ def tomato_solver(level, name):
     best = jax.jit(model.optimum)(this.mdp).policy
     base = 0.9 * best + 0.1 / 4
     reference = jax.jit(model.occupancy)(this.mdp, base)
-    found = occupancy.link(reference, this.mdp.reward, this.proxy)
+    found = occupancy.reward_correlation(reference, this.mdp.reward, this.proxy)
     true, correlation = {2: (0.0765, 0.968), 4: (0.0939, 1.0)}[level]
     np.testing.assert_allclose(found.true_mean, true, rtol=0.02)
     np.testing.assert_allclose(found.correlation, correlation, rtol=0.02)
 
     def solve(coefficient):
         if name == "chi2":
-            at = occupancy.regularised(
-                sensed, jnp.log(reference), coefficient, generators.pearson_chi2()
+            at = occupancy.regularized(
+                sensed, jnp.log(reference), coefficient, generator=generators.pearson_chi2()
             )
             return at.occupancy, at.gap
-        at = occupancy.action_regularised(sensed, jnp.log(base), coefficient, generators.kl())
+        at = occupancy.action_regularized(
+            sensed, jnp.log(base), coefficient, generator=generators.kl()
+        )
         return model.occupancy(sensed, at.policy), at.residual
 
     return jax.jit(solve), found.proxy_deviation, this.mdp.reward
@@ -416,22 +419,26 @@ LOGS = jnp.log(jnp.full((3, 2), 1 / 6))
     [
         ({"generator": "kl"}, ["generator", "'kl'"]),
         ({"generator": generators.total_variation()}, ["generator", "total_variation"]),
-        ({"log_reference": LOGS[:2]}, ["log_reference", "(3, 2)", "(2, 2)"]),
-        ({"log_reference": np.ones((3, 2), int)}, ["log_reference", "floating"]),
-        ({"coefficient": 0.0}, ["coefficient", "positive", "0.0"]),
-        ({"coefficient": -1.0}, ["coefficient", "positive", "-1.0"]),
-        ({"coefficient": np.nan}, ["coefficient", "positive", "nan"]),
+        ({"ref_logits": LOGS[:2]}, ["ref_logits", "(3, 2)", "(2, 2)"]),
+        ({"ref_logits": np.ones((3, 2), int)}, ["ref_logits", "floating"]),
+        ({"temperature": 0.0}, ["temperature", "positive", "0.0"]),
+        ({"temperature": -1.0}, ["temperature", "positive", "-1.0"]),
+        ({"temperature": np.nan}, ["temperature", "positive", "nan"]),
     ],
 )
 def test_what_cannot_be_solved_is_refused(change, words):
-    given = {"log_reference": LOGS, "coefficient": 1.0, "generator": generators.kl()} | change
-    refused((ValueError, TypeError), words, lambda: occupancy.regularised(CHAIN, **given))
+    given = {"ref_logits": LOGS, "temperature": 1.0, "generator": generators.kl()} | change
+    refused((ValueError, TypeError), words, lambda: occupancy.regularized(CHAIN, **given))
 
 
 def test_other_refusals():
     kl = generators.kl()
     refused(
-        ValueError, ["log_reference", "(3, 2)"], lambda: occupancy.divergence(kl, LOGS[0], LOGS)
+        ValueError,
+        ["ref_logits", "(3, 2)"],
+        lambda: occupancy.divergence(LOGS[0], LOGS, generator=kl),
     )
-    refused(ValueError, ["reward", "(2, 2)"], lambda: occupancy.link(LOGS, LOGS[:2], LOGS))
+    refused(
+        ValueError, ["reward", "(2, 2)"], lambda: occupancy.reward_correlation(LOGS, LOGS[:2], LOGS)
+    )
     refused(ValueError, ["share", "0.5"], lambda: occupancy.trimmed_mean(jnp.ones(4), 0.5))

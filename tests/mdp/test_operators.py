@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from jdiv import generators
+from jdiv import generators, regularized
 from jdiv.mdp import environments, model, operators, value_iteration
-from tests.checks import PARAMETERS
+from tests.checks import PARAMETERS, refused
 
 STATES, ACTIONS = 5, 3
 TEMPERATURE = 0.4
@@ -41,7 +41,9 @@ def _negative_entropy(policy, _):
 STEPS = {
     name: (
         functools.partial(
-            lambda name, q: operators.towards(q, jnp.asarray(REFERENCE), TEMPERATURE, row(name)),
+            lambda name, q: operators.regularized_greedy(
+                q, jnp.asarray(REFERENCE), TEMPERATURE, generator=row(name)
+            ),
             name,
         ),
         functools.partial(_divergence, name),
@@ -60,8 +62,8 @@ STEPS = {
         ),
     ),
     "two references": (
-        lambda q: operators.towards_both(
-            q, jnp.asarray(REFERENCE), jnp.asarray(UNIFORM), 0.3, 0.1, row("le_cam")
+        lambda q: operators.regularized_greedy_between(
+            q, jnp.asarray(REFERENCE), jnp.asarray(UNIFORM), 0.3, 0.1, generator=row("le_cam")
         ),
         lambda policy, ref: (
             0.75 * _divergence("le_cam", policy, ref)
@@ -69,7 +71,7 @@ STEPS = {
         ),
     ),
     "tsallis": (
-        lambda q: operators.tsallis(q, TEMPERATURE, 1.7),
+        lambda q: operators.tsallis(q, TEMPERATURE / 1.7, 1.7),
         lambda policy, _: -jnp.sum(policy - policy**1.7, axis=-1) / (1.7 * 0.7),
     ),
     "none": (operators.greedy, lambda policy, _: 0.0 * policy.sum(axis=-1)),
@@ -197,12 +199,17 @@ def limits(mdp):
         "cvi": run(operators.cvi(0.75, 0.2), 3000),
         "mvi 1": run(operators.mvi(0.0, 0.05, 1.0), 400),
         "many evaluations": run(operators.md_vi(0.0, 0.05, evaluations=200), 40),
-        "conservative": run(operators.conservative(0.3), 200),
-        "mirror descent": run(operators.mirror_descent(20.0), 400),
-        "mirror descent with entropy": run(operators.mirror_descent(1.0, entropy=0.05), 1000),
-        "mirror descent chi2": run(operators.mirror_descent(20.0, row("pearson_chi2")), 200),
+        "conservative": run(operators.conservative_iteration(0.3), 200),
+        "mirror descent": run(operators.policy_mirror_descent(20.0), 400),
+        "mirror descent with entropy": run(
+            operators.policy_mirror_descent(1.0, entropy_weight=0.05), 1000
+        ),
+        "mirror descent chi2": run(
+            operators.policy_mirror_descent(20.0, generator=row("pearson_chi2")), 200
+        ),
         "fewer steps": run(
-            operators.regularised(lambda q, last: operators.soft(q, last, 0.5, 0.0)), 1500
+            operators.modified_policy_iteration(lambda q, last: operators.soft(q, last, 0.5, 0.0)),
+            1500,
         ),
     }
 
@@ -224,6 +231,121 @@ def test_where_schemes_end():
     # Advantage learning widens gaps by 1/(1 - alpha).
     gap = lambda q: np.max(q, axis=1, keepdims=True) - np.asarray(q)
     np.testing.assert_allclose(gap(found["advantage"].q), gap(q) / 0.4, atol=1e-6)
+
+
+def test_schemes_without_a_regularizer_are_those_of_hard_maxima():
+    """Weights and temperatures of 0, traced and next to others, in one program."""
+    mdp = garnet(5)
+    errors = jax.random.normal(jax.random.key(2), (20, STATES, ACTIONS))
+    run = lambda scheme: value_iteration.run(mdp, scheme, 20, errors=errors, measure=lambda at: at)
+
+    @jax.jit
+    @jax.vmap
+    def traced(weight):
+        schemes = {
+            "dual averaging": operators.da_vi(weight, weight),
+            "mirror descent": operators.md_vi(weight, weight),
+            "conservative": operators.cvi(0.6, weight),
+            "tsallis": operators.mvi(0.6, weight, 2.0),
+            "munchausen": operators.munchausen(0.6, weight),
+        }
+        return {name: run(scheme) for name, scheme in schemes.items()}
+
+    @jax.jit
+    def written_as_zero():
+        return {
+            "dual averaging": run(operators.da_vi(0.0, 0.0)),
+            "mirror descent": run(operators.value_iteration()),
+            "conservative": run(operators.cvi(0.6, 0.0)),
+            "tsallis": run(operators.mvi(0.6, 0.0, 2.0)),
+            "munchausen": run(operators.advantage_learning(0.6)),
+        }
+
+    found, plain = traced(jnp.array([0.0, 1e-9, 0.5])), written_as_zero()
+    for name, at in found.items():
+        exact = plain["mirror descent" if name == "dual averaging" else
+                      "munchausen" if name != "mirror descent" else name]  # fmt: skip
+        for field in ("q", "log_policy"):
+            zero, _, warm = np.asarray(getattr(at.measured, field))
+            np.testing.assert_allclose(zero, getattr(exact.measured, field), atol=1e-12)
+            np.testing.assert_allclose(zero, getattr(plain[name].measured, field), atol=1e-12)
+            assert np.isfinite(warm).all() or name == "tsallis"
+        if name in ("conservative", "tsallis", "munchausen"):
+            # And no jump on the way there; with two weights it matters which is the larger one.
+            np.testing.assert_allclose(at.measured.q[1], at.measured.q[0], atol=1e-6, err_msg=name)
+
+
+def test_gradients_where_the_weights_are_zero_are_finite():
+    """Of the values after three iterations by the rewards, and by the weight itself."""
+    mdp = garnet(6)
+
+    def total(reward, weight, make):
+        return value_iteration.run(mdp._replace(reward=reward), make(weight), 3).last.q.sum()
+
+    makes = [
+        lambda weight: operators.da_vi(weight, weight),
+        lambda weight: operators.cvi(0.6, weight),
+        lambda weight: operators.mvi(0.6, weight, 2.0),
+    ]
+
+    @jax.jit
+    def slopes(reward):
+        return [jax.grad(total, (0, 1))(reward, jnp.zeros(()), make) for make in makes]
+
+    for by_reward, by_weight in slopes(mdp.reward):
+        assert np.isfinite(by_reward).all()
+        assert np.isfinite(by_weight)
+
+
+def test_tsallis_has_one_convention():
+    """The greedy step of the row of that name against uniform, and entmax with the index times."""
+    q = jnp.asarray(np.random.default_rng(3).normal(size=(4, 3)))
+
+    @jax.jit
+    def both(index):
+        step = operators.tsallis(q, 0.7, index)
+        temperature = 0.7 * 3 ** (1 - index)
+        uniform = jnp.zeros_like(q)
+        row = operators.regularized_greedy(
+            q, uniform, temperature, generator=generators.tsallis(index)
+        )
+        policy = jnp.exp(step.log_policy)
+        entropy = jnp.sum(policy - policy**index, axis=-1) / (index - 1)
+        value = jnp.sum(policy * q, axis=-1) + 0.7 * entropy
+        return step, row, value, regularized.entmax(q / (0.7 * index), alpha=index)
+
+    for index in (0.5, 1.5, 2.0, 3.0):
+        step, row, value, entmax = both(index)
+        np.testing.assert_allclose(jnp.exp(step.log_policy), jnp.exp(row.log_policy), atol=1e-12)
+        np.testing.assert_allclose(jnp.exp(step.log_policy), entmax, atol=1e-12)
+        np.testing.assert_allclose(step.value, value, atol=1e-12)
+
+
+def test_mirror_descent_with_a_row_pays_the_entropy_or_refuses_it():
+    """The row of KL is the default; the others have no closed step with an entropy."""
+    mdp = garnet(7)
+
+    @jax.jit
+    def policies(weight):
+        return [
+            value_iteration.run(mdp, scheme, 5, measure=lambda at: at.log_policy).measured
+            for scheme in (
+                operators.policy_mirror_descent(2.0, weight),
+                operators.policy_mirror_descent(2.0, weight, generator=generators.kl()),
+                operators.policy_mirror_descent(2.0),
+            )
+        ]
+
+    default, by_row, without = policies(0.3)
+    np.testing.assert_array_equal(by_row, default)
+    assert np.abs(default - without).max() > 0.01
+    chi2 = generators.pearson_chi2()
+    for weight in (0.1, jnp.array(0.1)):
+        make = functools.partial(operators.policy_mirror_descent, 1.0, weight, generator=chi2)
+        refused(ValueError, ["entropy_weight", "KL", "0.1"], make)
+    with pytest.raises(ValueError, match="entropy_weight"):
+        jax.jit(lambda w: operators.policy_mirror_descent(1.0, w, generator=chi2))(0.1)
+    operators.policy_mirror_descent(1.0, 0.0, generator=chi2)
 
 
 def test_mellowmax_is_the_soft_maximum_against_uniform():

@@ -13,7 +13,13 @@ def test_suboptimality_is_measured_of_the_policy_that_was_made():
     mdp = environments.garnet(jax.random.key(0), states=8, actions=3, branches=3)
     errors = jax.random.normal(jax.random.key(1), (5, 8, 3))
     found = jax.jit(
-        lambda: value_iteration.run(mdp, operators.value_iteration(), 5, errors=errors)
+        lambda: value_iteration.run(
+            mdp,
+            operators.value_iteration(),
+            5,
+            errors=errors,
+            measure=value_iteration.suboptimality(mdp),
+        )
     )()
     q, gaps = np.zeros((8, 3)), []
     transition = np.asarray(model.dense(mdp).transition)
@@ -38,15 +44,15 @@ def test_a_sampled_model_has_the_right_mean_and_no_more_samples_than_asked_for()
     @jax.jit
     @jax.vmap
     def expectations(key):
-        drawn = value_iteration.sampled(mdp, key, 5)
-        full = value_iteration.sampled(model.dense(mdp), key, 5)
+        drawn = value_iteration.sampled(mdp, 5, key)
+        full = value_iteration.sampled(model.dense(mdp), 5, key)
         return drawn.expectation(value), full.expectation(value)
 
     found = expectations(jax.random.split(jax.random.key(3), 4000))
     for draws in found:
         error = draws.std(axis=0) / np.sqrt(4000)
         assert (np.abs(draws.mean(axis=0) - mdp.expectation(value)) < 5 * error + 1e-9).all()
-    assert value_iteration.sampled(mdp, jax.random.key(0), 5).successor.shape == (6, 2, 5)
+    assert value_iteration.sampled(mdp, 5, jax.random.key(0)).successor.shape == (6, 2, 5)
 
 
 def test_ten_thousand_states_in_sparse_form():

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from jdiv import generators
-from jdiv.policy import anchors, exploration, group, regularized_gradient, trust_region
+from jdiv.policy import regularized_gradient
+from jdiv.policy.awr import awr
+from jdiv.policy.clipped import cispo, dual_clip, gspo, ppo_clip, reinforce
+from jdiv.policy.ppo import ppo_kl
+from jdiv.policy.recipes.anchored_policy_optimization import anchored_policy_optimization
+from jdiv.policy.recipes.entropy_mechanism import clip_cov, kl_cov
+from jdiv.policy.recipes.gtpo import gtpo
+from jdiv.policy.recipes.lp_reg import lp_reg
 
 ROWS, LENGTH = 8, 5
 
@@ -40,25 +47,27 @@ def rows(f, **options):
 
 
 LOSSES = {
-    "ppo_clip": group.ppo_clip,
-    "gspo": group.gspo,
-    "cispo": lambda new, old, a, mask: group.cispo(new, old, a, mask, high=2.0),
-    "reinforce": lambda new, old, a, mask: group.reinforce(new, a, mask),
-    "ppo_kl": lambda new, old, a, mask: trust_region.ppo_kl(new, old, a, mask, coefficient=0.1),
-    "awr": lambda new, old, a, mask: trust_region.awr(new, a, mask, temperature=0.5),
+    "ppo_clip": ppo_clip,
+    "gspo": gspo,
+    "cispo": lambda new, old, a, mask: cispo(new, old, a, mask, high=2.0),
+    "reinforce": lambda new, old, a, mask: reinforce(new, a, mask),
+    "ppo_kl": lambda new, old, a, mask: ppo_kl(new, old, a, mask, coefficient=0.1),
+    "awr": lambda new, old, a, mask: awr(new, a, mask, temperature=0.5),
     **rows(regularized_gradient.rpg),
     **rows(regularized_gradient.rpg_reinforce, total=1.7),
-    "dual_clip": regularized_gradient.dual_clip,
+    "dual_clip": dual_clip,
     **rows(regularized_gradient.rpg_reinforce_clip),
-    "kl_cov": functools.partial(exploration.kl_cov, share=0.2),
-    "clip_cov": lambda new, old, a, mask: exploration.clip_cov(
+    "kl_cov": functools.partial(kl_cov, share=0.2),
+    "clip_cov": lambda new, old, a, mask: clip_cov(
         jax.random.key(0), new, old, a, mask, share=0.2, lowest=0.0
     ),
-    "lp_reg": lambda new, old, a, mask: exploration.lp_reg(new, old, old, a, mask, share=0.2),
-    "gtpo": lambda new, old, a, mask: exploration.gtpo(
+    "lp_reg": lambda new, old, a, mask: lp_reg(new, old, old, a, mask, share=0.2),
+    "gtpo": lambda new, old, a, mask: gtpo(
         new, old, -old, a, jnp.ones_like(new), mask, initial_entropy=1.0
     ),
-    "apo": lambda new, old, a, mask: anchors.apo(new, old, 0.5 * old, 0.5 * old, a, mask),
+    "apo": lambda new, old, a, mask: anchored_policy_optimization(
+        new, old, 0.5 * old, 0.5 * old, a, mask
+    ),
 }
 
 
@@ -102,11 +111,11 @@ def test_statistics_of_the_batch_are_those_of_all_devices(name):
     *arrays, mask = batch()
     whole = LOSSES[name](*arrays, mask).loss
     if name == "kl_cov":
-        loss = functools.partial(exploration.kl_cov, share=0.2, axis_name="devices")
+        loss = functools.partial(kl_cov, share=0.2, axis_name="devices")
     else:
 
         def loss(new, old, a, mask):
-            return exploration.lp_reg(new, old, old, a, mask, share=0.2, axis_name="devices")
+            return lp_reg(new, old, old, a, mask, share=0.2, axis_name="devices")
 
     divided = [x.reshape(4, ROWS // 4, *x.shape[1:]) for x in (*arrays, mask)]
     parts = jax.pmap(lambda *x: loss(*x).loss, axis_name="devices")(*divided)

@@ -7,8 +7,8 @@ import pytest
 from scipy import optimize
 
 from jdiv import generators
-from jdiv.policy import group
 from jdiv.policy import regularized_gradient as rpg
+from jdiv.policy.clipped import dual_clip, ppo_clip, reinforce
 from tests.checks import PARAMETERS, refused
 
 ACTIONS, BETA, TOTAL = 7, 0.3, 1.7
@@ -168,7 +168,7 @@ def test_parents():
     """Without a coefficient: importance-weighted REINFORCE; without a step REINFORCE itself."""
     log_p = np.log(softmax(LOGITS))
     options = {"coefficient": 0.0, "generator": row("kl")}
-    plain = group.reinforce(OLD, REWARDS, ALL).loss
+    plain = reinforce(OLD, REWARDS, ALL).loss
     np.testing.assert_allclose(rpg.rpg_reinforce(OLD, OLD, REWARDS, ALL, **options).loss, plain)
     weighted = rpg.rpg(log_p, OLD, REWARDS, ALL, **options).loss
     np.testing.assert_allclose(weighted, -np.exp(log_p - OLD) * REWARDS)
@@ -198,11 +198,11 @@ def clipped():
 
     def everything(x):
         losses = {
-            "dual": lambda x: rpg.dual_clip(x, LOG_OLD, GRID[1], EVERYWHERE),
-            "no ceiling": lambda x: rpg.dual_clip(
+            "dual": lambda x: dual_clip(x, LOG_OLD, GRID[1], EVERYWHERE),
+            "no ceiling": lambda x: dual_clip(
                 x, LOG_OLD, GRID[1], EVERYWHERE, ceiling=jnp.inf
             ),
-            "ppo": lambda x: group.ppo_clip(x, LOG_OLD, GRID[1], EVERYWHERE, high=0.28),
+            "ppo": lambda x: ppo_clip(x, LOG_OLD, GRID[1], EVERYWHERE, high=0.28),
         }  # fmt: skip
         for name, (generator, total, _) in EIGHT.items():
             losses[name] = lambda x, generator=generator, total=total: rpg.rpg_reinforce_clip(
@@ -261,20 +261,20 @@ def test_regularised_advantages_are_the_weights():
     log_p = LOG_OLD + GRID[0]
     w, a = np.exp(GRID[0]), GRID[1]
     for generator, total, weight in EIGHT.values():
-        found = rpg.regularised_advantages(
+        found = rpg.regularized_advantages(
             log_p, LOG_OLD, a, EVERYWHERE,
             coefficient=BETA, generator=row(generator), normalised=total is None,
         )  # fmt: skip
         np.testing.assert_allclose(w * found, weight(w, a) / (total or 1), rtol=1e-9, atol=1e-12)
     # As constants of a clipped loss they leave its gradient that of the objective.
     log_policy = np.log(softmax(LOGITS))
-    found = rpg.regularised_advantages(
+    found = rpg.regularized_advantages(
         log_policy, OLD, REWARDS, ALL, coefficient=BETA, generator=row("kl")
     )
 
     def loss(logits):
         log_p = jax.nn.log_softmax(logits)
-        return jnp.exp(OLD) @ group.ppo_clip(log_p, OLD, found, ALL, low=1.0, high=jnp.inf).loss
+        return jnp.exp(OLD) @ ppo_clip(log_p, OLD, found, ALL, low=1.0, high=jnp.inf).loss
 
     expected = gradients()["kl", None, "differentiable"]
     np.testing.assert_allclose(jax.grad(loss)(LOGITS), expected, atol=1e-15)
@@ -297,7 +297,7 @@ def test_extremes_and_masks():
             for name in ("kl", "reverse_kl")
             for total in (None, 1.7)
         ]
-        values.append(rpg.dual_clip(x, old, rewards, mask).loss)
+        values.append(dual_clip(x, old, rewards, mask).loss)
         return jnp.stack(values)
 
     new = far - np.float32(100)
@@ -323,4 +323,4 @@ def test_refusals():
         ValueError, ("old_log_probs",),
         lambda: rpg.rpg_reinforce(ones, ones[:, :2], ones, mask, **options),
     )  # fmt: skip
-    refused(TypeError, ("mask",), lambda: rpg.dual_clip(ones, ones, ones, ones))
+    refused(TypeError, ("mask",), lambda: dual_clip(ones, ones, ones, ones))

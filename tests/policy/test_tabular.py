@@ -54,10 +54,12 @@ def computed():
                 jnp.eye(STATES * ACTIONS).reshape(-1, STATES, ACTIONS)
             ),
             "hessian": jax.hessian(
-                lambda x: occupancy.action_divergence(generators.kl(), logits, x, visits)
+                lambda x: occupancy.action_divergence(logits, x, visits, generator=generators.kl())
             )(logits),
             "ascent": tabular.update(mdp, tabular.natural_ascent(0.2), logits),
-            "mirror": tabular.update(mdp, operators.mirror_descent(0.2 / (1 - DISCOUNT)), logits),
+            "mirror": tabular.update(
+                mdp, operators.policy_mirror_descent(0.2 / (1 - DISCOUNT)), logits
+            ),
             "closed form": policy * jnp.exp(0.2 * tabular.advantages(mdp, policy) / (1 - DISCOUNT)),
             "improvement": tabular.improvement(mdp, policy, new),
             "returns": jnp.stack([plain(logits), plain(other)]),
@@ -164,7 +166,7 @@ def test_mirror_descent_of_any_row_is_the_best_of_its_objective(name):
     @jax.jit
     def objectives(others):
         q = model.policy_action_values(mdp, jax.nn.softmax(logits))
-        best = tabular.update(mdp, operators.mirror_descent(rate, row), logits)
+        best = tabular.update(mdp, operators.policy_mirror_descent(rate, generator=row), logits)
 
         def objective(log_policy):
             cost = divergences.f_divergence(row, log_policy, logits) / rate
@@ -188,9 +190,12 @@ def runs():
         "gradient": (tabular.gradient_ascent(0.5), 3000),
         "natural": (tabular.natural_ascent(1.0), 60),
         "conservative": (tabular.conservative_policy_iteration(), 3000),
-        "kl": (operators.mirror_descent(1.0 / (1 - DISCOUNT)), 60),
-        "chi2": (operators.mirror_descent(5.0, generators.pearson_chi2()), 60),
-        "hellinger": (operators.mirror_descent(5.0, generators.squared_hellinger()), 60),
+        "kl": (operators.policy_mirror_descent(1.0 / (1 - DISCOUNT)), 60),
+        "chi2": (operators.policy_mirror_descent(5.0, generator=generators.pearson_chi2()), 60),
+        "hellinger": (
+            operators.policy_mirror_descent(5.0, generator=generators.squared_hellinger()),
+            60,
+        ),
     }
 
     def gap(at):

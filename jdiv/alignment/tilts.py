@@ -1,0 +1,262 @@
+"""Laws over the answers to a prompt, exactly and in log space, that tilt a reference policy.
+
+* `argmax E[r] - beta D(pi‖ref)` (`tilted`), or the one at a given divergence (`tilted_to`); with KL
+  the tilt is `ref exp(r / beta)`, the preference target of f-DPG and the optimum of RLHF;
+* energy-based models `ref(x) b(x)` (`pointwise`; `tilted` with KL has `b = exp(r / beta)`) and
+  `ref(x) exp(lambda . phi(x))` with given moments (`with_moments`).
+
+`log_policy` and `ref_logits` are `[..., answers]`, -inf an exact zero. The divergence of any of
+these laws is `divergences.kl(law, ref)`. The cumulant generating function `log sum ref e^(t r)` of
+the reward is `t * tilted(r, ref, 1/t, kl).normaliser`; its derivatives at t are the
+`asymptotics.cumulants` of that tilt.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jdiv import checks, numerics, roots
+from jdiv.divergences import categorical
+from jdiv.divergences.generators import Generator, TotalVariation
+from jdiv.regularized import Greedy, greedy
+
+# ------------------------------------------------------------------------------------------- tilts
+
+
+def tilted(
+    rewards: ArrayLike, ref_logits: ArrayLike, beta: ArrayLike, generator: Generator
+) -> Greedy:
+    """The policy that maximises `E[r] - beta D(pi‖ref)`, which has `f'(pi/ref) = (r - c)/beta`.
+
+    Shapes: rewards and ref_logits `[..., n]`, beta a positive number or `[...]`. With KL, the
+    field's reverse KL, it is `ref exp(r/beta)`. This is `regularized.greedy` in the words of
+    alignment, for finite rewards; an answer to be excluded belongs into the reference.
+
+    >>> from jdiv import generators
+    >>> target = tilted(jnp.array([1.0, 0.0]), jnp.zeros(2), 0.5, generators.kl())
+    >>> [f"{p:.4f}" for p in jnp.exp(target.log_policy)]
+    ['0.8808', '0.1192']
+
+    Reference: Go et al. 2023 (arXiv:2302.08215), preference targets, for KL; Wang et al. 2024
+    (arXiv:2309.16240), Theorem 1, for any generator.
+    """
+    rewards = checks.as_float("rewards", rewards)
+    checks.in_range("rewards", rewards, -jnp.inf, jnp.inf, "finite")
+    checks.positive("beta", beta)
+    return greedy(rewards, ref_logits, beta, generator)
+
+
+class Budgeted(NamedTuple):
+    """The tilt of each row that spends a given divergence, with the evidence that it does."""
+
+    log_policy: Array
+    """`[..., n]` log-probabilities."""
+    beta: Array
+    """`[...]` the temperature of the tilt."""
+    divergence: Array
+    """`[...]` `D(pi‖ref)`, found close to the budget."""
+    residual: Array
+    """`[...]` `|budget / divergence - 1|`."""
+    iterations: Array
+    """Steps of the search in log beta; one number for the whole batch."""
+    converged: Array
+    """`[...]` false above all, with the limit beta -> 0, if the budget is out of reach."""
+
+
+def tilted_to(
+    rewards: ArrayLike, ref_logits: ArrayLike, budget: ArrayLike, generator: Generator
+) -> Budgeted:
+    """The best policy within a divergence: `max E[r]` subject to `D(pi‖ref) <= budget`.
+
+    Shapes: rewards and ref_logits `[..., n]`, budget a positive number or `[...]`. The divergence
+    of the tilt falls with beta: a bracketed Newton search for log beta, in log D. No tilt has more
+    than all mass on the best answers, and a budget above that has `converged` false. Not for total
+    variation, whose tilts jump. Differentiable in rewards, reference and budget.
+
+    >>> from jdiv import generators
+    >>> target = tilted_to(jnp.array([1.0, 0.0]), jnp.zeros(2), 0.25, generators.pearson_chi2())
+    >>> [f"{p:.4f}" for p in jnp.exp(target.log_policy)], f"{target.beta:.4f}"
+    (['0.7500', '0.2500'], '0.5000')
+
+    Reference: Yang et al. 2024 (arXiv:2404.01730), the tilt phi_Delta, for KL and reward log q.
+    """
+    if isinstance(generator, TotalVariation):
+        raise TypeError("generator must be strictly convex, got total_variation, whose tilts jump")
+    rewards = checks.as_float("rewards", rewards)
+    checks.in_range("rewards", rewards, -jnp.inf, jnp.inf, "finite")
+    checks.positive("budget", budget)
+    rewards, log_ref = checked_answers(ref_logits, rewards=rewards)
+    dtype = rewards.dtype
+    budget = jnp.broadcast_to(jnp.asarray(budget, dtype), rewards.shape[:-1])
+    spread = jax.lax.stop_gradient(_deviation(rewards, log_ref))
+
+    def tilt(x: Array) -> Array:
+        return greedy(rewards, log_ref, spread * jnp.exp(x), generator).log_policy
+
+    def excess(x: Array) -> Array:
+        divergence = categorical.f_divergence(generator, tilt(x), log_ref)
+        return jnp.log(budget) - jnp.log(divergence)
+
+    # What is representable; the start is exact where beta is large, D = variance / (2 beta^2).
+    limit = jnp.full_like(budget, 0.4 * np.log(jnp.finfo(dtype).max))
+    start = jax.lax.stop_gradient(jnp.clip(-jnp.log(2 * budget) / 2, -limit, limit))
+    x, residual, iterations, converged = roots.implicit(excess, start, -limit, limit)
+    log_policy = tilt(x)
+    # Log-ratios are rounded absolutely, and a small divergence is their mean square.
+    rounding = 1000 * jnp.finfo(dtype).eps * (1 + 1 / jnp.sqrt(budget))
+    return Budgeted(
+        log_policy=log_policy,
+        beta=spread * jnp.exp(x),
+        divergence=categorical.f_divergence(generator, log_policy, log_ref),
+        residual=residual,
+        iterations=iterations,
+        converged=converged & (residual <= rounding),
+    )
+
+
+def checked_answers(ref_logits: ArrayLike, **named: ArrayLike) -> tuple[Array, Array]:
+    """A number for each answer and log-probabilities of the reference, of one dtype."""
+    ((name, values),) = named.items()
+    values, ref_logits = (
+        checks.as_float(name, values),
+        checks.as_float("ref_logits", ref_logits),
+    )
+    checks.same_shape(**{name: values, "ref_logits": ref_logits})
+    if values.ndim == 0 or values.shape[-1] == 0:
+        raise ValueError(f"{name} must have at least one answer, got shape {values.shape}")
+    if not isinstance(values, jax.core.Tracer) and np.isnan(values).any():
+        raise ValueError(f"{name} must be numbers, got NaN")
+    dtype = jnp.promote_types(values.dtype, ref_logits.dtype)
+    return values.astype(dtype), numerics.log_softmax(ref_logits.astype(dtype))
+
+
+def _deviation(rewards: Array, log_ref: Array) -> Array:
+    """Standard deviation under the reference, 1 where it is 0."""
+    present = log_ref > -jnp.inf
+    mass = jnp.exp(log_ref)
+    mean = jnp.sum(mass * jnp.where(present, rewards, 0), axis=-1, keepdims=True)
+    square = jnp.sum(mass * jnp.where(present, rewards - mean, 0) ** 2, axis=-1)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 1)
+
+
+# ------------------------------------------------------------------------------ energy-based models
+
+
+def pointwise(ref_logits: ArrayLike, log_scores: ArrayLike) -> Array:
+    """Log-probabilities of `p ∝ ref(x) b(x)` for scores `b = exp(log_scores)` of every answer.
+
+    A score of 0 is -inf and forbids the answer. A score on an answer that the reference never gives
+    is refused, for the target could not have it; under jit such answers get no mass. With
+    `log_scores = r / beta` it is `tilted` with KL. Shapes: `[..., n]` twice to the same.
+
+    >>> has_word = jnp.array([True, False, True])
+    >>> target = pointwise(jnp.log(jnp.array([0.1, 0.7, 0.2])), jnp.where(has_word, 0, -jnp.inf))
+    >>> [f"{p:.4f}" for p in jnp.exp(target)]
+    ['0.3333', '0.0000', '0.6667']
+
+    Reference: Go et al. 2023 (arXiv:2302.08215), pointwise targets.
+    """
+    log_scores, log_ref = checked_answers(ref_logits, log_scores=log_scores)
+    log_target = log_ref + jnp.where(log_ref > -jnp.inf, log_scores, 0)
+    if not isinstance(log_target, jax.core.Tracer):
+        if np.any((np.asarray(log_ref) == -np.inf) & (np.asarray(log_scores) > -np.inf)):
+            raise ValueError("log_scores must be -inf where the reference has no mass")
+        most = np.max(log_target, axis=-1)
+        if not (most < np.inf).all():
+            raise ValueError("log_scores must be below infinity where the reference has mass")
+        if not (most > -np.inf).all():
+            raise ValueError("log_scores must leave the reference some answer with mass")
+    return numerics.log_softmax(log_target)
+
+
+class Moments(NamedTuple):
+    """The law `ref exp(coefficients . features)` of given moments, with the evidence for it."""
+
+    log_policy: Array
+    """`[n]` log-probabilities."""
+    coefficients: Array
+    """`[k]` the lambda of each feature; one choice of many if features depend on each other."""
+    divergence: Array
+    """`[]` `KL(p‖ref)`: no law with these moments has less."""
+    residual: Array
+    """`[]` the largest `|E phi - moments|`."""
+    iterations: Array
+    """Newton steps."""
+    converged: Array
+    """`[]` whether the residual is rounding; false if no law on the support has these moments."""
+
+
+def with_moments(ref_logits: ArrayLike, features: ArrayLike, moments: ArrayLike) -> Moments:
+    """The law closest to the reference with `E phi = moments`, `p ∝ ref(x) exp(lambda . phi(x))`.
+
+    Shapes: ref_logits `[n]`, features `[n, k]`, moments `[k]`; vmap for more. Newton's method on
+    the convex `log sum ref exp(lambda . (phi - moments))`. Along a step whose exponent varies by d
+    over the answers, the third derivative is at most d times the second; so `log(1 + d)/d` of the
+    step is the safe part of it, and no search is needed.
+
+    >>> female = jnp.array([[0.0], [1.0], [1.0]])
+    >>> fitted = with_moments(jnp.log(jnp.array([0.9, 0.08, 0.02])), female, jnp.array([0.5]))
+    >>> [f"{p:.4f}" for p in jnp.exp(fitted.log_policy)], f"{fitted.coefficients[0]:.4f}"
+    (['0.5000', '0.4000', '0.1000'], '2.1972')
+
+    Reference: Go et al. 2023 (arXiv:2302.08215), distributional targets; Sun and Tran-Dinh
+    2019, generalised self-concordance, for the damping.
+    """
+    features = checks.as_float("features", features)
+    checks.in_range("features", features, -jnp.inf, jnp.inf, "finite")
+    checks.in_range("moments", moments, -jnp.inf, jnp.inf, "finite")
+    dtype = features.dtype
+    log_ref = numerics.log_softmax(checks.as_float("ref_logits", ref_logits).astype(dtype))
+    moments = jnp.asarray(moments, dtype)
+    if features.shape != log_ref.shape + moments.shape or features.ndim != 2:
+        raise ValueError(
+            "features must be [answers, moments], got ref_logits, features and moments of shapes"
+            f" {log_ref.shape}, {features.shape} and {moments.shape}"
+        )
+    present = (log_ref > -jnp.inf)[:, None]
+    centred = jnp.where(present, features - moments[None], 0)
+    lowest = jnp.min(jnp.where(present, centred, jnp.inf), axis=0)
+    highest = jnp.max(jnp.where(present, centred, -jnp.inf), axis=0)
+    tolerance = 64 * jnp.finfo(dtype).eps * (highest - lowest)
+
+    def at(coefficients: Array) -> tuple[Array, Array]:
+        """The law, and by how much it misses the moments."""
+        log_policy = numerics.log_softmax(log_ref + centred @ coefficients)
+        return log_policy, jnp.exp(log_policy) @ centred
+
+    def unfinished(state):
+        _, missed, iteration = state
+        return jnp.any(jnp.abs(missed) > tolerance) & (iteration < 100)
+
+    def step(state):
+        coefficients, missed, iteration = state
+        log_policy, _ = at(coefficients)
+        deviation = jnp.where(present, centred - missed[None], 0)
+        covariance = (jnp.exp(log_policy)[:, None] * deviation).T @ deviation
+        variance = jnp.diagonal(covariance)
+        scale = jnp.where(variance > 0, 1 / jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
+        correlation = scale[:, None] * covariance * scale[None]
+        newton = -scale * (jnp.linalg.pinv(correlation, hermitian=True) @ (scale * missed))
+        exponent = centred @ newton
+        d = jnp.max(jnp.where(present[:, 0], exponent, -jnp.inf))
+        d -= jnp.min(jnp.where(present[:, 0], exponent, jnp.inf))
+        safe = jnp.where(d > 0, jnp.log1p(d) / jnp.where(d > 0, d, 1), 1)
+        coefficients = coefficients + safe * newton
+        return coefficients, at(coefficients)[1], iteration + 1
+
+    start = jnp.zeros_like(moments)
+    state = start, at(start)[1], jnp.zeros((), jnp.int32)
+    coefficients, missed, iterations = jax.lax.while_loop(unfinished, step, state)
+    log_policy, _ = at(coefficients)
+    return Moments(
+        log_policy=log_policy,
+        coefficients=coefficients,
+        divergence=categorical.kl(log_policy, log_ref),
+        residual=jnp.max(jnp.abs(missed)),
+        iterations=iterations,
+        converged=jnp.all(jnp.abs(missed) <= tolerance),
+    )

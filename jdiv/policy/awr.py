@@ -1,0 +1,50 @@
+"""Advantage-weighted regression: exponential weights at a temperature that is given."""
+
+import math
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jdiv import checks
+from jdiv.policy.mpo import Weighting
+from jdiv.policy.tokens import TokenLoss, masked
+
+
+def awr_weights(advantages: ArrayLike, temperature: ArrayLike, *, limit: float = 20.0) -> Array:
+    """`min(exp(A/temperature), limit)`, elementwise, as constants; never overflows.
+
+    Without limit and normalised these are the weights of `e_step` at the same temperature.
+
+    >>> awr_weights(jnp.array([0.0, 1000.0]), 1.0)
+    Array([ 1., 20.], dtype=float32)
+
+    Reference: Peng et al. 2019 (arXiv:1910.00177), algorithm 1; 20 is its limit.
+    """
+    advantages = checks.as_float("advantages", advantages)
+    checks.positive("temperature", temperature)
+    checks.positive("limit", limit)
+    exponent = jnp.minimum(advantages / temperature, math.log(limit))
+    return jax.lax.stop_gradient(jnp.minimum(jnp.exp(exponent), limit))
+
+
+def awr(
+    log_probs: ArrayLike,
+    advantages: ArrayLike,
+    mask: ArrayLike,
+    *,
+    temperature: ArrayLike,
+    limit: float = 20.0,
+) -> TokenLoss:
+    """Advantage-weighted regression, per token `-min(exp(A/temperature), limit) log pi`.
+
+    Shapes: `[..., T]`, advantages also `[...]`.
+
+    Reference: Peng et al. 2019 (arXiv:1910.00177), equation 9 and algorithm 1.
+    """
+    log_probs, mask, (advantages,) = masked(log_probs, mask, advantages=advantages)
+    weight = awr_weights(advantages, temperature, limit=limit)
+    weight = jnp.where(mask, weight, 0)
+    return TokenLoss(-weight * log_probs, Weighting(weight, jnp.zeros_like(weight)))

@@ -1,0 +1,156 @@
+"""Every weight of the ratio pi/pi_old: PPO's clip, dual clip, GSPO, CISPO, and none (REINFORCE).
+
+Shapes and masks are those of `jdiv.policy.tokens`; all losses are per token and to be averaged.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jdiv.policy.tokens import TokenLoss, masked
+
+
+class ClipDiagnostics(NamedTuple):
+    """What a clip saw; 0 and False where masked."""
+
+    ratio: Array
+    """`pi/pi_old`."""
+    clipped: Array
+    """Whether a bound took the place of the ratio."""
+
+
+def clipped_surrogate(
+    log_ratio: Array,
+    advantages: Array,
+    *,
+    low: ArrayLike,
+    high: ArrayLike,
+    ceiling: ArrayLike = jnp.inf,
+) -> TokenLoss:
+    """`-min(w A, clip(w, 1 - low, 1 + high) A)`, and at most `-ceiling A` where A is negative.
+
+    Where a bound counts the ratio may overflow. Shapes: any, twice the same.
+    """
+    ratio = jax.lax.stop_gradient(jnp.exp(log_ratio))
+    most = jnp.where(advantages > 0, 1 + high, ceiling).astype(ratio.dtype)
+    above = ratio > most
+    below = (ratio < 1 - low) & (advantages < 0)
+    used = jnp.exp(jnp.where(above | below | (advantages == 0), 0, log_ratio))
+    bounded = jnp.where(above, most, jnp.where(below, 1 - low, used).astype(ratio.dtype))
+    clipped = (above | below) & (advantages != 0)
+    return TokenLoss(-bounded * advantages, ClipDiagnostics(ratio, clipped))
+
+
+def ppo_clip(
+    log_probs: ArrayLike,
+    old_log_probs: ArrayLike,
+    advantages: ArrayLike,
+    mask: ArrayLike,
+    *,
+    low: ArrayLike = 0.2,
+    high: ArrayLike = 0.2,
+) -> TokenLoss:
+    """PPO's loss per token, `-min(w A, clip(w, 1 - low, 1 + high) A)`, w = pi/pi_old.
+
+    A bound that is not wanted is `low=1` or `high=inf`. Shapes: `[..., T]`, advantages also
+    `[...]`, to `[..., T]`.
+
+    Reference: Schulman et al. 2017 (arXiv:1707.06347), equation 7; two bounds as in DAPO
+    (arXiv:2503.14476), which has .2 and .28.
+    """
+    log_probs, mask, (old, advantages) = masked(
+        log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
+    )
+    loss, (ratio, clipped) = clipped_surrogate(log_probs - old, advantages, low=low, high=high)
+    return TokenLoss(loss, ClipDiagnostics(jnp.where(mask, ratio, 0), clipped))
+
+
+def gspo(
+    log_probs: ArrayLike,
+    old_log_probs: ArrayLike,
+    advantages: ArrayLike,
+    mask: ArrayLike,
+    *,
+    low: ArrayLike = 3e-4,
+    high: ArrayLike = 4e-4,
+) -> TokenLoss:
+    """PPO's loss with `(pi/pi_old)^(1/length)` of the whole sequence for the ratio of each token.
+
+    The same value at all tokens, with the derivative by their own log-probabilities: after
+    `sequence_mean` value and gradient are those of `-min(s A, clip(s) A)` per sequence.
+    Shapes: `[..., T]`, advantages also `[...]`, to `[..., T]`.
+
+    Reference: Zheng et al. 2025 (arXiv:2507.18071), as GSPO-token; formula and bounds from memory.
+    """
+    log_probs, mask, (old, advantages) = masked(
+        log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
+    )
+    length = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1).astype(log_probs.dtype)
+    mean = jnp.sum(log_probs - old, axis=-1, keepdims=True) / length
+    log_ratio = jax.lax.stop_gradient(mean - log_probs) + log_probs
+    loss, (ratio, clipped) = clipped_surrogate(log_ratio, advantages, low=low, high=high)
+    return TokenLoss(loss, ClipDiagnostics(jnp.where(mask, ratio, 0), clipped))
+
+
+def cispo(
+    log_probs: ArrayLike,
+    old_log_probs: ArrayLike,
+    advantages: ArrayLike,
+    mask: ArrayLike,
+    *,
+    low: ArrayLike = 1.0,
+    high: ArrayLike,
+) -> TokenLoss:
+    """`-stop_gradient(clip(w, 1 - low, 1 + high)) A log pi`: every token keeps a gradient.
+
+    Without clipping its gradient is that of `-w A`. Shapes: `[..., T]`, advantages also `[...]`, to
+    `[..., T]`.
+
+    Reference: MiniMax-M1 (arXiv:2506.13585), from memory: no lower bound, `high` tuned.
+    """
+    log_probs, mask, (old, advantages) = masked(
+        log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
+    )
+    ratio = jax.lax.stop_gradient(jnp.exp(log_probs - old))
+    weight = jnp.clip(ratio, 1 - low, 1 + high).astype(ratio.dtype)
+    evidence = ClipDiagnostics(jnp.where(mask, ratio, 0), mask & (weight != ratio))
+    return TokenLoss(-weight * advantages * log_probs, evidence)
+
+
+def reinforce(log_probs: ArrayLike, advantages: ArrayLike, mask: ArrayLike) -> TokenLoss:
+    """`-A log pi` for samples of the policy. Shapes: `[..., T]`, advantages also `[...]`.
+
+    Reference: Williams 1992.
+    """
+    log_probs, mask, (advantages,) = masked(log_probs, mask, advantages=advantages)
+    one = mask.astype(log_probs.dtype)
+    return TokenLoss(-advantages * log_probs, ClipDiagnostics(one, jnp.zeros_like(mask)))
+
+
+def dual_clip(
+    log_probs: ArrayLike,
+    old_log_probs: ArrayLike,
+    advantages: ArrayLike,
+    mask: ArrayLike,
+    *,
+    low: ArrayLike = 0.2,
+    high: ArrayLike = 0.28,
+    ceiling: ArrayLike = 3.0,
+) -> TokenLoss:
+    """PPO's loss, where A is negative at most `-ceiling A`: no ratio makes it explode.
+
+    `max(-w A, -clip(w, 1 - low, 1 + high) A)`, and for A < 0 the minimum of that and `-ceiling A`.
+    Shapes: `[..., T]`, advantages also `[...]`, to `[..., T]`.
+
+    Reference: RPG (arXiv:2505.17508), its dual clip; bounds as there, ceiling as in its code.
+    """
+    log_probs, mask, (old, advantages) = masked(
+        log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
+    )
+    loss, (ratio, clipped) = clipped_surrogate(
+        log_probs - old, advantages, low=low, high=high, ceiling=ceiling
+    )
+    return TokenLoss(loss, ClipDiagnostics(jnp.where(mask, ratio, 0), clipped))

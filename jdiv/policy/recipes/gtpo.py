@@ -1,0 +1,100 @@
+"""GTPO (arXiv:2508.03772): conflicting tokens, and completions of high entropy."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jdiv import checks
+from jdiv.policy.tokens import TokenLoss, masked
+
+LOG_2 = math.log(2)
+
+
+def conflict_weights(
+    tokens: ArrayLike, advantages: ArrayLike, mask: ArrayLike, *, runs: bool = False
+) -> Array:
+    """2 and 0 for conflicting tokens in completions of positive and negative advantage, else 1.
+
+    Conflicting are equal tokens at equal places in completions of both signs. With `runs` it is
+    the released code: only those of the unbroken run from the start, times the same for the run to
+    the end with completions aligned there, so that 4 is possible. Masks then have to be prefixes.
+    Shapes: tokens and mask `[..., G, T]`, advantages `[..., G]` to `[..., G, T]`.
+
+    Reference: GTPO (arXiv:2508.03772), and its code.
+    """
+    tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
+    advantages = checks.as_float("advantages", advantages)
+    checks.same_shape(tokens=tokens, mask=mask)
+
+    def conflicts(tokens: Array, mask: Array) -> Array:
+        equal = tokens[..., :, None, :] == tokens[..., None, :, :]
+        both = mask[..., :, None, :] & mask[..., None, :, :]
+        opposite = advantages[..., :, None] * advantages[..., None, :] < 0
+        return jnp.any(equal & both & opposite[..., None], axis=-2)
+
+    def weights(conflict: Array) -> Array:
+        sided = jnp.where(advantages[..., None] > 0, 2.0, 0.0)
+        return jnp.where(conflict, sided, 1.0).astype(advantages.dtype)
+
+    if not runs:
+        return weights(conflicts(tokens, mask))
+    length = tokens.shape[-1]
+    place = jnp.arange(length).reshape((1,) * (tokens.ndim - 1) + (length,))
+    shift = length - jnp.sum(mask, axis=-1, keepdims=True)
+    right = (place - shift) % length
+    ending = conflicts(*(jnp.take_along_axis(x, right, axis=-1) for x in (tokens, mask)))
+    ending = jnp.flip(jnp.cumprod(jnp.flip(ending, -1).astype(jnp.int32), axis=-1), -1)
+    back = (place + shift) % length
+    starting = jnp.cumprod(conflicts(tokens, mask).astype(jnp.int32), axis=-1)
+    return weights(starting > 0) * weights(jnp.take_along_axis(ending, back, axis=-1) > 0)
+
+
+class ConflictDiagnostics(NamedTuple):
+    """How much of each completion counts."""
+
+    ratio: Array
+    """`[..., G, T]`"""
+    weights: Array
+    """`[..., G, T]` 0, 1 or 2 (4 for runs) of each token."""
+    kept: Array
+    """`[..., G]` completions that are not dropped for their entropy."""
+
+
+def gtpo(
+    log_probs: ArrayLike,
+    old_log_probs: ArrayLike,
+    entropy: ArrayLike,
+    advantages: ArrayLike,
+    weights: ArrayLike,
+    mask: ArrayLike,
+    *,
+    initial_entropy: ArrayLike,
+    coefficient: ArrayLike = 0.1,
+    threshold: ArrayLike = LOG_2,
+) -> TokenLoss:
+    """`-keep (A - coefficient <H>) w weight`, to be reduced by `sequence_mean`.
+
+    `<H>` is a completion's mean entropy, no gradient in it (not stated). A completion is kept if it
+    is at most the threshold, or if the initial entropy was above it: any distribution with
+    `max p <= 1/2` has at least log 2. The weights are of `conflict_weights`, the advantages
+    rewards less their mean, without scale. With weights 1, coefficient 0 and everything kept it is
+    `-A w`. Shapes: `[..., G, T]`, advantages `[..., G]`.
+
+    Reference: GTPO (arXiv:2508.03772), and its code, which has threshold .7, no exception for the
+    initial entropy, and divides by the number of conflicting tokens.
+    """
+    log_probs, mask, (old_log_probs, entropy, weights) = masked(
+        log_probs, mask, old_log_probs=old_log_probs, entropy=entropy, weights=weights
+    )
+    ratio = jnp.exp(log_probs - old_log_probs)
+    advantages = checks.as_float("advantages", advantages).astype(ratio.dtype)
+    lengths = jnp.maximum(jnp.sum(mask, axis=-1, dtype=jnp.int32), 1)
+    mean_entropy = jnp.sum(entropy, axis=-1) / lengths.astype(ratio.dtype)
+    kept = (initial_entropy > threshold) | (mean_entropy <= threshold)
+    gain = jnp.where(kept, advantages - coefficient * mean_entropy, 0)
+    loss = jnp.where(mask, -gain[..., None] * ratio * weights, 0)
+    return TokenLoss(loss, ConflictDiagnostics(jax.lax.stop_gradient(ratio), weights, kept))

@@ -1,0 +1,47 @@
+"""SPAE (arXiv:2601.03823): credit by the progress of each step."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jdiv import checks
+
+
+def step_potential(correctness: ArrayLike, confidence: ArrayLike) -> Array:
+    """SPAE's potential `3/2 a c + a/2 - c` of a step: 1 if sure and right, -1 if sure and wrong.
+
+    Correctness a is the probability of the right answer and confidence c in [0, 1], both of answers
+    forced at the end of the step; 0 for neither. Shapes: any, twice the same.
+
+    Reference: SPAE (arXiv:2601.03823), code at 1f8c839.
+    """
+    correctness = checks.as_float("correctness", correctness)
+    confidence = checks.as_float("confidence", confidence).astype(correctness.dtype)
+    return 1.5 * correctness * confidence + 0.5 * correctness - confidence
+
+
+def spae_advantages(
+    advantages: ArrayLike,
+    potential: ArrayLike,
+    *,
+    saturation: ArrayLike = 0.9,
+    damping: ArrayLike,
+    shaping: ArrayLike,
+) -> Array:
+    """`A (1 - damping [saturated before]) + shaping (Phi_k - Phi_(k-1))` for each step.
+
+    Credit of the outcome is less once the potential has been above its saturation, and what a step
+    adds to the potential counts, 0 for the first. Known are these two terms in words, and the
+    threshold and the difference from the released probe; how they combine is inferred.
+    Shapes: advantages `[...]`, potential `[..., steps]`, to `[..., steps]`.
+
+    Reference: SPAE (arXiv:2601.03823), abstract, and its code at 1f8c839.
+    """
+    potential = checks.as_float("potential", potential)
+    advantages = checks.as_float("advantages", advantages).astype(potential.dtype)
+    before = jnp.concatenate([potential[..., :1], potential[..., :-1]], axis=-1)
+    above = jnp.cumsum((potential > saturation).astype(jnp.int32), axis=-1)
+    saturated = jnp.concatenate([jnp.zeros_like(above[..., :1]), above[..., :-1]], axis=-1) > 0
+    kept = jnp.where(saturated, 1 - damping, 1)
+    return jax.lax.stop_gradient(advantages[..., None] * kept + shaping * (potential - before))

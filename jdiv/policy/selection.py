@@ -1,0 +1,69 @@
+"""The largest scores of a whole batch of tokens, also where it is divided over devices."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jdiv import parallel
+
+
+def _count(mask: Array, axis_name: str | None) -> Array:
+    return parallel.sum_over(jnp.sum(mask, dtype=jnp.int32), axis_name)
+
+
+def _mean(x: Array, mask: Array, axis_name: str | None) -> Array:
+    """Mean of what the mask keeps over the whole batch, 0 for none."""
+    total = parallel.sum_over(jnp.sum(jnp.where(mask, x, 0)), axis_name)
+    return total / jnp.maximum(_count(mask, axis_name), 1).astype(x.dtype)
+
+
+def _share_of(count: Array, share: ArrayLike, dtype) -> Array:
+    """That share of so many, at least one."""
+    return jnp.maximum(jnp.floor(share * count.astype(dtype)), 1).astype(jnp.int32)
+
+
+def kth_largest(
+    scores: Array, eligible: Array, count: ArrayLike, *, axis_name: str | None = None
+) -> Array:
+    """The `count`-th largest of the eligible scores of the whole batch, -inf if there are fewer.
+
+    Found bit by bit, because counting is all that devices have to do together. Shapes: any, twice
+    the same, to `[]`.
+
+    >>> float(kth_largest(jnp.array([3.0, 1.0, 2.0]), jnp.array([True, True, True]), 2))
+    2.0
+    """
+    scores = jax.lax.stop_gradient(jnp.where(eligible, scores, -jnp.inf)) + 0.0  # no negative zero
+    bits = jnp.finfo(scores.dtype).bits
+    word = {32: jnp.uint32, 64: jnp.uint64}[bits]
+    one, top = jnp.ones((), word), jnp.array(1 << (bits - 1), word)
+
+    def key(x: Array) -> Array:  # in the order of the numbers
+        pattern = jax.lax.bitcast_convert_type(x, word)
+        return jnp.where(pattern >= top, ~pattern, pattern | top)
+
+    keys = key(scores)
+
+    def settle(i: Array, found: Array) -> Array:
+        trial = found | (one << jnp.asarray(bits - 1 - i, word))
+        enough = _count((keys >= trial) & eligible, axis_name) >= count
+        return jnp.where(enough, trial, found)
+
+    found = jax.lax.fori_loop(0, bits, settle, jnp.zeros((), word))
+    found = jnp.maximum(found, key(jnp.full((), -jnp.inf, scores.dtype)))
+    pattern = jnp.where(found >= top, found ^ top, ~found)
+    return jax.lax.bitcast_convert_type(pattern, scores.dtype)
+
+
+def among_largest(
+    scores: Array, eligible: Array, count: ArrayLike, *, axis_name: str | None = None
+) -> Array:
+    """Which of the eligible are the `count` with the largest scores, or equal to the last of them.
+
+    Shapes: any, twice the same, to the same.
+
+    >>> among_largest(jnp.array([3.0, 1.0, 2.0, 2.0]), jnp.full(4, True), 2).tolist()
+    [True, False, True, True]
+    """
+    return eligible & (scores >= kth_largest(scores, eligible, count, axis_name=axis_name))

@@ -1,0 +1,147 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdiv.policy.clipped import cispo, gspo, ppo_clip, reinforce
+from jdiv.policy.tokens import sequence_mean
+
+RNG = np.random.default_rng(0)
+
+
+N, T = 16, 5
+
+
+OLD = RNG.normal(size=(N, T)) - 2
+
+
+NEW = OLD + 0.4 * RNG.normal(size=(N, T))
+
+
+MASK = np.arange(T) < RNG.integers(0, T + 1, N)[:, None]
+MASK[:3] = [[False] * T, [True] * T, [True] + [False] * (T - 1)]
+
+
+ADVANTAGES = RNG.normal(size=N)
+
+
+LOSSES = {
+    "ppo": ppo_clip,
+    "higher": functools.partial(ppo_clip, high=0.28),
+    "gspo": functools.partial(gspo, low=0.1, high=0.1),
+    "cispo": functools.partial(cispo, low=0.1, high=0.2),
+    "open": functools.partial(cispo, high=jnp.inf),
+    "reinforce": lambda new, old, advantages, mask: reinforce(new, advantages, mask),
+}
+
+
+def hidden(x, with_=np.nan):
+    """What a caller might have behind the end."""
+    return np.where(MASK, x, with_)
+
+
+@functools.cache
+def evaluated():
+    """Of every loss the values, the evidence, and the gradient of the sum."""
+
+    def of(loss):
+        def total(new):
+            found = loss(new, hidden(OLD, np.inf), ADVANTAGES, MASK)
+            return jnp.sum(found.loss), found
+
+        return jax.grad(total, has_aux=True)(hidden(NEW))
+
+    found = jax.jit(lambda: {name: of(loss) for name, loss in LOSSES.items()})()
+    return jax.tree.map(np.asarray, found)
+
+
+def ppo(w, a, low, high):
+    return -np.minimum(w * a, np.clip(w, 1 - low, 1 + high) * a)
+
+
+def slope(f, w):
+    """Of `f(w)` by log w."""
+    return (f(w * np.exp(1e-6)) - f(w * np.exp(-1e-6))) / 2e-6
+
+
+def test_losses_per_token():
+    w, a = np.exp(NEW - OLD), np.broadcast_to(ADVANTAGES[:, None], MASK.shape)
+    clipped = {
+        "ppo": ((a > 0) & (w > 1.2)) | ((a < 0) & (w < 0.8)),
+        "higher": ((a > 0) & (w > 1.28)) | ((a < 0) & (w < 0.8)),
+        "cispo": (w > 1.2) | (w < 0.9),
+        "open": np.zeros_like(MASK),
+        "reinforce": np.zeros_like(MASK),
+    }
+    expected = {
+        "ppo": (ppo(w, a, 0.2, 0.2), slope(lambda w: ppo(w, a, 0.2, 0.2), w)),
+        "higher": (ppo(w, a, 0.2, 0.28), slope(lambda w: ppo(w, a, 0.2, 0.28), w)),
+        "cispo": (-np.clip(w, 0.9, 1.2) * a * NEW, -np.clip(w, 0.9, 1.2) * a),
+        "open": (-w * a * NEW, -w * a),
+        "reinforce": (-a * NEW, -a),
+    }
+    for name, (loss, by_log_prob) in expected.items():
+        gradient, found = evaluated()[name]
+        np.testing.assert_allclose(found.loss, np.where(MASK, loss, 0), rtol=1e-12)
+        np.testing.assert_allclose(gradient, np.where(MASK, by_log_prob, 0), rtol=1e-6)
+        np.testing.assert_array_equal(found.aux.clipped, clipped[name] & MASK)
+        if name != "reinforce":
+            np.testing.assert_allclose(found.aux.ratio, np.where(MASK, w, 0))
+    assert clipped["ppo"][MASK].sum() > 3
+
+
+def test_gspo_is_the_loss_of_sequences():
+    gradient, found = evaluated()["gspo"]
+    length = np.maximum(MASK.sum(axis=1), 1)
+    s = np.exp(np.where(MASK, NEW - OLD, 0).sum(axis=1) / length)
+    loss = ppo(s, ADVANTAGES, 0.1, 0.1)
+    by_mean = slope(lambda s: ppo(s, ADVANTAGES, 0.1, 0.1), s)
+    np.testing.assert_allclose(found.loss, np.where(MASK, loss[:, None], 0))
+    # Each token has the whole slope, and an average over the sequence divides by its length.
+    np.testing.assert_allclose(gradient, np.where(MASK, by_mean[:, None], 0), rtol=1e-6, atol=1e-12)
+    averaged = sequence_mean(found.loss, MASK)
+    np.testing.assert_allclose(averaged, loss[MASK.any(axis=1)].mean())
+    # One token: PPO.
+    one = MASK.sum(axis=1) == 1
+    there = functools.partial(gspo, low=0.2, high=0.2)
+    single = there(hidden(NEW)[one], hidden(OLD)[one], ADVANTAGES[one], MASK[one])
+    np.testing.assert_allclose(single.loss, evaluated()["ppo"][1].loss[one])
+
+
+def test_without_a_step_all_have_the_policy_gradient():
+    def gradients(new):
+        old = jax.lax.stop_gradient(new)
+        return {
+            name: jax.grad(lambda x, loss=loss: jnp.sum(loss(x, old, ADVANTAGES, MASK).loss))(new)
+            for name, loss in LOSSES.items()
+        }
+
+    for gradient in jax.jit(gradients)(hidden(NEW)).values():
+        np.testing.assert_allclose(gradient, np.where(MASK, -ADVANTAGES[:, None], 0), rtol=1e-14)
+
+
+def test_extreme_ratios_and_half_precision():
+    old = jnp.full((3, 5), -310, jnp.float32)
+    new = old + jnp.array([80, -80, 300, -300, 0], jnp.float32)[None]
+    advantages = jnp.array([1, 0, -1], jnp.float32)
+    # Nothing bounds a ratio of e^300 whose advantage is negative.
+    mask = jnp.full((3, 5), True).at[2, 2].set(False)
+
+    @jax.jit
+    def of(new):
+        def both(loss):
+            value = loss(new, old, advantages, mask).loss
+            return value, jax.grad(lambda x: jnp.sum(loss(x, old, advantages, mask).loss))(new)
+
+        return {name: both(LOSSES[name]) for name in ("ppo", "gspo", "cispo")}
+
+    for name, (loss, gradient) in of(new).items():
+        assert np.isfinite(gradient).all(), name
+        assert np.isfinite(loss).all(), name
+        assert loss.dtype == jnp.float32
+        assert (gradient[1] == 0).all()
+    half = jnp.array([[-1.0, -2.0]], jnp.bfloat16)
+    found = ppo_clip(half, half + 0.5, jnp.ones(1, jnp.bfloat16), jnp.full((1, 2), True))
+    assert found.loss.dtype == jnp.float32
+    np.testing.assert_allclose(found.loss, -np.exp(np.float32(-0.5)) * np.ones((1, 2)), rtol=1e-6)

@@ -1,0 +1,202 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdiv import estimators
+from jdiv.policy.advantages import grpo_advantages
+from jdiv.policy.clipped import ppo_clip, reinforce
+from jdiv.policy.kl_terms import kl_penalty, kl_rewards, sequence_kl_penalty
+from jdiv.policy.tokens import to_go, token_mean
+from tests.checks import refused
+
+RNG = np.random.default_rng(0)
+
+
+N, T = 16, 5
+
+
+OLD = RNG.normal(size=(N, T)) - 2
+
+
+NEW = OLD + 0.4 * RNG.normal(size=(N, T))
+
+
+MASK = np.arange(T) < RNG.integers(0, T + 1, N)[:, None]
+MASK[:3] = [[False] * T, [True] * T, [True] + [False] * (T - 1)]
+
+
+def hidden(x, with_=np.nan):
+    """What a caller might have behind the end."""
+    return np.where(MASK, x, with_)
+
+
+# One or two tokens of three: token 0 ends at once. Row 0 of logits is the first token's, row 1 + a
+# the second's after a.
+SEQUENCES = [(0,)] + [(a, b) for a in (1, 2) for b in range(3)]
+
+
+COUNTS = np.array([[True, len(s) == 2] for s in SEQUENCES])
+
+
+ROWS = np.array([[0, s[0]] for s in SEQUENCES])
+
+
+TAKEN = np.array([[s[0], s[-1]] for s in SEQUENCES])
+
+
+POLICY, REFERENCE, OTHER = (RNG.normal(size=(3, 3)) for _ in range(3))
+
+
+def sequence_logs(logits):
+    log_p = jax.nn.log_softmax(logits, axis=-1)[ROWS, TAKEN]
+    return jnp.where(COUNTS, log_p, np.nan)
+
+
+def probabilities(logits):
+    return jnp.exp(jnp.sum(jnp.where(COUNTS, sequence_logs(logits), 0), axis=1))
+
+
+def exact_kl(logits, reference):
+    p, q = probabilities(logits), probabilities(reference)
+    return jnp.sum(p * jnp.log(p / q))
+
+
+@functools.cache
+def kl_gradients():
+    """Expected gradients by estimator and placement, and the two of KL."""
+
+    def terms(logits):
+        log_p, log_ref, log_old = map(sequence_logs, (logits, REFERENCE, OTHER))
+        of_policy = jax.lax.stop_gradient(probabilities(logits))
+        of_old = probabilities(OTHER)
+        rewards = jnp.zeros(len(SEQUENCES))
+        found = {}
+        for name in ("k1", "k2", "k3"):
+            k = {"estimator": getattr(estimators, f"kl_{name}")}
+            token = kl_penalty(log_p, log_ref, COUNTS, **k)
+            found[name, "token"] = of_policy @ token.sum(axis=1)
+            found[name, "sequence"] = of_policy @ sequence_kl_penalty(log_p, log_ref, COUNTS, **k)
+            for old, weight, where in (
+                (log_old, of_old, "off-policy"),
+                (jax.lax.stop_gradient(log_p), of_policy, "on-policy"),
+            ):
+                k["old_log_probs"] = old
+                for weights in ("token", "prefix"):
+                    token = kl_penalty(log_p, log_ref, COUNTS, weights=weights, **k)
+                    found[name, weights, where] = weight @ token.sum(axis=1)
+                found[name, "weighted sequence", where] = weight @ sequence_kl_penalty(
+                    log_p, log_ref, COUNTS, **k
+                )
+        paid = kl_rewards(rewards, log_p, log_ref, COUNTS, coefficient=0.5)
+        for name, returns in (
+            ("to go", to_go(paid, COUNTS)),
+            ("whole", jnp.sum(paid, axis=1)),
+        ):
+            loss = reinforce(log_p, returns, COUNTS).loss
+            found["reward", name] = of_policy @ loss.sum(axis=1) / 0.5
+        return found
+
+    gradients = jax.jit(jax.jacrev(terms))(POLICY)
+    true = jax.grad(exact_kl)(POLICY, REFERENCE)
+    other = jax.grad(exact_kl, argnums=1)(REFERENCE, POLICY)
+    return jax.tree.map(np.asarray, (gradients, true, other))
+
+
+def test_kl_placements_that_are_exact():
+    gradients, true, other = kl_gradients()
+    exact = [("reward", "to go"), ("reward", "whole"), ("k2", "sequence")]
+    for where in ("off-policy", "on-policy"):
+        for name in ("k1", "k3"):
+            exact += [(name, "prefix", where), (name, "weighted sequence", where)]
+    for key in exact:
+        np.testing.assert_allclose(gradients[key], true, atol=1e-15, err_msg=str(key))
+    np.testing.assert_allclose(gradients["k3", "sequence"], other, atol=1e-15)
+    for kind in ("token", "sequence"):
+        np.testing.assert_allclose(gradients["k1", kind], 0, atol=1e-15)
+
+
+def test_kl_placements_that_are_not():
+    gradients, true, _ = kl_gradients()
+    size = np.linalg.norm(true)
+    for key in [("k2", "token"), ("k3", "token"), ("k2", "prefix", "off-policy")] + [
+        (name, "token", where) for name in ("k1", "k3") for where in ("off-policy", "on-policy")
+    ]:
+        assert np.linalg.norm(gradients[key] - true) > 0.02 * size, key
+    # On-policy the weighted ones are k2's: all leave out the later tokens.
+    for name in ("k1", "k3"):
+        np.testing.assert_allclose(
+            gradients[name, "token", "on-policy"], gradients["k2", "token"], atol=1e-15
+        )
+
+
+def test_kl_of_one_token_published():
+    """One step off-policy: by policy (.5, .3, .2), old (.2, .5, .3) and reference (.3, .3, .4)."""
+    p, old, ref = (np.log(x) for x in ([0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4]))
+    true = [0.197021, -0.035035, -0.161986]
+
+    def loss(logits, name, weighted):
+        log_p = jax.nn.log_softmax(logits)[:, None]
+        penalty = kl_penalty(
+            log_p, ref[:, None], np.full((3, 1), True),
+            estimator=getattr(estimators, f"kl_{name}"),
+            old_log_probs=old[:, None] if weighted else None,
+        )  # fmt: skip
+        return np.exp(old) @ penalty[:, 0]
+
+    for name, weighted, expected in (
+        ("k1", True, true),
+        ("k3", True, true),
+        ("k2", True, [0.205616, -0.069019, -0.136597]),
+        ("k3", False, [0.190, 0.066, -0.256]),
+    ):
+        found = jax.grad(loss)(p, name, weighted)
+        np.testing.assert_allclose(found, expected, atol=6e-7 if weighted else 6e-4)
+
+
+def test_rewards_of_tokens():
+    rewards = RNG.normal(size=N)
+    found = kl_rewards(rewards, hidden(NEW), hidden(OLD), MASK, coefficient=0.3)
+    for i in range(N):
+        kept = np.flatnonzero(MASK[i])
+        expected = np.where(MASK[i], -0.3 * (NEW[i] - OLD[i]), 0)
+        if kept.size:
+            expected[kept[-1]] += rewards[i]
+        np.testing.assert_allclose(found[i], expected, atol=1e-15)
+    sums = [np.where(MASK[i], np.cumsum(np.asarray(found)[i][::-1])[::-1], 0) for i in range(N)]
+    np.testing.assert_allclose(to_go(found, MASK), sums, atol=1e-14)
+    free = kl_rewards(rewards, hidden(NEW), hidden(OLD), MASK, coefficient=0.0)
+    np.testing.assert_allclose(free.sum(axis=1), rewards * MASK.any(axis=1))
+
+
+def test_kl_of_extreme_ratios():
+    far = jnp.array([[80.0, -80.0, 0.0, np.nan]], jnp.float32)
+    mask = jnp.array([[True, True, True, False]])
+    still = jnp.zeros_like(far)
+
+    def terms(x):
+        return jnp.stack([
+            kl_penalty(x, still, mask, estimator=k).sum()
+            for k in (estimators.kl_k1, estimators.kl_k2, estimators.kl_k3)
+        ] + [
+            kl_penalty(x, x + 1, mask, old_log_probs=still, weights=weights).sum()
+            for weights in ("token", "prefix")
+        ])  # fmt: skip
+
+    assert np.isfinite(terms(far)).all()
+    assert np.isfinite(jax.jacrev(terms)(far)).all()
+
+
+def test_refusals():
+    ones = jnp.ones((2, 3))
+    mask = jnp.full((2, 3), True)
+    refused(TypeError, ("mask", "boolean"), lambda: ppo_clip(ones, ones, ones, ones))
+    refused(TypeError, ("mask", "boolean"), lambda: token_mean(ones, ones))
+    refused(ValueError, ("log_probs", "mask"), lambda: reinforce(ones, ones, mask[:, :2]))
+    refused(ValueError, ("advantages",), lambda: reinforce(ones, ones[:1], mask))
+    refused(TypeError, ("rewards",), lambda: grpo_advantages(jnp.ones((2, 3), jnp.int32)))
+    refused(
+        ValueError, ("weights", "prefix"),
+        lambda: kl_penalty(ones, ones, mask, weights="prefixes"),
+    )  # fmt: skip
