@@ -3,12 +3,15 @@
 import ast
 import inspect
 import itertools
+import pathlib
 
 import pytest
 
 from configs import defaults
 from experiments import run
-from experiments.lab import commands, records, sweeps
+from experiments.lab import census, commands, records, settings
+from experiments.lab.claims import sound
+from experiments.lab.job import from_config
 
 PATHS = commands.configs()
 STEMS = [str(path.relative_to(records.ROOT / "configs").with_suffix("")) for path in PATHS]
@@ -31,12 +34,14 @@ def test_every_experiment_has_a_config_and_the_other_way_round():
 
 @pytest.mark.parametrize(("stem", "scale"), list(itertools.product(STEMS, defaults.SCALES)))
 def test_every_config_resolves_and_expands(stem, scale):
-    config = run.load(f"configs/{stem}.py:{scale}")
+    config = settings.load(f"configs/{stem}.py:{scale}")
     assert (config.experiment, config.scale) == (stem, scale)
-    assert run.load(f"configs/{stem}.py").scale == "quick"
-    experiment = run.checked(config)
-    grid = sweeps.sweep(config.sweep, config.zipped)
-    assert sum(len(group.index) for group in sweeps.groups(grid, experiment.TRACED)) >= 1
+    assert settings.load(f"configs/{stem}.py").scale == "quick"
+    job = from_config(config, pathlib.Path("unused"))
+    assert sum(len(group.index) for group in job.groups) == len(job.points) >= 1
+    for claim in job.claims:
+        for override in claim.reruns:
+            assert job.changed(override, job.folder).config != config
 
 
 @pytest.mark.parametrize("path", PATHS, ids=STEMS)
@@ -48,12 +53,11 @@ def test_every_config_says_what_and_how(path):
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_every_experiment_runs_and_every_control_refutes_its_claim(stem, tmp_path):
-    config = run.load(f"configs/{stem}.py:smoke")
-    experiment = run.checked(config)
-    entries = run.execute(experiment, config, tmp_path, command=f"smoke {stem}")
+    job = from_config(settings.load(f"configs/{stem}.py:smoke"), tmp_path)
+    entries = run.execute(job, f"smoke {stem}")
     assert entries
     assert len({entry["name"] for entry in entries}) == len(entries)
-    assert [entry["name"] for entry in entries if not run.sound(entry)] == []
+    assert [entry["name"] for entry in entries if not sound(entry)] == []
     captions = records.read_json(tmp_path / "figures" / "captions.json")
     assert captions
     assert all(caption.endswith(".") for caption in captions.values())
@@ -61,4 +65,14 @@ def test_every_experiment_runs_and_every_control_refutes_its_claim(stem, tmp_pat
         assert {path.suffix for path in (tmp_path / "figures").glob(f"{name}.*")} == {
             ".png", ".pdf",
         }  # fmt: skip
-    assert inspect.getdoc(experiment)
+    assert inspect.getdoc(job.experiment)
+
+
+def test_every_experiment_runs_the_wrong_thing_anew_for_a_claim():
+    counts = list(census.census())
+    assert [count.experiment for count in counts] == STEMS
+    assert [count.experiment for count in counts if not count.rerun] == []
+
+
+def test_no_config_has_a_language_of_its_own_for_claims():
+    assert [stem for stem in STEMS if "claims" in settings.load(f"configs/{stem}.py")] == []
