@@ -6,7 +6,6 @@ the reference numbers are an independent computation of this toy.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
 from experiments.lab.plots import COLOURS, Picture
-from jdiv import divergences, generators, regularized
+from jdiv import divergences, generators, regularized, roots
 from jdiv.alignment import margins, preference
 from jdiv.divergences import sums
 from jdiv.divergences.generators import Generator
@@ -74,53 +73,6 @@ IMDB = {
     "alpha .7": 4.09,
     "FKL": 4.12,
 }
-
-
-class Minimum(NamedTuple):
-    """Where a loss has its minimum, with the evidence."""
-
-    x: Array
-    value: Array
-    slope: Array
-    """The largest derivative there."""
-
-
-def minimise(loss: Callable[[Array], Array], start: Array, iterations: int) -> Minimum:
-    """Newton's method with a damping that adapts; the absolute curvature leaves saddle points.
-
-    No logit moves by more than 1 in a step, for nothing comes back from probability zero, where the
-    slope is zero, too; what belongs there loses a factor e in each step.
-    """
-
-    def everything(x):
-        def gradient(x):
-            value, slope = jax.value_and_grad(loss)(x)
-            return slope, (value, slope)
-
-        curvature, (value, slope) = jax.jacfwd(gradient, has_aux=True)(x)
-        return value, slope, curvature
-
-    def step(_, state):
-        x, value, slope, curvature, damping = state
-        sizes, directions = jnp.linalg.eigh(curvature)
-        newton = directions @ ((directions.T @ slope) / (jnp.abs(sizes) + damping))
-        newton = newton / jnp.maximum(jnp.max(jnp.abs(newton)), 1)
-        moved = x - jnp.where(jnp.max(jnp.abs(slope)) > 1e-14, newton, 0)  # else it is rounding
-        there = everything(moved)
-        better = there[0] <= value + 1e-15
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(better, new, old),
-            (moved, *there),
-            (x, value, slope, curvature),
-        )
-        return *kept, jnp.where(better, jnp.maximum(damping / 8, 1e-14), damping * 8)
-
-    nothing = jnp.zeros_like(start)
-    state = start, jnp.asarray(jnp.inf, start.dtype), nothing, jnp.diag(nothing)
-    x, value, slope, *_ = jax.lax.fori_loop(
-        0, iterations, step, (*state, jnp.ones((), start.dtype))
-    )
-    return Minimum(x, value, jnp.max(jnp.abs(slope)))
 
 
 def coordinates(config: ConfigDict) -> dict[str, object]:
@@ -231,7 +183,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         s = scores(jax.nn.log_softmax(logits))
         return jnp.sum(pairs * win * margins.logistic(s[:, None] - s[None, :]))
 
-    fit = minimise(loss, log_ref, config.iterations)
+    fit = roots.minimize(loss, log_ref, config.iterations)
     log_pi = jax.nn.log_softmax(fit.x)
     pair = jnp.broadcast_arrays(
         log_pi[:, None], log_pi[None, :], log_ref[:, None], log_ref[None, :]
