@@ -49,7 +49,7 @@ def greedy(
     in every argument, the parameters of the generator included; the gradient of `value` by
     `values` is the policy. Call it under jit: an eager call compiles its solver again.
 
-    >>> policy = greedy(jnp.array([1.0, 0.0]), jnp.zeros(2), 0.5, generators.pearson_chi2())
+    >>> policy = greedy(jnp.array([1.0, 0.0]), jnp.zeros(2), 0.5, generator=generators.pearson_chi2())
     >>> [f"{p:.4f}" for p in jnp.exp(policy.log_policy)], policy.value.item()
     (['0.7500', '0.2500'], 0.625)
 
@@ -72,7 +72,7 @@ def greedy(
             f"temperature must be a number or of shape {values.shape[:-1]}, got {temperature.shape}"
         )
     temperature = jnp.broadcast_to(temperature, values.shape[:-1])
-    generator = jax.tree.map(lambda x: jnp.asarray(x, dtype), generator)
+    generator = generator.astype(dtype)
     log_ref = numerics.log_softmax(ref_logits.astype(dtype))
 
     # Only the reference's support competes, and only differences to its best value matter.
@@ -203,7 +203,7 @@ def greedy_between(
     Actions without mass in both stay at zero. Not for total variation, whose slope has no inverse.
 
     >>> even, most = jnp.zeros(2), jnp.log(jnp.array([0.8, 0.2]))
-    >>> best = greedy_between(jnp.zeros(2), even, most, 1.0, 1.0, generators.kl())
+    >>> best = greedy_between(jnp.zeros(2), even, most, 1.0, 1.0, generator=generators.kl())
     >>> [f"{p:.4f}" for p in jnp.exp(best.log_policy)]
     ['0.6667', '0.3333']
 
@@ -224,7 +224,7 @@ def greedy_between(
     if isinstance(generator, KL):
         mixed = (weights[0] * anchors[0] + weights[1] * anchors[1]) / total
         shift = total * jax.nn.logsumexp(mixed, axis=-1, keepdims=True)
-        return greedy(values + shift, mixed, total, generator)
+        return greedy(values + shift, mixed, total, generator=generator)
 
     lower, upper = jnp.minimum(*anchors), jnp.maximum(*anchors)
     supported = lower > -jnp.inf
@@ -289,12 +289,12 @@ def fenchel_young(
     temperature * KL(target‖greedy policy). Shapes: `[..., n]` three times to `[...]`.
 
     >>> even = jnp.zeros(2)
-    >>> print(f"{fenchel_young(jnp.array([1.0, 0.0]), even, even, 1.0, generators.kl()):.4f}")
+    >>> print(f"{fenchel_young(jnp.array([1.0, 0.0]), even, even, 1.0, generator=generators.kl()):.4f}")
     0.1201
 
     Reference: Blondel, Martins and Niculae 2020 (arXiv:1901.02324), Definition 2.
     """
-    best = greedy(values, ref_logits, temperature, generator).value
+    best = greedy(values, ref_logits, temperature, generator=generator).value
     cost = categorical.f_divergence(generator, target_logits, ref_logits)
     target = jnp.exp(numerics.log_softmax(checks.as_float("target_logits", target_logits)))
     payoff = jnp.sum(jnp.where(target > 0, target * values, 0), axis=-1)
@@ -325,7 +325,7 @@ def entmax_loss(scores: ArrayLike, target_logits: ArrayLike, *, alpha: ArrayLike
     """
     scores = checks.as_float("scores", scores)
     _, uniform, temperature, generator = _tsallis_entropy(scores, alpha)
-    return fenchel_young(scores, target_logits, uniform, temperature, generator)
+    return fenchel_young(scores, target_logits, uniform, temperature, generator=generator)
 
 
 def sparsemax(scores: ArrayLike) -> Array:

@@ -14,7 +14,7 @@ PARAMETERS = {
     "neyman_chi2": {},
     "le_cam": {},
     "alpha": {"alpha": 0.7},
-    "tsallis": {"q_index": 1.6},
+    "tsallis": {"index": 1.6},
 }
 """Every row of the table, with a value for its parameter that is no special case."""
 

@@ -31,13 +31,13 @@ def row(name):
 
 @functools.cache
 def solver(name):
-    return jax.jit(lambda v, ref, temperature: regularized.greedy(v, ref, temperature, row(name)))
+    return jax.jit(lambda v, ref, temperature: regularized.greedy(v, ref, temperature, generator=row(name)))
 
 
 @functools.cache
 def gradients_of_value(name):
     """By values, reference and temperature."""
-    value = lambda *x: regularized.greedy(*x, row(name)).value
+    value = lambda *x: regularized.greedy(*x, generator=row(name)).value
     return jax.jit(jax.grad(value, (0, 1, 2)))
 
 
@@ -269,10 +269,10 @@ def test_the_policy_is_differentiable(name):
     """
 
     def policy(v, ref, temperature):
-        return jnp.exp(regularized.greedy(v, ref, temperature, row(name)).log_policy)
+        return jnp.exp(regularized.greedy(v, ref, temperature, generator=row(name)).log_policy)
 
     def value(v, ref, temperature):
-        return regularized.greedy(v, ref, temperature, row(name)).value
+        return regularized.greedy(v, ref, temperature, generator=row(name)).value
 
     def both(*x):
         return jax.jacobian(policy, (0, 1, 2))(*x), jax.hessian(value)(*x)
@@ -294,7 +294,7 @@ def test_the_policy_is_differentiable(name):
 
 def test_gradient_by_the_generators_parameter():
     def value(a):
-        return regularized.greedy(VALUES, REF, 0.35, generators.alpha(a)).value
+        return regularized.greedy(VALUES, REF, 0.35, generator=generators.alpha(a)).value
 
     sweep = jax.jit(jax.vmap(jax.value_and_grad(value)))
     orders = jnp.array([-1.0, 0.0, 0.4, 1.0, 2.0])
@@ -312,7 +312,7 @@ def test_same_under_every_transformation(name, same_everywhere):
     values, ref = (jnp.array(rng.normal(size=(8, 3, 5))) for _ in range(2))
 
     def outputs(values, ref):
-        ours = regularized.greedy(values, ref, 0.5, row(name))
+        ours = regularized.greedy(values, ref, 0.5, generator=row(name))
         return jnp.exp(ours.log_policy), ours.value, ours.normaliser
 
     same_everywhere(outputs, values, ref, rtol=1e-11)
@@ -326,7 +326,7 @@ def test_losses_and_entmax_under_every_transformation(same_everywhere):
     scores, target = (jnp.array(rng.normal(size=(8, 3, 5))) for _ in range(2))
 
     def outputs(scores, target):
-        loss = regularized.fenchel_young(scores, target, target, 0.7, row("le_cam"))
+        loss = regularized.fenchel_young(scores, target, target, 0.7, generator=row("le_cam"))
         return loss, regularized.entmax_loss(scores, target), regularized.entmax(scores)
 
     same_everywhere(outputs, scores, target, rtol=1e-11)
@@ -399,7 +399,7 @@ def test_fenchel_young_loss_of_every_generator(name):
 
     @jax.jit
     def loss_and_gradient(scores, target):
-        f = lambda v: regularized.fenchel_young(v, target, even, 0.7, row(name))
+        f = lambda v: regularized.fenchel_young(v, target, even, 0.7, generator=row(name))
         value, pullback = jax.vjp(f, scores)
         return value, pullback(jnp.ones(20))[0]
 
@@ -421,7 +421,7 @@ PREVIOUS = np.log([0.4, 0.3, 0.1, 0.15, 0.05])
 @functools.cache
 def between(name):
     def value(v, ref, previous, a, b):
-        best = regularized.greedy_between(v, ref, previous, a, b, row(name))
+        best = regularized.greedy_between(v, ref, previous, a, b, generator=row(name))
         return best.value, best
 
     return jax.jit(jax.value_and_grad(value, argnums=(0, 3, 4), has_aux=True))
@@ -481,24 +481,24 @@ def test_twice_the_same_reference_is_greedy(name):
 def test_refusals_name_the_argument():
     kl, x = generators.kl(), jnp.zeros(3)
     with pytest.raises(ValueError, match=r"^temperature must be positive and finite, got -1\.0$"):
-        regularized.greedy(x, x, -1.0, kl)
+        regularized.greedy(x, x, -1.0, generator=kl)
     with pytest.raises(ValueError, match=r"^temperature must be positive and finite, got 0"):
-        jax.jit(lambda x: regularized.greedy(x, x, 0, kl))(x)
+        jax.jit(lambda x: regularized.greedy(x, x, 0, generator=kl))(x)
     with pytest.raises(ValueError, match=r"^values and ref_logits must have the same shape"):
-        regularized.greedy(x, jnp.zeros(4), 1.0, kl)
+        regularized.greedy(x, jnp.zeros(4), 1.0, generator=kl)
     with pytest.raises(
         TypeError, match=r"^values must be a floating-point array, got dtype int64$"
     ):
-        regularized.greedy(jnp.array([1, 2, 3]), x, 1.0, kl)
+        regularized.greedy(jnp.array([1, 2, 3]), x, 1.0, generator=kl)
     with pytest.raises(
         ValueError, match=r"^temperature must be a number or of shape \(\), got \(2,\)$"
     ):
-        regularized.greedy(x, x, jnp.ones(2), kl)
+        regularized.greedy(x, x, jnp.ones(2), generator=kl)
     with pytest.raises(ValueError, match=r"^values must have at least one action"):
-        regularized.greedy(jnp.zeros(0), jnp.zeros(0), 1.0, kl)
+        regularized.greedy(jnp.zeros(0), jnp.zeros(0), 1.0, generator=kl)
     with pytest.raises(TypeError, match=r"^generator must be a row of generators"):
-        regularized.greedy(x, x, 1.0, "kl")
+        regularized.greedy(x, x, 1.0, generator="kl")
     with pytest.raises(TypeError, match=r"^generator must have a slope with an inverse, got total"):
-        regularized.greedy_between(x, x, x, 1.0, 1.0, generators.total_variation())
+        regularized.greedy_between(x, x, x, 1.0, 1.0, generator=generators.total_variation())
     with pytest.raises(ValueError, match=r"^to_previous must be positive and finite, got 0"):
-        regularized.greedy_between(x, x, x, 1.0, 0, kl)
+        regularized.greedy_between(x, x, x, 1.0, 0, generator=kl)

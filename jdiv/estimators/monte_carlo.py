@@ -255,7 +255,7 @@ def _weighted(generator, log_p, log_q, log_weights):
         log_w = jnp.zeros_like(log_p)
     else:
         log_p, log_q, log_w = _per_sample(log_p=log_p, log_q=log_q, log_weights=log_weights)
-    return log_p, log_q, log_w, jax.tree.map(lambda x: jnp.asarray(x, log_p.dtype), generator)
+    return log_p, log_q, log_w, generator.astype(log_p.dtype)
 
 
 def _customary_terms(

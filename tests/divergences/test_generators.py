@@ -31,7 +31,7 @@ CUSTOMARY = {
         {"alpha": 0.7},
         lambda u, alpha: (u**alpha - alpha * u + alpha - 1) / (alpha * (alpha - 1)),
     ),
-    "tsallis": ({"q_index": 1.6}, lambda u, q_index: (u**q_index - u) / (q_index - 1)),
+    "tsallis": ({"index": 1.6}, lambda u, index: (u**index - u) / (index - 1)),
 }
 SMOOTH = [name for name in CUSTOMARY if name != "total_variation"]
 POINTS = [-6.0, -1.5, -1e-3, -1e-8, 0.0, 1e-8, 1e-3, 0.4, 2.0, 8.0]

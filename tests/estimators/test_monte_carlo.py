@@ -52,9 +52,9 @@ CUSTOMARY = {
         lambda u: (mp.mpf(u) ** -0.5 + 0.5 * u - 1.5) / 0.75,
         0,
     ),
-    "tsallis 1.5": ("tsallis", {"q_index": 1.5}, lambda u: (mp.mpf(u) ** 1.5 - u) / 0.5, 1),
-    "tsallis .5": ("tsallis", {"q_index": 0.5}, lambda u: (mp.sqrt(u) - u) / -0.5, 1),
-    "tsallis 1": ("tsallis", {"q_index": 1.0}, lambda u: u * mp.log(u), 1),
+    "tsallis 1.5": ("tsallis", {"index": 1.5}, lambda u: (mp.mpf(u) ** 1.5 - u) / 0.5, 1),
+    "tsallis .5": ("tsallis", {"index": 0.5}, lambda u: (mp.sqrt(u) - u) / -0.5, 1),
+    "tsallis 1": ("tsallis", {"index": 1.0}, lambda u: u * mp.log(u), 1),
 }
 SMOOTH = [name for name in CUSTOMARY if name != "total_variation"]
 ONCE = [name for name in CUSTOMARY if name not in ("alpha 3", "alpha -.5", "tsallis 1")]
