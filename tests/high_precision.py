@@ -74,6 +74,8 @@ def divergence(name, p, q, **parameters):
             return (_power_sum(p, q, a) - 1) / (a * (a - 1))
         case "tsallis":
             return (_power_sum(p, q, x["index"]) - 1) / (x["index"] - 1)
+        case "chi2_kl":
+            return _chi2(p, q) / 2 + x["gamma"] * _kl(p, q)
         case "renyi":
             total = _power_sum(p, q, x["alpha"])
             return mp.inf if total in (0, mp.inf) else mp.log(total) / (x["alpha"] - 1)

@@ -20,8 +20,7 @@ from experiments.lab.claims import Claim
 from experiments.lab.plots import COLOURS, Picture
 from jdiv import divergences, generators, regularized, roots
 from jdiv.alignment import margins, preference
-from jdiv.divergences import sums
-from jdiv.divergences.generators import Generator
+from jdiv.divergences.generator import Generator
 
 TRACED = ("beta", "row")
 # By the field's names: which of the rows below, for powers the exponent, scale and f'(1) of f as
@@ -136,7 +135,7 @@ class Choice(Generator):
 def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     """Optima, fit, equal rewards, entropy at equal reward; the divergence is `factor` times row."""
     number, *power, factor = jnp.array(list(ROWS.values()))[jnp.asarray(point["row"], int)]
-    rows = generators.Power(*power), generators.jensen_shannon(), sums.chi2_kl()
+    rows = generators.Power(*power), generators.jensen_shannon(), generators.chi2_kl()
     row, beta = Choice(number, rows), point["beta"]
     log_ref, reward = jnp.log(jnp.array(config.reference)), jnp.array(config.reward)
     uniform = jnp.full_like(log_ref, -np.log(len(config.reference)))
@@ -162,14 +161,14 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         low, high, _ = state
         middle = (low + high) / 2
         temperature = jnp.concatenate([factor * at, jnp.exp(middle)])
-        best = regularized.greedy(values, references, temperature, row)
+        best = regularized.greedy(values, references, temperature, generator=row)
         above = jnp.exp(best.log_policy[-2:]) @ reward > config.matched_reward
-        found = best.log_policy, best.normaliser[0], best.residual[0]
+        found = best.log_policy, best.normalizer[0], best.residual[0]
         return jnp.where(above, middle, low), jnp.where(above, high, middle), found
 
     zero = jnp.zeros(())
     state = jnp.full(2, -7.0), jnp.full(2, 7.0), (references, zero, zero)
-    *_, (log_policy, normaliser, residual) = jax.lax.fori_loop(0, 54, halve, state)
+    *_, (log_policy, normalizer, residual) = jax.lax.fori_loop(0, 54, halve, state)
     optimum, matched = log_policy[0], log_policy[-2:]
     frontier = jnp.exp(log_policy[2:-2]).reshape(2, count, -1)
 
@@ -191,7 +190,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     of_pairs = preference.f_dpo(*pair, beta=factor * beta, generator=row)
     left = reward - scores(optimum)
     return {
-        "normaliser": normaliser - beta * row.slope_at_one,
+        "normalizer": normalizer - beta * row.slope_at_one,
         "policy": jnp.exp(optimum),
         "residual": residual,
         "spread": jnp.max(left) - jnp.min(left),
@@ -279,7 +278,7 @@ def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
     at, small = results.sel(beta=of.beta), results.sel(beta=of.small_beta)
     table = np.array(list(OPTIMA.values()))
     rows = at.sel(divergence=list(OPTIMA))
-    found = np.column_stack([rows.normaliser, rows.policy.transpose("divergence", "answer")])
+    found = np.column_stack([rows.normalizer, rows.policy.transpose("divergence", "answer")])
     digits = np.array([5.1e-7, *[5.1e-6] * 5])
     failing, repaired = small.sel(divergence=of.failing), small.sel(divergence=of.repaired)
     last = np.array([5.1e-4, *[5.1e-5] * 5])
@@ -342,7 +341,7 @@ def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
             "At beta = .1, to the last digit: lambda and pi* of chi2-PO, all positive; then the"
             " spread of r - beta phi and the excess of its fit.",
             [
-                float(repaired.normaliser),
+                float(repaired.normalizer),
                 *repaired.policy.values,
                 float(repaired.spread),
                 float(repaired.excess),

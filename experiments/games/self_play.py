@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 from experiments.lab.claims import Claim
 from experiments.lab.plots import COLOURS, GREY, Picture
 from jdiv import generators, regularized
-from jdiv.divergences import sums
 from jdiv.games import preferences, self_play
 
 TRACED = ("variant", "share", "exponent", "weight")
@@ -81,7 +80,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         log_start,
         config.regularised_steps,
     )
-    row = sums.weighted_sum(penalties)
+    row = generators.weighted_sum(penalties)
     ends = jnp.stack([held[-1], log_start])
     gap = jax.vmap(lambda x: preferences.regularised_exploitability(game, x, log_ref, 1.0, row))(
         ends
@@ -128,11 +127,13 @@ def inpo(config: ConfigDict, game: Array, log_previous: Array, log_ref: Array) -
 def spin(config: ConfigDict, log_previous: Array, log_base: Array) -> Array:
     """Two penalties against one penalty towards a mixture."""
     rewards, (a, b) = jnp.array(config.rewards), config.spin_weights
-    best = regularized.greedy_between(rewards, log_base, log_previous, b, a, KL).log_policy
+    best = regularized.greedy_between(
+        rewards, log_base, log_previous, b, a, generator=KL
+    ).log_policy
 
     def towards(share):
         mixture = self_play.geometric_mixture(log_previous, log_base, share)
-        return regularized.greedy(rewards, mixture, a + b, KL).log_policy
+        return regularized.greedy(rewards, mixture, a + b, generator=KL).log_policy
 
     return jnp.exp(jnp.stack([best, towards(b / (a + b)), towards(a / (a + b))]))
 

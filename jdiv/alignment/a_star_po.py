@@ -21,7 +21,8 @@ _KL = generators.kl()
 def optimal_value_estimate(rewards: ArrayLike, beta: ArrayLike) -> Array:
     """`beta log mean exp(r / beta)` of n answers of the reference, below V* in the mean (Jensen).
 
-    V* itself is `regularized.greedy(r, ref, beta, kl).value`. Shapes: `[..., n]` to `[...]`.
+    V* itself is `regularized.greedy(r, ref, beta, generator=kl).value`.
+    Shapes: `[..., n]` to `[...]`.
 
     >>> print(f"{optimal_value_estimate(jnp.array([1.0, 0.0]), 0.5):.4f}")
     0.7169
@@ -32,7 +33,7 @@ def optimal_value_estimate(rewards: ArrayLike, beta: ArrayLike) -> Array:
     rewards = checks.as_float("rewards", rewards)
     if rewards.ndim == 0 or rewards.shape[-1] < 1:
         raise ValueError(f"rewards must have at least one answer, got shape {rewards.shape}")
-    return greedy(rewards, jnp.zeros_like(rewards), beta, _KL).value
+    return greedy(rewards, jnp.zeros_like(rewards), beta, generator=_KL).value
 
 
 class BinaryValue(NamedTuple):
@@ -63,7 +64,7 @@ def binary_value(accuracy: ArrayLike, beta: ArrayLike, *, n: int) -> BinaryValue
     def value(share):
         log_ref = jnp.stack([jnp.log1p(-share), jnp.log(share)], axis=-1)
         rewards = jnp.broadcast_to(jnp.array([0.0, 1.0], log_ref.dtype), log_ref.shape)
-        return greedy(rewards, log_ref, beta, _KL).value
+        return greedy(rewards, log_ref, beta, generator=_KL).value
 
     ways = jnp.array([math.log(math.comb(n, k)) for k in range(n + 1)], accuracy.dtype)
     log_ways = jnp.broadcast_to(ways, right.shape)

@@ -4,7 +4,7 @@ One policy gradient serves every row: `grad D(pi‖p) = E_pi[f'(pi/p) grad log p
 `-f'(pi/p)`. With p the optimum of a KL-regularised reward, `kl` is RLHF with a KL penalty (the
 field's reverse KL) and `reverse_kl` is DPG (forward KL). The policy pi is on the left.
 
-The target is often known up to its normaliser: `log_partition` estimates that, and quasi-rejection
+The target is often known up to its normalizer: `log_partition` estimates that, and quasi-rejection
 sampling draws from nearly the target where only its unnormalised mass P can be evaluated.
 """
 
@@ -27,7 +27,7 @@ def _alike(
 ) -> tuple[generators.Generator, list[Array]]:
     """Arrays of one shape in one precision, and the parameters of the row in the same."""
     arrays = checks.alike(**arrays)
-    return jax.tree.map(lambda x: jnp.asarray(x, arrays[0].dtype), generator), arrays
+    return generator.astype(arrays[0].dtype), arrays
 
 
 def _log_ratio(log_p: Array, log_q: Array) -> Array:

@@ -42,7 +42,7 @@ class Problem(NamedTuple):
 def tilt(problem: Problem, rewards: Array) -> Array:
     """`log pi` of the policy `ref exp(rewards / temperature)`, normalised; `[contexts, arms]`."""
     return regularized.greedy(
-        rewards, problem.ref_logits, problem.temperature, generators.kl()
+        rewards, problem.ref_logits, problem.temperature, generator=generators.kl()
     ).log_policy
 
 

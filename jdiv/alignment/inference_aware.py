@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from jdiv import checks, numerics
 from jdiv.alignment import best_of_n, tilts
 from jdiv.divergences import categorical
-from jdiv.divergences.generators import Generator
+from jdiv.divergences.generator import Generator
 
 # ------------------------------------------------------------------------------ calibrated rewards
 

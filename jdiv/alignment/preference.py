@@ -1,10 +1,10 @@
 """Preference losses: a margin of the difference of two scores, for every divergence.
 
-The optimum of `E[r] - beta D(pi‖ref)` has `r = beta f'(pi/ref) + normaliser`. The normaliser is the
+The optimum of `E[r] - beta D(pi‖ref)` has `r = beta f'(pi/ref) + normalizer`. The normalizer is the
 same for two answers of one prompt, so a preference between them, `sigmoid(r_w - r_l)`, can be
 fitted with the policy alone: `margin(beta f'(pi_w/ref_w) - beta f'(pi_l/ref_l))`. That is `f_dpo`;
 with KL it is DPO, IPO and SLiC, by the margin. What is no function of such a difference, or divides
-it by the lengths of the answers, keeps a part of the normaliser: it is for KL, whose users accept
+it by the lengths of the answers, keeps a part of the normalizer: it is for KL, whose users accept
 that, and any other generator is refused.
 
 Arguments are log-probabilities of whole answers, sums over tokens: `chosen`, `rejected` of the
@@ -20,8 +20,9 @@ from jax.typing import ArrayLike
 from jdiv import checks, estimators, regularized
 from jdiv.alignment import margins
 from jdiv.alignment.margins import Margin
-from jdiv.divergences import generators, sums
-from jdiv.divergences.generators import KL, Generator, TotalVariation
+from jdiv.divergences import generators
+from jdiv.divergences.generator import Generator
+from jdiv.divergences.generators import KL
 from jdiv.policy.advantages import rloo_advantages
 
 _KL = generators.kl()
@@ -43,21 +44,10 @@ def _log_ratios(chosen, rejected, ref_chosen, ref_rejected, beta) -> tuple[Array
     return chosen - ref_chosen, rejected - ref_rejected, beta
 
 
-def _invertible(generator: Generator, dtype) -> Generator:
-    if not isinstance(generator, Generator):
-        raise TypeError(f"generator must be a row of generators.TABLE, got {generator!r}")
-    if isinstance(generator, TotalVariation):
-        raise TypeError(
-            "generator must have a slope with an inverse, got total_variation: its slope is the"
-            " sign of log pi/ref, and the reward cannot be read off it"
-        )
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype), generator)
-
-
 def _only_kl(generator: Generator, loss: str, why: str) -> None:
     if not isinstance(generator, KL):
         raise TypeError(
-            f"generator must be kl for {loss}, got {type(generator).__name__}: the normaliser of"
+            f"generator must be kl for {loss}, got {generator.name}: the normalizer of"
             f" an f-divergence cancels {why}"
         )
 
@@ -81,12 +71,14 @@ def implicit_reward(
     checks.positive("beta", beta)
     log_policy, log_ref = checks.alike(log_policy=log_policy, log_ref=log_ref)
     beta = jnp.asarray(beta, log_policy.dtype)
-    return beta * _invertible(generator, log_policy.dtype).slope(log_policy - log_ref)
+    return beta * generators.checked(generator, log_policy.dtype, invertible=True).slope(
+        log_policy - log_ref
+    )
 
 
 def _of_difference(margin: Margin, generator: Generator, beta: Array, t_w: Array, t_l: Array):
     """`margin(beta f'(e^t_w) - beta f'(e^t_l))`, its limit where a slope is infinite."""
-    generator = _invertible(generator, t_w.dtype)
+    generator = generators.checked(generator, t_w.dtype, invertible=True)
     log_ratios = jnp.stack([t_w, t_l])
     slopes = jax.lax.stop_gradient(generator.slope(log_ratios))
     infinite = jnp.any(jnp.isinf(slopes), axis=0)
@@ -194,7 +186,7 @@ def sigmoid_norm(
 ) -> Array:
     """DPO with each log-ratio divided by the length of its answer.
 
-    The normaliser does not cancel unless the lengths are equal. Shapes: `[...]` four times, and
+    The normalizer does not cancel unless the lengths are equal. Shapes: `[...]` four times, and
     twice for the lengths, to `[...]`.
 
     Reference: Tulu 3 (arXiv:2411.15124), equation 6, as TRL 1.16 has it.
@@ -290,7 +282,7 @@ def f_sft(
     """
     data = checks.alike(chosen=chosen, ref_chosen=ref_chosen)
     samples = checks.alike(sampled=sampled, ref_sampled=ref_sampled)
-    generator = _invertible(generator, data[0].dtype)
+    generator = generators.checked(generator, data[0].dtype, invertible=True)
     return -estimators.log_ratio_bound(generator, data[0] - data[1], samples[0] - samples[1])
 
 
@@ -456,7 +448,7 @@ def chi2_po(
 ) -> Array:
     """`logistic(clip(beta phi(u_w) - beta phi(u_l)))`, `phi(u) = u + gamma log u`.
 
-    `f_dpo` with `sums.chi2_kl`: pessimistic like chi2, and no answer has probability zero in
+    `f_dpo` with `generators.chi2_kl`: pessimistic like chi2, and no answer has probability zero in
     its optimum. The clip is to [-2 r_max, 2 r_max], r_max being the largest reward; beyond it a
     pair has no gradient. Shapes: `[...]` four times to `[...]`.
 
@@ -466,7 +458,7 @@ def chi2_po(
     if r_max is not None:
         checks.in_range("r_max", r_max, 0, jnp.inf, "positive and finite, or None")
         margin = margins.clipped(margin, 2 * r_max)
-    return f_dpo(*pair, beta=beta, generator=sums.chi2_kl(gamma), margin=margin)
+    return f_dpo(*pair, beta=beta, generator=generators.chi2_kl(gamma), margin=margin)
 
 
 def chi2_po_policy(
@@ -474,9 +466,9 @@ def chi2_po_policy(
 ) -> regularized.Greedy:
     """The optimum of chi2-PO: `ref phi^-1((values - lambda)/beta)`, positive wherever ref is.
 
-    `regularized.greedy` with `sums.chi2_kl`, which comes with the evidence; lambda is its
-    normaliser less beta. Shapes: `[..., n]` twice.
+    `regularized.greedy` with `generators.chi2_kl`, which comes with the evidence; lambda is its
+    normalizer less beta. Shapes: `[..., n]` twice.
 
     Reference: Huang et al. 2024 (arXiv:2407.13399), equation 8.
     """
-    return regularized.greedy(values, ref_logits, beta, sums.chi2_kl(gamma))
+    return regularized.greedy(values, ref_logits, beta, generator=generators.chi2_kl(gamma))

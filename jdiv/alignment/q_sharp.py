@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
 from jdiv.divergences import generators
-from jdiv.divergences.generators import Generator
+from jdiv.divergences.generator import Generator
 from jdiv.regularized import greedy
 
 _KL = generators.kl()
@@ -111,7 +111,7 @@ def optimal_policy(
     there = q > -jnp.inf
     none = ~jnp.any(there & (ref_logits > -jnp.inf), axis=-1, keepdims=True)
     kept = jnp.where(there | none, jnp.where(none, 0, ref_logits), -jnp.inf)
-    best = greedy(jnp.where(there, q, 0), kept, eta, generator).log_policy
+    best = greedy(jnp.where(there, q, 0), kept, eta, generator=generator).log_policy
     return jnp.where(none, numerics.log_softmax(ref_logits), best)
 
 
@@ -147,7 +147,7 @@ def regularized_values(
 
     def backup(value: Array, _):
         following = jnp.where(there, value[children], 0)
-        best = greedy(following, log_ref.astype(value.dtype), eta, generator).value
+        best = greedy(following, log_ref.astype(value.dtype), eta, generator=generator).value
         return jnp.where(terminal, returns, best), None
 
     value = jax.lax.scan(backup, jnp.where(terminal, returns, 0), length=depth)[0]

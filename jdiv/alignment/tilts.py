@@ -7,7 +7,7 @@
 
 `log_policy` and `ref_logits` are `[..., answers]`, -inf an exact zero. The divergence of any of
 these laws is `divergences.kl(law, ref)`. The cumulant generating function `log sum ref e^(t r)` of
-the reward is `t * tilted(r, ref, 1/t, kl).normaliser`; its derivatives at t are the
+the reward is `t * tilted(r, ref, 1/t, kl).normalizer`; its derivatives at t are the
 `asymptotics.cumulants` of that tilt.
 """
 
@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, numerics, roots
 from jdiv.divergences import categorical
-from jdiv.divergences.generators import Generator, TotalVariation
+from jdiv.divergences.generator import Generator, checked
 from jdiv.regularized import Greedy, greedy
 
 # ------------------------------------------------------------------------------------------- tilts
@@ -47,7 +47,7 @@ def tilted(
     rewards = checks.as_float("rewards", rewards)
     checks.in_range("rewards", rewards, -jnp.inf, jnp.inf, "finite")
     checks.positive("beta", beta)
-    return greedy(rewards, ref_logits, beta, generator)
+    return greedy(rewards, ref_logits, beta, generator=generator)
 
 
 class Budgeted(NamedTuple):
@@ -84,8 +84,7 @@ def tilted_to(
 
     Reference: Yang et al. 2024 (arXiv:2404.01730), the tilt phi_Delta, for KL and reward log q.
     """
-    if isinstance(generator, TotalVariation):
-        raise TypeError("generator must be strictly convex, got total_variation, whose tilts jump")
+    checked(generator, invertible=True)
     rewards = checks.as_float("rewards", rewards)
     checks.in_range("rewards", rewards, -jnp.inf, jnp.inf, "finite")
     checks.positive("budget", budget)
@@ -95,7 +94,7 @@ def tilted_to(
     spread = jax.lax.stop_gradient(_deviation(rewards, log_ref))
 
     def tilt(x: Array) -> Array:
-        return greedy(rewards, log_ref, spread * jnp.exp(x), generator).log_policy
+        return greedy(rewards, log_ref, spread * jnp.exp(x), generator=generator).log_policy
 
     def excess(x: Array) -> Array:
         divergence = categorical.f_divergence(generator, tilt(x), log_ref)

@@ -31,7 +31,7 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, regularized
 from jdiv.divergences import generators
-from jdiv.divergences.generators import Generator, TotalVariation
+from jdiv.divergences.generator import Generator
 
 
 class State(NamedTuple):
@@ -73,8 +73,7 @@ def ftrl(generator: Generator, temperature: Temperature, *, optimistic: bool = F
     Reference: Rakhlin and Sridharan 2013 (arXiv:1208.3728), section 2, with the hint; Orabona 2019
     (arXiv:1912.13213), section 7, without.
     """
-    if isinstance(generator, TotalVariation):
-        raise ValueError("generator must be strictly convex, got TotalVariation, which is not")
+    generators.checked(generator, invertible=True)
 
     def init(arms: int, dtype=None) -> State:
         none = jnp.zeros(arms, dtype)
@@ -83,7 +82,9 @@ def ftrl(generator: Generator, temperature: Temperature, *, optimistic: bool = F
     def act(state: State) -> Array:
         values = -(state.losses + state.hint)
         weight = jnp.asarray(temperature(values.shape[0], state.time), values.dtype)
-        return regularized.greedy(values, jnp.zeros_like(values), weight, generator).log_policy
+        return regularized.greedy(
+            values, jnp.zeros_like(values), weight, generator=generator
+        ).log_policy
 
     def update(state: State, loss: Array) -> State:
         hint = loss if optimistic else jnp.zeros_like(loss)
@@ -102,7 +103,7 @@ def mirror_descent(generator: Generator, rate: ArrayLike, *, optimistic: bool = 
 
     >>> mirror_descent(generators.pearson_chi2(), 1.0)
     Traceback (most recent call last):
-    ValueError: generator must be a mirror map, of slope -inf at 0, got Power with slope -2.0 there
+    ValueError: generator must be a mirror map, of slope -inf at 0, got pearson_chi2 with slope -2.0
 
     Reference: Rakhlin and Sridharan 2013 (arXiv:1208.3728), section 3; Orabona 2019
     (arXiv:1912.13213), section 6, for mirror maps.
@@ -115,7 +116,7 @@ def mirror_descent(generator: Generator, rate: ArrayLike, *, optimistic: bool = 
     if slope > -np.inf:
         raise ValueError(
             "generator must be a mirror map, of slope -inf at 0, got"
-            f" {type(generator).__name__} with slope {slope} there"
+            f" {generator.name} with slope {slope}"
         )
     return ftrl(generator, lambda arms, t: 1 / rate, optimistic=optimistic)
 

@@ -41,7 +41,7 @@ Your own divergence is a class in your own file, with nothing to register:
 >>> from jdiv import divergences, regularized
 >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
 >>> print(f"{divergences.f_divergence(Cubic(), p, q):.4f}")
-1.7762
+1.9424
 >>> best = regularized.greedy(jnp.array([1.0, 0.0]), jnp.zeros(2), 1.0, generator=Cubic())
 >>> [f"{x:.4f}" for x in jnp.exp(best.log_policy)]
 ['0.7500', '0.2500']

@@ -26,7 +26,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
-from jdiv.divergences.generators import Generator
+from jdiv.divergences.generator import Generator
 
 
 def _scores(scores: ArrayLike) -> Array:

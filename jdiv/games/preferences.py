@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
 from jdiv.divergences import categorical
-from jdiv.divergences.generators import Generator, TotalVariation
+from jdiv.divergences.generator import Generator
 from jdiv.regularized import greedy
 
 # ---------------------------------------------------------------------------------------- matrices
@@ -147,7 +147,7 @@ def regularised_exploitability(
     preference, log_policy, log_ref = _matched(
         preference, log_policy=log_policy, ref_logits=ref_logits
     )
-    best = greedy(against(preference, log_policy), log_ref, beta, generator).value
+    best = greedy(against(preference, log_policy), log_ref, beta, generator=generator).value
     penalty = categorical.f_divergence(generator, log_policy, log_ref)
     return best - 0.5 + jnp.asarray(beta, best.dtype) * penalty
 
@@ -191,8 +191,7 @@ def nash(
     Reference: Munos et al. 2023 (arXiv:2312.00886), the regularised game, for KL; the solver is
     derived here.
     """
-    if isinstance(generator, TotalVariation):
-        raise TypeError("generator must be strictly convex, got total_variation")
+    checked(generator, invertible=True)
     preference, log_ref = _matched(preference, ref_logits=ref_logits)
     if preference.ndim != 2 or log_ref.ndim != 1:
         raise ValueError(
@@ -204,7 +203,9 @@ def nash(
     game = preference, log_ref, jnp.asarray(beta, log_ref.dtype), generator
 
     def missing(values: Array) -> Array:
-        return values - against(preference, greedy(values, *game[1:]).log_policy)
+        return values - against(
+            preference, greedy(values, *game[1:3], generator=generator).log_policy
+        )
 
     values, (residual, iterations) = jax.lax.custom_root(
         missing,
@@ -213,7 +214,7 @@ def nash(
         lambda f, y: jnp.linalg.solve(jax.jacfwd(f)(y), y),
         has_aux=True,
     )
-    log_policy = greedy(values, *game[1:]).log_policy
+    log_policy = greedy(values, *game[1:3], generator=generator).log_policy
     gap = regularised_exploitability(preference, log_policy, *game[1:])
     gap, residual, iterations = jax.lax.stop_gradient((gap, residual, iterations))
     rounding = 16 * jnp.finfo(gap.dtype).eps
@@ -227,10 +228,10 @@ def _damped_newton(game: tuple, start: Array):
 
     def evaluate(values):
         """How far v is from P greedy(v), and Newton's step."""
-        best = greedy(values, log_ref, beta, generator)
+        best = greedy(values, log_ref, beta, generator=generator)
         missing = values - against(preference, best.log_policy)
         kept = best.log_policy > -jnp.inf
-        slope = jnp.where(kept, (values - best.normaliser) / beta, 0)
+        slope = jnp.where(kept, (values - best.normalizer) / beta, 0)
         _, by_slope = jax.jvp(generator.inverse_slope, (slope,), (jnp.ones_like(slope),))
         weight = jnp.where(kept, jnp.exp(best.log_policy) * by_slope, 0) / beta
         derivative = jnp.diag(weight) - jnp.outer(weight, weight) / jnp.sum(weight)

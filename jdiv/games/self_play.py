@@ -25,8 +25,9 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, estimators, numerics
 from jdiv.alignment import preference as preference_losses
-from jdiv.divergences import generators, sums
-from jdiv.divergences.generators import KL, Generator, TotalVariation
+from jdiv.divergences import generators
+from jdiv.divergences.generator import Generator
+from jdiv.divergences.generators import KL
 from jdiv.games.preferences import against
 from jdiv.regularized import greedy
 
@@ -61,10 +62,8 @@ def _positive(**parameters: ArrayLike) -> None:
 
 def _slope(log_policy: Array, ref_logits: Array, generator: Generator) -> Array:
     """`f'(pi/ref)`, f'(0) where the policy is zero."""
-    if isinstance(generator, TotalVariation):
-        raise TypeError("generator must be strictly convex, got total_variation")
     log_policy, _, t = numerics.log_ratio(log_policy, ref_logits)
-    generator = jax.tree.map(lambda x: jnp.asarray(x, t.dtype), generator)
+    generator = generators.checked(generator, t.dtype, invertible=True)
     return generator.slope(jnp.where(log_policy == -jnp.inf, -jnp.inf, t))
 
 
@@ -96,7 +95,7 @@ def proximal(
     ref_logits = checks.as_float("ref_logits", ref_logits).astype(values.dtype)
     checks.same_shape(values=values, log_policy=log_policy, ref_logits=ref_logits)
     values += _slope(log_policy, ref_logits, generator) / step_size
-    return greedy(values, ref_logits, beta + 1 / step_size, generator).log_policy
+    return greedy(values, ref_logits, beta + 1 / step_size, generator=generator).log_policy
 
 
 def mirror_descent(
@@ -159,9 +158,9 @@ def nash_md(
     _positive(beta=beta, step_size=step_size)
     checks.in_range("step_size * beta", step_size * beta, 0, 1, "below 1")
     kept = (1 - step_size * beta) * _slope(log_policy, ref_logits, generator)
-    mixture = greedy(kept, ref_logits, 1.0, generator).log_policy
+    mixture = greedy(kept, ref_logits, 1.0, generator=generator).log_policy
     values = step_size * against(preference, mixture) + kept
-    return greedy(values, ref_logits, 1.0, generator).log_policy
+    return greedy(values, ref_logits, 1.0, generator=generator).log_policy
 
 
 # -------------------------------------------------------------------------------------------- INPO
@@ -225,7 +224,9 @@ def sppo(
     Reference: Wu et al. 2024 (arXiv:2405.00675), the update, for KL.
     """
     _positive(eta=eta)
-    return greedy(against(preference, log_policy), log_policy, 1 / eta, generator).log_policy
+    return greedy(
+        against(preference, log_policy), log_policy, 1 / eta, generator=generator
+    ).log_policy
 
 
 def sppo_loss(
@@ -233,7 +234,7 @@ def sppo_loss(
 ) -> Array:
     """`(log pi/pi_t - eta (P(y > pi_t) - 1/2))^2` for an answer y of pi_t.
 
-    eta/2 stands for the logarithm of the normaliser: over functions that need not be normalised the
+    eta/2 stands for the logarithm of the normalizer: over functions that need not be normalised the
     minimiser is `sppo` times a constant; among policies it is so up to the square of eta.
     `alignment.preference.sppo` is the form for pairs with a certain winner. Shapes: `[...]` three
     times to `[...]`.
@@ -253,7 +254,7 @@ def rspo(
     ref_logits: Array,
     *,
     eta: ArrayLike,
-    penalties: sums.Penalties,
+    penalties: generators.Penalties,
 ) -> Array:
     """`argmax_pi <pi, P pi_t> - KL(pi‖pi_t) / eta - sum_i w_i D_i(pi‖ref)`: SPPO, regularised.
 
@@ -269,9 +270,9 @@ def rspo(
     others = tuple(penalty for penalty in penalties if not isinstance(penalty[1], KL))
     own = 1 / eta + sum(weight for weight, row in penalties if isinstance(row, KL))
     if not others:
-        return greedy(values, ref_logits, own, _KL).log_policy
-    row = sums.weighted_sum(((own, _KL), *others))
-    return greedy(values, ref_logits, 1.0, row).log_policy
+        return greedy(values, ref_logits, own, generator=_KL).log_policy
+    row = generators.weighted_sum(((own, _KL), *others))
+    return greedy(values, ref_logits, 1.0, generator=row).log_policy
 
 
 def rspo_loss(
@@ -281,7 +282,7 @@ def rspo_loss(
     win_probability: ArrayLike,
     *,
     eta: ArrayLike,
-    penalties: sums.Penalties,
+    penalties: generators.Penalties,
 ) -> Array:
     """`sppo_loss + sum_i w_i D_i(pi‖ref)`, the divergences from the same answers of pi_t.
 
@@ -296,7 +297,7 @@ def rspo_loss(
     loss = sppo_loss(log_prob, previous, win_probability, eta=eta)
     log_prob, previous, ref = checks.alike(log_prob=log_prob, previous=previous, ref=ref)
     for weight, row in penalties:
-        estimate = estimators.centred_from_p(row, log_prob, ref, log_weights=log_prob - previous)
+        estimate = estimators.centered_from_p(row, log_prob, ref, log_weights=log_prob - previous)
         loss += jnp.asarray(weight, loss.dtype) * estimate.astype(loss.dtype)
     return loss
 
@@ -373,7 +374,7 @@ def spin(
     anchor = geometric_mixture(log_policy, log_base, share)
     _, _, advantage = numerics.log_ratio(*checks.alike(log_data=log_data, log_opponent=opponent))
     advantage = jnp.where(log_data == -jnp.inf, -jnp.inf, advantage)
-    return greedy(advantage, anchor, beta, _KL).log_policy
+    return greedy(advantage, anchor, beta, generator=_KL).log_policy
 
 
 class History(NamedTuple):

@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, numerics, roots
 from jdiv.divergences import categorical, generators
-from jdiv.divergences.generators import Generator, TotalVariation
+from jdiv.divergences.generator import Generator
 from jdiv.estimators import variational
 from jdiv.mdp import operators
 from jdiv.mdp.model import (
@@ -302,10 +302,7 @@ def _checked(
     mdp: AnyMdp, ref_logits: ArrayLike, temperature: ArrayLike, generator: Generator
 ) -> tuple[Array, Array]:
     """The normalized reference and the temperature, in one precision."""
-    if not isinstance(generator, Generator):
-        raise TypeError(f"generator must be a row of generators.TABLE, got {generator!r}")
-    if isinstance(generator, TotalVariation):
-        raise ValueError("generator must be differentiable, got total_variation")
+    generators.checked(generator, invertible=True)
     ref_logits = checks.as_float("ref_logits", ref_logits)
     if ref_logits.shape != mdp.reward.shape:
         raise ValueError(

@@ -30,7 +30,7 @@ def test_cumulants_are_derivatives_of_the_generating_function():
     np.testing.assert_allclose(
         asymptotics.cumulants(jnp.asarray(rewards), target.log_policy), derivatives, rtol=1e-10
     )
-    assert t * target.normaliser == pytest.approx(float(function(t)), rel=1e-13)
+    assert t * target.normalizer == pytest.approx(float(function(t)), rel=1e-13)
 
 
 def test_the_renyi_cross_entropy():

@@ -91,7 +91,7 @@ def test_leader_where_arms_are_dropped(generator):
 
     def objective(p):
         q = 1 / 4
-        chi2 = isinstance(generator, generators.Power)
+        chi2 = isinstance(generator, generators.PearsonChi2)
         f = (p - q) ** 2 / q if chi2 else (p - q) ** 2 / (2 * (p + q))
         return p @ np.asarray(state.losses) + 0.4 * f.sum()
 
@@ -408,11 +408,11 @@ def test_refusals():
     for error, words, call in (
         (ValueError, ["mirror map", "LeCam", "-1.5"],
          lambda: adversarial.mirror_descent(generators.le_cam(), 1.0)),
-        (ValueError, ["mirror map", "Power"],
+        (ValueError, ["mirror map", "pearson_chi2"],
          lambda: adversarial.mirror_descent(generators.tsallis(1.5), 1.0)),
-        (ValueError, ["mirror map", "TotalVariation"],
+        (ValueError, ["mirror map", "total_variation"],
          lambda: adversarial.mirror_descent(generators.total_variation(), 1.0)),
-        (ValueError, ["strictly convex", "TotalVariation"],
+        (TypeError, ["inverse", "total_variation"],
          lambda: adversarial.ftrl(generators.total_variation(), lambda arms, t: 1.0)),
         (ValueError, ["rate", "positive", "-1.0"], lambda: adversarial.hedge(-1.0)),
         (ValueError, ["rate", "0.0"], lambda: adversarial.tsallis_inf(0.0)),

@@ -7,7 +7,6 @@ import pytest
 from scipy import optimize, special
 
 from jdiv import divergences, generators, regularized
-from jdiv.divergences import sums
 from jdiv.games import preferences, self_play
 from tests.checks import PARAMETERS, refused
 
@@ -188,7 +187,7 @@ def test_sppo_spirals_and_a_penalty_holds_it():
         both = self_play.play(
             lambda x: self_play.rspo(x, RPS, LOG_REF, eta=0.5, penalties=BOTH), LOG_PREVIOUS, 1000
         )[-1]
-        row = sums.weighted_sum(BOTH)
+        row = generators.weighted_sum(BOTH)
         gap = preferences.regularised_exploitability(RPS, both, LOG_REF, 1.0, row)
         return free[-1], held, gap
 
@@ -201,7 +200,7 @@ def test_sppo_spirals_and_a_penalty_holds_it():
 
 def test_a_weighted_sum_is_a_row():
     rows = [generators.get(name, **PARAMETERS[name]) for name in ("kl", "alpha", "le_cam")]
-    row = sums.weighted_sum(tuple(zip((0.3, 0.5, 2.0), rows, strict=True)))
+    row = generators.weighted_sum(tuple(zip((0.3, 0.5, 2.0), rows, strict=True)))
     p, q = LOG_PREVIOUS, LOG_REF
     apart = sum(
         w * divergences.f_divergence(r, p, q) for w, r in zip(row.weights, rows, strict=True)
@@ -217,8 +216,10 @@ def test_a_weighted_sum_is_a_row():
         (0.0, generators.alpha(-1.0)),
         (1.0, generators.kl()),
     )
-    as_sum = sums.weighted_sum(penalties)
-    best = jax.jit(lambda: [regularized.greedy(values, q, 0.4, r) for r in (both, as_sum)])()
+    as_sum = generators.weighted_sum(penalties)
+    best = jax.jit(
+        lambda: [regularized.greedy(values, q, 0.4, generator=r) for r in (both, as_sum)]
+    )()
     np.testing.assert_allclose(best[1].log_policy, best[0].log_policy, atol=1e-12)
     np.testing.assert_allclose(best[1].value, best[0].value, atol=1e-14)
 
@@ -258,7 +259,9 @@ def test_losses_of_sppo_and_rspo():
 def test_the_reference_of_spin_is_a_penalty():
     rewards, a, b = np.array([0.2, 1.0, -0.4]), 0.3, 0.7
     mixed = self_play.geometric_mixture(LOG_PREVIOUS, LOG_REF, b / (a + b))
-    tilted = regularized.greedy(jnp.asarray(rewards), mixed, a + b, generators.kl()).log_policy
+    tilted = regularized.greedy(
+        jnp.asarray(rewards), mixed, a + b, generator=generators.kl()
+    ).log_policy
     np.testing.assert_array_equal(table(tilted), (0.45976, 0.47848, 0.06176))
 
     def negative(x):
@@ -335,9 +338,11 @@ def test_wrong_input_is_refused():
     refused(
         ValueError, ("P + P^T",), lambda: self_play.sppo(three, 0.5 * np.eye(3), eta=0.5)
     )  # fmt: skip
-    refused(ValueError, ("kl",), lambda: sums.weighted_sum(((1.0, generators.le_cam()),)))
-    refused(TypeError, ("total_variation",), lambda: sums.weighted_sum(((1.0, kl), (1.0, tv))))
-    refused(ValueError, ("weights",), lambda: sums.weighted_sum(((-1.0, kl),)))
+    refused(ValueError, ("kl",), lambda: generators.weighted_sum(((1.0, generators.le_cam()),)))
+    refused(
+        TypeError, ("total_variation",), lambda: generators.weighted_sum(((1.0, kl), (1.0, tv)))
+    )
+    refused(ValueError, ("weights",), lambda: generators.weighted_sum(((-1.0, kl),)))
     refused(
         ValueError, ("log_prob", "previous"),
         lambda: self_play.sppo_loss(three, jnp.zeros(2), three, eta=1.0),
