@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, numerics, roots
 from jdiv.divergences import categorical, generators
-from jdiv.divergences.generator import Generator, checked
+from jdiv.divergences.generator import Generator, checked_row
 from jdiv.divergences.generators import KL, TotalVariation
 from jdiv.types import Logits, PerSequence, Probs, Reduced, Scalar, Values
 
@@ -61,7 +61,7 @@ def greedy(
     greedy policy and its conjugate; Wang et al. 2024 (arXiv:2309.16240), Theorem 1, for the form
     through the inverse slope.
     """
-    checked(generator, invertible=type(generator) not in _CLOSED_FORMS)
+    checked_row(generator, invertible=type(generator) not in _CLOSED_FORMS)
     values = checks.as_float("values", values)
     ref_logits = checks.as_float("ref_logits", ref_logits)
     checks.same_shape(values=values, ref_logits=ref_logits)
@@ -213,7 +213,7 @@ def greedy_between(
 
     Reference: Vieillard et al. 2020 (arXiv:2003.14089), section 3, for KL and entropy at once.
     """
-    checked(generator, invertible=True)
+    checked_row(generator, invertible=True)
     checks.positive("ref_temperature", ref_temperature)
     checks.positive("old_temperature", old_temperature)
     values = checks.as_float("values", values)

@@ -71,14 +71,14 @@ def implicit_reward(
     checks.positive("beta", beta)
     log_policy, log_ref = checks.alike(log_policy=log_policy, log_ref=log_ref)
     beta = jnp.asarray(beta, log_policy.dtype)
-    return beta * generators.checked(generator, log_policy.dtype, invertible=True).slope(
+    return beta * generators.checked_row(generator, log_policy.dtype, invertible=True).slope(
         log_policy - log_ref
     )
 
 
 def _of_difference(margin: Margin, generator: Generator, beta: Array, t_w: Array, t_l: Array):
     """`margin(beta f'(e^t_w) - beta f'(e^t_l))`, its limit where a slope is infinite."""
-    generator = generators.checked(generator, t_w.dtype, invertible=True)
+    generator = generators.checked_row(generator, t_w.dtype, invertible=True)
     log_ratios = jnp.stack([t_w, t_l])
     slopes = jax.lax.stop_gradient(generator.slope(log_ratios))
     infinite = jnp.any(jnp.isinf(slopes), axis=0)
@@ -282,7 +282,7 @@ def f_sft(
     """
     data = checks.alike(chosen=chosen, ref_chosen=ref_chosen)
     samples = checks.alike(sampled=sampled, ref_sampled=ref_sampled)
-    generator = generators.checked(generator, data[0].dtype, invertible=True)
+    generator = generators.checked_row(generator, data[0].dtype, invertible=True)
     return -estimators.log_ratio_bound(generator, data[0] - data[1], samples[0] - samples[1])
 
 

@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, numerics, roots
 from jdiv.divergences import categorical
-from jdiv.divergences.generator import Generator, checked
+from jdiv.divergences.generator import Generator, checked_row
 from jdiv.regularized import Greedy, greedy
 
 # ------------------------------------------------------------------------------------------- tilts
@@ -84,7 +84,7 @@ def tilted_to(
 
     Reference: Yang et al. 2024 (arXiv:2404.01730), the tilt phi_Delta, for KL and reward log q.
     """
-    checked(generator, invertible=True)
+    checked_row(generator, invertible=True)
     rewards = checks.as_float("rewards", rewards)
     checks.in_range("rewards", rewards, -jnp.inf, jnp.inf, "finite")
     checks.positive("budget", budget)

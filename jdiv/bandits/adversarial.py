@@ -73,7 +73,7 @@ def ftrl(generator: Generator, temperature: Temperature, *, optimistic: bool = F
     Reference: Rakhlin and Sridharan 2013 (arXiv:1208.3728), section 2, with the hint; Orabona 2019
     (arXiv:1912.13213), section 7, without.
     """
-    generators.checked(generator, invertible=True)
+    generators.checked_row(generator, invertible=True)
 
     def init(arms: int, dtype=None) -> State:
         none = jnp.zeros(arms, dtype)

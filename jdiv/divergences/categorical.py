@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
 from jdiv.divergences import generators
-from jdiv.divergences.generator import Generator, checked
+from jdiv.divergences.generator import Generator, checked_row
 from jdiv.types import Logits, Reduced
 
 # ----------------------------------------------------------------- the f-divergences of the table
@@ -96,7 +96,7 @@ def f_divergence(
     Reference: Csiszar 1967; Cichocki and Amari 2010 for the table.
     """
     p_logits, q_logits = checks.logits_pair(p_logits, q_logits, axis, where)
-    generator = checked(generator, p_logits.dtype)
+    generator = checked_row(generator, p_logits.dtype)
     log_p, log_q, t = numerics.log_ratio(p_logits, q_logits)
     return jnp.sum(terms(generator, log_p, log_q, t), axis=-1)
 

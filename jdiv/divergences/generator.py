@@ -189,13 +189,13 @@ def _at_ends(t: Array, at_minus_inf: ArrayLike, at_inf: ArrayLike, f: Callable) 
     return jnp.where(t == -jnp.inf, at_minus_inf, jnp.where(t == jnp.inf, at_inf, inside))
 
 
-def checked(generator: Generator, dtype: Any = None, *, invertible: bool = False) -> Generator:
+def checked_row(generator: Generator, dtype: Any = None, *, invertible: bool = False) -> Generator:
     """The row with its parameters in this precision; what is no row is refused.
 
     `invertible=True` refuses a row whose slope has no inverse, too.
 
     >>> from jdiv import generators
-    >>> checked(generators.total_variation(), invertible=True)
+    >>> checked_row(generators.total_variation(), invertible=True)
     Traceback (most recent call last):
     TypeError: generator must have a slope with an inverse, got total_variation
     """

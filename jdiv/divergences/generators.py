@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks, numerics, roots
-from jdiv.divergences.generator import Generator, checked, parameter, row
+from jdiv.divergences.generator import Generator, checked_row, parameter, row
 
 TABLE: dict[str, type[Generator]] = {}
 """The rows by name."""
@@ -675,7 +675,7 @@ def weighted_sum(penalties: Penalties) -> Generator:
             "penalties must have kl or jeffreys among them, whose slopes are unbounded"
         )
     for one in rows:
-        checked(one, invertible=True)
+        checked_row(one, invertible=True)
     return WeightedSum(tuple(weights), tuple(rows))
 
 

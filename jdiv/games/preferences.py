@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
 from jdiv.divergences import categorical
-from jdiv.divergences.generator import Generator
+from jdiv.divergences.generator import Generator, checked_row
 from jdiv.regularized import greedy
 
 # ---------------------------------------------------------------------------------------- matrices
@@ -191,7 +191,7 @@ def nash(
     Reference: Munos et al. 2023 (arXiv:2312.00886), the regularised game, for KL; the solver is
     derived here.
     """
-    checked(generator, invertible=True)
+    checked_row(generator, invertible=True)
     preference, log_ref = _matched(preference, ref_logits=ref_logits)
     if preference.ndim != 2 or log_ref.ndim != 1:
         raise ValueError(

@@ -63,7 +63,7 @@ def _positive(**parameters: ArrayLike) -> None:
 def _slope(log_policy: Array, ref_logits: Array, generator: Generator) -> Array:
     """`f'(pi/ref)`, f'(0) where the policy is zero."""
     log_policy, _, t = numerics.log_ratio(log_policy, ref_logits)
-    generator = generators.checked(generator, t.dtype, invertible=True)
+    generator = generators.checked_row(generator, t.dtype, invertible=True)
     return generator.slope(jnp.where(log_policy == -jnp.inf, -jnp.inf, t))
 
 

@@ -302,7 +302,7 @@ def _checked(
     mdp: AnyMdp, ref_logits: ArrayLike, temperature: ArrayLike, generator: Generator
 ) -> tuple[Array, Array]:
     """The normalized reference and the temperature, in one precision."""
-    generators.checked(generator, invertible=True)
+    generators.checked_row(generator, invertible=True)
     ref_logits = checks.as_float("ref_logits", ref_logits)
     if ref_logits.shape != mdp.reward.shape:
         raise ValueError(

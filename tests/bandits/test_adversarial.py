@@ -406,9 +406,9 @@ def test_implicit_steps_minimise(loss):
 def test_refusals():
     learner = adversarial.hedge(1.0)
     for error, words, call in (
-        (ValueError, ["mirror map", "LeCam", "-1.5"],
+        (ValueError, ["mirror map", "le_cam", "-1.5"],
          lambda: adversarial.mirror_descent(generators.le_cam(), 1.0)),
-        (ValueError, ["mirror map", "pearson_chi2"],
+        (ValueError, ["mirror map", "tsallis"],
          lambda: adversarial.mirror_descent(generators.tsallis(1.5), 1.0)),
         (ValueError, ["mirror map", "total_variation"],
          lambda: adversarial.mirror_descent(generators.total_variation(), 1.0)),
