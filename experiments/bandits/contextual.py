@@ -109,8 +109,8 @@ def table(best_losses: Array, key: Array) -> Array:
         instance = jnp.where(jax.nn.one_hot(place, ARMS, dtype=bool), best_loss, means)
         # The regret of a table of means in squared and in log loss, up to a constant.
         oracle = CONTEXTS * ARMS * jnp.log(horizon)
-        square = contextual.square_cb_rate(ARMS, horizon, oracle)
-        fast = contextual.fast_cb_rate(ARMS, horizon, oracle, best_loss)
+        square = contextual.square_cb_step_size(ARMS, horizon, oracle)
+        fast = contextual.fast_cb_step_size(ARMS, horizon, oracle, best_loss)
 
         def policy(losses: Array) -> Array:
             square_cb, fast_cb = (
