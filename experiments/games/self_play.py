@@ -73,20 +73,20 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         (point["weight"] * (1 - point["share"]), generators.alpha(point["exponent"])),
     )
     free = self_play.play(
-        lambda x: self_play.sppo(x, game, eta=config.eta), log_start, config.steps
+        lambda x: self_play.sppo(x, game, step_size=config.eta), log_start, config.steps
     )
     held = self_play.play(
-        lambda x: self_play.rspo(x, game, log_ref, eta=config.eta, penalties=penalties),
+        lambda x: self_play.rspo(x, game, log_ref, step_size=config.eta, penalties=penalties),
         log_start,
         config.regularised_steps,
     )
     row = generators.weighted_sum(penalties)
     ends = jnp.stack([held[-1], log_start])
-    gap = jax.vmap(lambda x: preferences.regularised_exploitability(game, x, log_ref, 1.0, row))(
-        ends
-    )
+    gap = jax.vmap(
+        lambda x: preferences.regularized_exploitability(x, game, log_ref, 1.0, generator=row)
+    )(ends)
     trajectories = jnp.stack([free[: config.drawn + 1], held[: config.drawn + 1]])
-    star = preferences.nash(game, log_ref, point["weight"], KL)
+    star = preferences.nash(game, log_ref, point["weight"], generator=KL)
     return {
         "trajectory": jnp.exp(trajectories),
         "last": jnp.exp(jnp.stack([free[-1], held[-1]])),
@@ -100,7 +100,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
 
 def inpo(config: ConfigDict, game: Array, log_previous: Array, log_ref: Array) -> Array:
     """The minimiser of the mean loss over pairs of the previous policy, and the update."""
-    options = {"eta": config.inpo_eta, "tau": config.inpo_tau}
+    options = {"beta": config.inpo_tau, "step_size": 1 / config.inpo_eta}
     pi = jnp.exp(log_previous)
     weight = game * pi[:, None] * pi[None]  # of the pair (a, b), a winning
 

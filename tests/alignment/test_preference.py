@@ -57,7 +57,7 @@ def ours(row, pair, beta):
         "robust": functools.partial(preference.robust, **smoothing),
         "nca_pair": preference.nca,
         "bco_pair": preference.bco,
-        "sppo_hard": preference.sppo,
+        "sppo_hard": preference.sppo_hard,
         "aot": functools.partial(preference.aot, **smoothing),
         "aot_unpaired": functools.partial(preference.aot_unpaired, **smoothing),
         "apo_zero": preference.apo_zero,
@@ -138,6 +138,8 @@ def test_identities():
     equal(preference.h_dpo(*pair(), beta=b, alpha=0.7),
           np.logaddexp(0, b * (ref_chosen - ref_rejected - 0.7 * (chosen - rejected))))  # fmt: skip
     equal(preference.robust(*pair(), beta=b, label_smoothing=0.0), dpo)
+    equal(preference.dpo(*pair(), beta=b, label_smoothing=0.2),
+          0.8 * np.logaddexp(0, -b * (w - l)) + 0.2 * np.logaddexp(0, b * (w - l)))  # fmt: skip
     equal(preference.ipo(*pair(), beta=b), (w - l - 1 / (2 * b)) ** 2)
     equal(preference.slic(*pair(), beta=b), np.maximum(0, 1 - b * (w - l)))
     ones = (jnp.ones(7),) * 2
@@ -373,6 +375,36 @@ def test_chi2_po_clips():
     )
 
 
+def test_smoothed_dpo_fits_the_flipped_labels():
+    """All pairs of three answers: its minimum has the odds of labels that are wrong in one of ten,
+    and the mean of its losses is that of DPO under these labels."""
+    log_ref, reward, flip = np.log([0.2, 0.5, 0.3]), np.array([1.0, -0.5, 0.2]), 0.1
+    first, second = np.nonzero(~np.eye(3, dtype=bool))
+    win = 1 / (1 + np.exp(reward[second] - reward[first]))
+    flipped = (1 - flip) * win + flip * (1 - win)
+
+    def mean_loss(log_pi, label_smoothing, weight):
+        pair = (x[i] for x in (log_pi, jnp.asarray(log_ref)) for i in (first, second))
+        return jnp.sum(weight * preference.dpo(*pair, beta=0.5, label_smoothing=label_smoothing))
+
+    both = jax.jit(lambda x: (mean_loss(x, flip, win), mean_loss(x, 0.0, flipped)))
+    for at in np.random.default_rng(2).normal(size=(5, 3)):
+        smoothed, relabeled = both(at)
+        assert smoothed == pytest.approx(float(relabeled), rel=1e-13)
+    # For two answers the fit is exact: logit of the flipped probability.
+    x = np.log(flipped[0] / (1 - flipped[0]))
+    zero = jnp.zeros(())
+
+    @jax.jit
+    @jax.grad
+    def slope(t):
+        losses = (preference.dpo(s * t, zero, zero, zero, beta=1.0, label_smoothing=flip)
+                  for s in (1, -1))  # fmt: skip
+        return sum(w * loss for w, loss in zip((win[0], 1 - win[0]), losses, strict=True))
+
+    assert abs(slope(jnp.asarray(x))) < 1e-15
+
+
 def test_h_dpo_is_fitted_by_its_optimum():
     """All pairs with Bradley-Terry labels, at the tilted power of the reference: gradient 0."""
     ref, reward = jnp.array([0.1, 0.2, 0.3, 0.4]), jnp.array([1, 0, 0.5, -0.5])
@@ -437,7 +469,7 @@ def test_refusals():
          lambda: preference.sigmoid_norm(*four, beta=1.0, generator=fkl, lengths=one)),
     ):  # fmt: skip
         refused(error, words, call)
-    for name in ("nca", "bco", "sppo", "apo_zero", "apo_down", "aot", "aot_unpaired"):
+    for name in ("nca", "bco", "sppo_hard", "apo_zero", "apo_down", "aot", "aot_unpaired"):
         loss = getattr(preference, name)
         refused(
             TypeError,
