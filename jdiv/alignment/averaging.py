@@ -103,7 +103,7 @@ def slerp(a: ArrayLike, b: ArrayLike, share: ArrayLike) -> Array:
     relative = jnp.where(
         near, jnp.sinc(omega / jnp.pi), apart * together / 2 / jnp.where(near, 1, omega)
     )
-    # What rounding leaves of u + v has no direction.
+    # The rounding that is left of u + v has no direction.
     relative = jnp.where(together <= 4 * jnp.finfo(dtype).eps, jnp.nan, relative)
 
     def weight(share):

@@ -149,7 +149,8 @@ def pool_mean(proxy: PerSample, gold: PerSample, n: ArrayLike) -> Array:
     >>> [f"{x:.4f}" for x in pool_mean(proxy, gold, jnp.array([1, 2, 3]))]
     ['2.0000', '2.3333', '2.0000']
 
-    Reference: Nakano et al. 2021, WebGPT (arXiv:2112.09332), for the estimator; ties are ours.
+    Reference: Nakano et al. 2021, WebGPT (arXiv:2112.09332), for the estimator; that for ties is
+    derived here.
     """
     proxy, gold = checks.as_float("proxy", proxy), checks.as_float("gold", gold)
     checks.same_shape(proxy=proxy, gold=gold)

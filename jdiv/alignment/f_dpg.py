@@ -5,7 +5,7 @@ One policy gradient serves every row: `grad D(pi‖p) = E_pi[f'(pi/p) grad log p
 field's reverse KL) and `reverse_kl` is DPG (forward KL). The policy pi is on the left.
 
 The target is often known up to its normalizer: `log_partition` estimates that, and quasi-rejection
-sampling draws from nearly the target where only its unnormalised mass P can be evaluated.
+sampling draws from nearly the target where only its unnormalized mass P can be evaluated.
 """
 
 from typing import NamedTuple

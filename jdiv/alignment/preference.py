@@ -306,7 +306,7 @@ def h_dpo(
 ) -> PerPair:
     """DPO of `alpha beta log(pi_w/pi_l) - beta log(ref_w/ref_l)`: alpha below 1 sharpens.
 
-    Its optimum maximises `E[r] + beta alpha H(pi) - beta H(pi, ref)` and is
+    Its optimum maximizes `E[r] + beta alpha H(pi) - beta H(pi, ref)` and is
     `ref^(1/alpha) e^(r/(alpha beta))`: `regularized.greedy` with KL, reference `ref_logits / alpha`
     and temperature `alpha beta`. Shapes: `[...]` four times to `[...]`.
 

@@ -100,7 +100,7 @@ def tilted_to(
         divergence = categorical.f_divergence(generator, tilt(x), log_ref)
         return jnp.log(budget) - jnp.log(divergence)
 
-    # What is representable; the start is exact where beta is large, D = variance / (2 beta^2).
+    # The limit is representable; the start is exact where beta is large, D = variance / (2 beta^2).
     limit = jnp.full_like(budget, 0.4 * np.log(jnp.finfo(dtype).max))
     start = jax.lax.stop_gradient(jnp.clip(-jnp.log(2 * budget) / 2, -limit, limit))
     x, residual, iterations, converged = roots.implicit(excess, start, -limit, limit)

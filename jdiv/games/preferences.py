@@ -223,7 +223,7 @@ def nash(
     values, (residual, iterations) = jax.lax.custom_root(
         missing,
         jnp.full_like(log_ref, 0.5),
-        lambda _, start: _damped_newton(jax.lax.stop_gradient(game), start),
+        lambda _, start: _halving_newton(jax.lax.stop_gradient(game), start),
         lambda f, y: jnp.linalg.solve(jax.jacfwd(f)(y), y),
         has_aux=True,
     )
@@ -234,7 +234,7 @@ def nash(
     return Equilibrium(log_policy, gap, residual, iterations.astype(jnp.int32), gap <= rounding)
 
 
-def _damped_newton(game: tuple, start: Array):
+def _halving_newton(game: tuple, start: Array) -> tuple[Array, tuple[Array, Array]]:
     """Newton's method, each step the best of its lengths 1, 1/2, 1/4, ... until none helps."""
     preference, log_ref, beta, generator = game
     lengths = 0.5 ** jnp.arange(16, dtype=start.dtype)
