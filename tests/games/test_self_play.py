@@ -203,10 +203,10 @@ def test_the_minimizer_of_inpo_is_its_update():
     def loss(logits):
         log_policies = (jax.nn.log_softmax(logits), LOG_REF, LOG_PREVIOUS)
         arrays = [x for log_policy in log_policies for x in pairs(log_policy)]
-        return jnp.sum(weight * self_play.inpo_loss(*arrays, bstep_size=0.5, step_size=0.5))
+        return jnp.sum(weight * self_play.inpo_loss(*arrays, beta=0.5, step_size=0.5))
 
     found = optimize.minimize(jax.jit(jax.value_and_grad(loss)), np.zeros(3), jac=True, tol=1e-14)
-    new = np.exp(self_play.inpo(LOG_PREVIOUS, RPS, LOG_REF, bstep_size=0.5, step_size=0.5))
+    new = np.exp(self_play.inpo(LOG_PREVIOUS, RPS, LOG_REF, beta=0.5, step_size=0.5))
     np.testing.assert_allclose(special.softmax(found.x), new, atol=1e-9)
     np.testing.assert_array_equal(np.round(new, 5), (0.54711, 0.23726, 0.21564))
     by_hand = REFERENCE**0.25 * PREVIOUS**0.75 * np.exp(RPS @ PREVIOUS / 2)
