@@ -1,7 +1,7 @@
-"""Regularised greedy policies: `argmax_pi <pi, v> - temperature * D(pi‖ref)` for every generator.
+"""Regularized greedy policies: `argmax_pi <pi, v> - temperature * D(pi‖ref)` for every generator.
 
-The optimum gives every action `f'(pi/ref) = (v - normaliser) / temperature`, so the policy is
-`ref` times the inverse slope of the generator, and one number, the normaliser, is left to find.
+The optimum gives every action `f'(pi/ref) = (v - normalizer) / temperature`, so the policy is
+`ref` times the inverse slope of the generator, and one number, the normalizer, is left to find.
 KL gives softmax, Pearson's chi2 a sparse policy, a uniform reference with the alpha divergence
 entmax. The conjugate value is the soft maximum of value iteration and of optimal aligned policies.
 """
@@ -15,20 +15,22 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, numerics, roots
 from jdiv.divergences import categorical, generators
-from jdiv.divergences.generators import KL, Generator, TotalVariation
+from jdiv.divergences.generator import Generator, checked_row
+from jdiv.divergences.generators import KL, TotalVariation
+from jdiv.types import Logits, PerSequence, Probs, Reduced, Scalar, Values
 
 
 class Greedy(NamedTuple):
-    """The regularised greedy policy of each row, with the evidence that it is one."""
+    """The regularized greedy policy of each row, with the evidence that it is one."""
 
     log_policy: Array
     """`[..., n]` log-probabilities; -inf is an action that the policy drops."""
     value: Array
     """`[...]` the maximum `<pi, v> - temperature * D(pi‖ref)`; its gradient by v is the policy."""
-    normaliser: Array
-    """`[...]` the number with `f'(pi/ref) = (v - normaliser)/temperature` where pi > 0."""
+    normalizer: Array
+    """`[...]` the number with `f'(pi/ref) = (v - normalizer)/temperature` where pi > 0."""
     residual: Array
-    """`[...]` `|sum pi - 1|` before the last normalisation."""
+    """`[...]` `|sum pi - 1|` before the last normalization."""
     iterations: Array
     """Steps of the solver, 0 for closed forms; one number for the whole batch."""
     converged: Array
@@ -36,9 +38,10 @@ class Greedy(NamedTuple):
 
 
 def greedy(
-    values: ArrayLike,
-    ref_logits: ArrayLike,
-    temperature: ArrayLike,
+    values: Values,
+    ref_logits: Logits,
+    temperature: PerSequence | Scalar,
+    *,
     generator: Generator,
 ) -> Greedy:
     """The policy that maximises `<pi, values> - temperature * D(pi‖ref)` over the simplex.
@@ -49,16 +52,16 @@ def greedy(
     in every argument, the parameters of the generator included; the gradient of `value` by
     `values` is the policy. Call it under jit: an eager call compiles its solver again.
 
-    >>> policy = greedy(jnp.array([1.0, 0.0]), jnp.zeros(2), 0.5, generators.pearson_chi2())
+    >>> chi2 = generators.pearson_chi2()
+    >>> policy = greedy(jnp.array([1.0, 0.0]), jnp.zeros(2), 0.5, generator=chi2)
     >>> [f"{p:.4f}" for p in jnp.exp(policy.log_policy)], policy.value.item()
     (['0.7500', '0.2500'], 0.625)
 
-    Reference: Geist, Scherrer and Pietquin 2019 (arXiv:1901.11275), section 3, for the regularised
+    Reference: Geist, Scherrer and Pietquin 2019 (arXiv:1901.11275), section 3, for the regularized
     greedy policy and its conjugate; Wang et al. 2024 (arXiv:2309.16240), Theorem 1, for the form
     through the inverse slope.
     """
-    if not isinstance(generator, Generator):
-        raise TypeError(f"generator must be a row of generators.TABLE, got {generator!r}")
+    checked_row(generator, invertible=type(generator) not in _CLOSED_FORMS)
     values = checks.as_float("values", values)
     ref_logits = checks.as_float("ref_logits", ref_logits)
     checks.same_shape(values=values, ref_logits=ref_logits)
@@ -72,7 +75,7 @@ def greedy(
             f"temperature must be a number or of shape {values.shape[:-1]}, got {temperature.shape}"
         )
     temperature = jnp.broadcast_to(temperature, values.shape[:-1])
-    generator = jax.tree.map(lambda x: jnp.asarray(x, dtype), generator)
+    generator = generator.astype(dtype)
     log_ref = numerics.log_softmax(ref_logits.astype(dtype))
 
     # Only the reference's support competes, and only differences to its best value matter.
@@ -89,7 +92,7 @@ def greedy(
     return Greedy(
         log_policy=log_policy,
         value=best[..., 0] + _value(generator, drop, log_ref, temperature, log_policy, log_ratio),
-        normaliser=best[..., 0] - temperature * top,
+        normalizer=best[..., 0] - temperature * top,
         residual=residual,
         iterations=iterations,
         converged=converged,
@@ -188,51 +191,63 @@ def _below_resolution(log_ratios, log_total, top: Array) -> Array:
 
 
 def greedy_between(
-    values: ArrayLike,
-    ref_logits: ArrayLike,
-    previous_logits: ArrayLike,
-    to_reference: ArrayLike,
-    to_previous: ArrayLike,
+    values: Values,
+    ref_logits: Logits,
+    old_logits: Logits,
+    ref_temperature: Scalar,
+    old_temperature: Scalar,
+    *,
     generator: Generator,
 ) -> Greedy:
-    """Maximises `<pi, values> - to_reference D(pi‖ref) - to_previous D(pi‖previous)`.
+    """Maximizes `<pi, values> - ref_temperature D(pi‖ref) - old_temperature D(pi‖old)`.
 
-    Shapes as in `greedy`; the coefficients are positive numbers. Every action has
-    `to_reference f'(pi/ref) + to_previous f'(pi/previous) = v - normaliser`: one unknown each,
-    within the search for the normaliser. KL has a closed form, greedy towards the geometric mean.
+    Shapes as in `greedy`; the temperatures are positive numbers. Every action has
+    `ref_temperature f'(pi/ref) + old_temperature f'(pi/old) = v - normalizer`: one unknown each,
+    within the search for the normalizer. KL has a closed form, greedy towards the geometric mean.
     Actions without mass in both stay at zero. Not for total variation, whose slope has no inverse.
 
     >>> even, most = jnp.zeros(2), jnp.log(jnp.array([0.8, 0.2]))
-    >>> best = greedy_between(jnp.zeros(2), even, most, 1.0, 1.0, generators.kl())
+    >>> best = greedy_between(jnp.zeros(2), even, most, 1.0, 1.0, generator=generators.kl())
     >>> [f"{p:.4f}" for p in jnp.exp(best.log_policy)]
     ['0.6667', '0.3333']
 
     Reference: Vieillard et al. 2020 (arXiv:2003.14089), section 3, for KL and entropy at once.
     """
-    if isinstance(generator, TotalVariation):
-        raise TypeError("generator must have a slope with an inverse, got total_variation")
-    for name, weight in (("to_reference", to_reference), ("to_previous", to_previous)):
-        checks.positive(name, weight)
+    checked_row(generator, invertible=True)
+    checks.positive("ref_temperature", ref_temperature)
+    checks.positive("old_temperature", old_temperature)
     values = checks.as_float("values", values)
     anchors = [
         numerics.log_softmax(checks.as_float(name, logits).astype(values.dtype))
-        for name, logits in (("ref_logits", ref_logits), ("previous_logits", previous_logits))
+        for name, logits in (("ref_logits", ref_logits), ("old_logits", old_logits))
     ]
-    checks.same_shape(values=values, ref_logits=anchors[0], previous_logits=anchors[1])
-    weights = [jnp.asarray(weight, values.dtype) for weight in (to_reference, to_previous)]
-    total = weights[0] + weights[1]
+    checks.same_shape(values=values, ref_logits=anchors[0], old_logits=anchors[1])
+    weights = [jnp.asarray(weight, values.dtype) for weight in (ref_temperature, old_temperature)]
     if isinstance(generator, KL):
+        total = weights[0] + weights[1]
         mixed = (weights[0] * anchors[0] + weights[1] * anchors[1]) / total
         shift = total * jax.nn.logsumexp(mixed, axis=-1, keepdims=True)
-        return greedy(values + shift, mixed, total, generator)
+        return greedy(values + shift, mixed, total, generator=generator)
+    policy, normalizer, *evidence = _solve_between(generator, values, anchors, weights)
+    fixed = jax.lax.stop_gradient(policy)  # the envelope theorem
+    payoff = jnp.sum(jnp.exp(fixed) * jnp.where(fixed > -jnp.inf, values, 0), axis=-1)
+    costs = [
+        weight * categorical.f_divergence(generator, fixed, anchor)
+        for weight, anchor in zip(weights, anchors, strict=True)
+    ]
+    return Greedy(policy, payoff - costs[0] - costs[1], normalizer, *evidence)
 
+
+def _solve_between(generator: Generator, values: Array, anchors: list, weights: list):
+    """The log-policy between two anchors, its normalizer, and the solver's evidence."""
+    total = weights[0] + weights[1]
     lower, upper = jnp.minimum(*anchors), jnp.maximum(*anchors)
     supported = lower > -jnp.inf
     lower, upper = jnp.where(supported, lower, 0), jnp.where(supported, upper, 0)
 
-    def log_policy(normaliser):
+    def log_policy(normalizer):
         """Between the answers for each anchor alone with the whole weight."""
-        slope = values - normaliser[..., None]
+        slope = values - normalizer[..., None]
         alone = generator.inverse_slope(slope / total)
         kept = supported & jnp.isfinite(alone)
         ends = jax.lax.stop_gradient([jnp.where(kept, x + alone, 0) for x in (lower, upper)])
@@ -247,8 +262,8 @@ def greedy_between(
         found = roots.implicit(excess, (ends[0] + ends[1]) / 2, *ends).x
         return jnp.where(kept, found, jnp.where(supported & (alone > 0), jnp.inf, -jnp.inf))
 
-    def missing(normaliser):
-        return -jax.nn.logsumexp(log_policy(normaliser), axis=-1)
+    def missing(normalizer):
+        return -jax.nn.logsumexp(log_policy(normalizer), axis=-1)
 
     # Some action alone has all mass at `low`; at `high` none has more than half of an anchor's.
     slope = generator.slope(jnp.where(supported, -lower, 0))
@@ -256,56 +271,48 @@ def greedy_between(
     half = generator.slope(jnp.full_like(low, -jnp.log(2.0)))
     high = jnp.max(jnp.where(supported, values, -jnp.inf), axis=-1) - total * half
     low, high = jax.lax.stop_gradient((low, high))
-    normaliser, *evidence = roots.implicit(missing, (low + high) / 2, low, high)
-    policy = numerics.log_softmax(log_policy(normaliser))
-    fixed = jax.lax.stop_gradient(policy)  # the envelope theorem
-    payoff = jnp.sum(jnp.exp(fixed) * jnp.where(supported, values, 0), axis=-1)
-    costs = [
-        weight * categorical.f_divergence(generator, fixed, anchor)
-        for weight, anchor in zip(weights, anchors, strict=True)
-    ]
-    return Greedy(
-        log_policy=policy,
-        value=payoff - costs[0] - costs[1],
-        normaliser=normaliser,
-        **dict(zip(("residual", "iterations", "converged"), evidence, strict=True)),
-    )
+    normalizer, *evidence = roots.implicit(missing, (low + high) / 2, low, high)
+    return numerics.log_softmax(log_policy(normalizer)), normalizer, *evidence
 
 
 # --------------------------------------------------------------------------- Fenchel-Young, entmax
 
 
 def fenchel_young(
-    values: ArrayLike,
-    target_logits: ArrayLike,
-    ref_logits: ArrayLike,
-    temperature: ArrayLike,
+    values: Values,
+    target_logits: Logits,
+    ref_logits: Logits,
+    temperature: PerSequence | Scalar,
+    *,
     generator: Generator,
-) -> Array:
-    """Fenchel-Young loss: how far a target policy is from the optimum of the regularised problem.
+) -> Reduced:
+    """Fenchel-Young loss, the regret of a target policy in the regularized problem.
 
     `max_pi <pi, v> - temperature D(pi‖ref)`, minus the same at the target. Its gradient by values
     is `greedy policy - target`, and it is 0 exactly where the two agree; for KL it is
     temperature * KL(target‖greedy policy). Shapes: `[..., n]` three times to `[...]`.
 
     >>> even = jnp.zeros(2)
-    >>> print(f"{fenchel_young(jnp.array([1.0, 0.0]), even, even, 1.0, generators.kl()):.4f}")
+    >>> loss = fenchel_young(jnp.array([1.0, 0.0]), even, even, 1.0, generator=generators.kl())
+    >>> print(f"{loss:.4f}")
     0.1201
 
     Reference: Blondel, Martins and Niculae 2020 (arXiv:1901.02324), Definition 2.
     """
-    best = greedy(values, ref_logits, temperature, generator).value
+    best = greedy(values, ref_logits, temperature, generator=generator).value
     cost = categorical.f_divergence(generator, target_logits, ref_logits)
     target = jnp.exp(numerics.log_softmax(checks.as_float("target_logits", target_logits)))
     payoff = jnp.sum(jnp.where(target > 0, target * values, 0), axis=-1)
     return best - payoff + temperature * cost
 
 
-def entmax(scores: ArrayLike, *, alpha: ArrayLike = 1.5) -> Array:
-    """`argmax_p <p, scores> + H_a(p)` with Tsallis' entropy; sparsemax at a = 2, softmax at 1.
+def entmax(scores: Values, *, index: Scalar = 1.5) -> Probs:
+    """`argmax_p <p, scores> + H(p)` with Tsallis' entropy; sparsemax at index 2, softmax at 1.
 
-    `H_a(p) = sum (p - p^a) / (a (a - 1))`: the greedy policy of the alpha divergence against the
-    uniform reference at temperature n^(1 - a). Shapes: `[..., n]` to probabilities `[..., n]`.
+    `H(p) = sum (p - p^k) / (k (k - 1))` of index k: Tsallis' entropy `sum (p - p^k) / (k - 1)`
+    divided by k, as entmax's paper has it under the name alpha. It is the greedy policy of the
+    alpha divergence against the uniform reference at temperature n^(1 - k).
+    Shapes: `[..., n]` to probabilities `[..., n]`.
 
     >>> [f"{p:.4f}" for p in entmax(jnp.array([1.0, 0.5, -1.0]))]
     ['0.6740', '0.3260', '0.0000']
@@ -313,34 +320,35 @@ def entmax(scores: ArrayLike, *, alpha: ArrayLike = 1.5) -> Array:
     Reference: Peters, Niculae and Martins 2019 (arXiv:1905.05702), equation 10.
     """
     scores = checks.as_float("scores", scores)
-    return jnp.exp(greedy(*_tsallis_entropy(scores, alpha)).log_policy)
+    *problem, generator = _tsallis_entropy(scores, index)
+    return jnp.exp(greedy(*problem, generator=generator).log_policy)
 
 
-def entmax_loss(scores: ArrayLike, target_logits: ArrayLike, *, alpha: ArrayLike = 1.5) -> Array:
-    """The Fenchel-Young loss of entmax: `sparsemax loss` at a = 2, cross-entropy's regret at 1.
+def entmax_loss(scores: Values, target_logits: Logits, *, index: Scalar = 1.5) -> Reduced:
+    """The Fenchel-Young loss of entmax: sparsemax loss at index 2, cross-entropy's regret at 1.
 
     Shapes: `[..., n]` twice to `[...]`.
 
     Reference: Peters, Niculae and Martins 2019 (arXiv:1905.05702), section 4.1.
     """
     scores = checks.as_float("scores", scores)
-    _, uniform, temperature, generator = _tsallis_entropy(scores, alpha)
-    return fenchel_young(scores, target_logits, uniform, temperature, generator)
+    _, uniform, temperature, generator = _tsallis_entropy(scores, index)
+    return fenchel_young(scores, target_logits, uniform, temperature, generator=generator)
 
 
-def sparsemax(scores: ArrayLike) -> Array:
-    """Euclidean projection of the scores onto the simplex: entmax at a = 2.
+def sparsemax(scores: Values) -> Probs:
+    """Euclidean projection of the scores onto the simplex: entmax at index 2.
 
     >>> [f"{p:.4f}" for p in sparsemax(jnp.array([1.0, 0.5, -1.0]))]
     ['0.7500', '0.2500', '0.0000']
 
     Reference: Martins and Astudillo 2016 (arXiv:1602.02068), equation 2.
     """
-    return entmax(scores, alpha=2.0)
+    return entmax(scores, index=2.0)
 
 
-def _tsallis_entropy(scores: Array, alpha: ArrayLike):
-    """Arguments of `greedy` whose divergence is minus Tsallis' entropy, up to a constant."""
-    checks.positive("alpha", alpha)
-    temperature = jnp.asarray(scores.shape[-1], scores.dtype) ** (1 - jnp.asarray(alpha))
-    return scores, jnp.zeros_like(scores), temperature, generators.alpha(alpha)
+def _tsallis_entropy(scores: Array, index: ArrayLike):
+    """Arguments of `greedy` whose divergence is minus entmax's entropy, up to a constant."""
+    checks.positive("index", index)
+    temperature = jnp.asarray(scores.shape[-1], scores.dtype) ** (1 - jnp.asarray(index))
+    return scores, jnp.zeros_like(scores), temperature, generators.alpha(index)

@@ -50,7 +50,7 @@ RandomKey = Key[Array, ""]
 """A key of `jax.random.key`."""
 Samples = Float[Array | np.ndarray, "samples dimension"]
 """Points of a space, one a row."""
-Preference = Float[Array | np.ndarray, "n n"]
+Preference = Float[Array | np.ndarray, "... n n"]
 """`P[i, j]`, the probability that answer i is preferred to answer j."""
 Transition = Float[Array | np.ndarray, "states actions states"]
 """`P[s, a, s']`, probabilities of the next state."""

@@ -2,19 +2,11 @@
 
 import pytest
 
+from jdiv import generators
+
 PARAMETERS = {
-    "kl": {},
-    "reverse_kl": {},
-    "jeffreys": {},
-    "jensen_shannon": {"weight": 0.3},
-    "skew_kl": {"skew": 0.2},
-    "total_variation": {},
-    "squared_hellinger": {},
-    "pearson_chi2": {},
-    "neyman_chi2": {},
-    "le_cam": {},
-    "alpha": {"alpha": 0.7},
-    "tsallis": {"q_index": 1.6},
+    name: {key: known.example for key, known in make.parameters().items()}
+    for name, make in generators.TABLE.items()
 }
 """Every row of the table, with a value for its parameter that is no special case."""
 

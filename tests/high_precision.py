@@ -73,7 +73,9 @@ def divergence(name, p, q, **parameters):
             a = x["alpha"]
             return (_power_sum(p, q, a) - 1) / (a * (a - 1))
         case "tsallis":
-            return (_power_sum(p, q, x["q_index"]) - 1) / (x["q_index"] - 1)
+            return (_power_sum(p, q, x["index"]) - 1) / (x["index"] - 1)
+        case "chi2_kl":
+            return _chi2(p, q) / 2 + x["gamma"] * _kl(p, q)
         case "renyi":
             total = _power_sum(p, q, x["alpha"])
             return mp.inf if total in (0, mp.inf) else mp.log(total) / (x["alpha"] - 1)
@@ -118,7 +120,7 @@ def value_and_gradients(name, p_logits, q_logits, **parameters):
 def _report():
     mp.mp.dps = 400
     for index, row in enumerate(json.loads(DATA.read_text())):
-        parameters = {"q_index" if k == "q" else k: v for k, v in row["params"].items()}
+        parameters = {"index" if k == "q" else k: v for k, v in row["params"].items()}
         value, *gradients = value_and_gradients(
             row["name"], row["p_logits"], row["q_logits"], **parameters
         )

@@ -36,7 +36,7 @@ def get_config(scale: str = "quick") -> ConfigDict:
             "jensen_shannon": {"weight": 0.5},
             "skew_kl": {"skew": 0.1},
             "alpha": {"alpha": 0.5},
-            "tsallis": {"q_index": 1.5},
+            "tsallis": {"index": 1.5},
         }
     )
     config.claims = ConfigDict(

@@ -134,7 +134,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     budget = jnp.asarray(config.budget, log_p.dtype)
     rewards = jnp.concatenate([fixed, _rows(log_q, len(spent)), rewards])
     budgets = jnp.concatenate([jnp.stack([budget, budget, budget / 2]), spent, budgets])
-    found = tilts.tilted_to(rewards, _rows(log_p, len(rewards)), budgets, generators.kl())
+    found = tilts.tilted_to(rewards, _rows(log_p, len(rewards)), budgets, generator=generators.kl())
     phi, _, half = found.log_policy[:3]
     psi = found.log_policy[3 + len(spent) :]
 
@@ -239,7 +239,7 @@ def of_random_sources(config: ConfigDict, key: Array) -> Array:
         reward = jnp.where(log_q > -jnp.inf, log_q, 0)
         law = best_of_n.best_of_n(reward, log_p, n.astype(reward.dtype))
         spent = divergences.kl(law, log_p)
-        tilt = tilts.tilted_to(reward, log_p, spent, generators.kl()).log_policy
+        tilt = tilts.tilted_to(reward, log_p, spent, generator=generators.kl()).log_policy
         # A law of one letter but for rounding has no tilt to be compared with.
         return jnp.where(jnp.max(law, axis=-1) < -1e-9, divergences.kl(law, tilt), jnp.nan)
 

@@ -168,7 +168,7 @@ def salsa(config: ConfigDict, reward: Array, keys: Array) -> Array:
         [models[0], averaging.average(models[jnp.array([0, 0])]), averaging.average(models)]
     )
     rewards = jnp.broadcast_to(reward, references.shape)
-    best = regularized.greedy(rewards, references, 1.0, generators.kl()).log_policy
+    best = regularized.greedy(rewards, references, 1.0, generator=generators.kl()).log_policy
     return jnp.exp(best) @ reward - divergences.kl(best, jnp.broadcast_to(truth, best.shape))
 
 

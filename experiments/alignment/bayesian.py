@@ -58,7 +58,7 @@ def objective(log_policy: Array, log_ref: Array, reward: Array, beta: Array) -> 
 
 def sides(log_policy: Array, log_ref: Array, reward: Array, beta: float) -> tuple[Array, Array]:
     """Of the identity, with two wrong ones; and `J*`, from the optimum by `regularized.greedy`."""
-    best = regularized.greedy(reward, log_ref, beta, generators.kl())
+    best = regularized.greedy(reward, log_ref, beta, generator=generators.kl())
     gap = divergences.kl(log_policy, best.log_policy)
     wrong = divergences.kl(best.log_policy, log_policy)
     missing = best.value - objective(log_policy, log_ref, reward, beta)
@@ -94,7 +94,9 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         "toy": toy,
         "best": best,
         "log_partition": config.beta * jax.nn.logsumexp(log_ref + reward / config.beta),
-        "optimum": jnp.exp(regularized.greedy(reward, log_ref, safe, generators.kl()).log_policy),
+        "optimum": jnp.exp(
+            regularized.greedy(reward, log_ref, safe, generator=generators.kl()).log_policy
+        ),
         "target": jnp.exp(target),
         "case": random,
         "path": jnp.exp(path),

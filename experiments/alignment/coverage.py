@@ -14,10 +14,9 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.alignment.preference_divergences import minimise
 from experiments.lab.claims import Claim
 from experiments.lab.plots import COLORS, Picture
-from jdiv import divergences
+from jdiv import divergences, roots
 from jdiv.alignment import preference
 
 TRACED = ("coefficient",)
@@ -72,7 +71,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         )
 
     def solve(weights, start):
-        best = minimise(lambda logits: loss(logits, weights), start, config.iterations)
+        best = roots.minimize(lambda logits: loss(logits, weights), start, config.iterations)
         return {
             "policy": jax.nn.softmax(best.x),
             "kl": divergences.kl(best.x, log_ref),

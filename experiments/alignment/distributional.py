@@ -124,14 +124,14 @@ def expected_losses(generator, logits: Array, log_target: Array, log_proposal: A
     log_policy, n = jax.nn.log_softmax(logits), logits.shape[-1]
     pairs = np.stack(np.divmod(np.arange(n * n), n), axis=-1)
     log_pi, log_p, log_other = (x[..., pairs] for x in (log_policy, log_target, log_proposal))
-    rewards = f_dpg.pseudo_reward(log_pi, log_p, generator)
+    rewards = f_dpg.pseudo_reward(log_pi, log_p, generator=generator)
     own = jnp.mean(rewards, axis=-1, keepdims=True)
     of = lambda name: jnp.array([how == name for how in HOW])[None, :, None, None]
     log_q = jnp.where(of("proposal"), log_other, log_pi)
     baseline = jnp.where(of("constant"), 0.7, 0.0)
     baseline = jnp.where(of("others"), f_dpg.mean_of_others(rewards), baseline)
     baseline = jnp.where(of("own"), own, baseline)
-    loss = f_dpg.dpg_loss(log_pi, log_p, log_q, generator, baseline)
+    loss = f_dpg.dpg_loss(log_pi, log_p, log_q, generator=generator, baseline=baseline)
     chance = jax.lax.stop_gradient(jnp.exp(jnp.sum(log_q, axis=-1)))
     return jnp.sum(chance * jnp.mean(loss, axis=-1))
 
@@ -200,7 +200,7 @@ def flow(config: ConfigDict, start: Array, features: Array, base: Array, target:
         log_policy = log_policies(w)
         targets = jnp.broadcast_to(target, log_policy.shape)
         reward = each_row(
-            lambda row, pi, p: f_dpg.pseudo_reward(pi, p, row),
+            lambda row, pi, p: f_dpg.pseudo_reward(pi, p, generator=row),
             config.rows, log_policy, targets,
         )  # fmt: skip
         policy = jnp.exp(log_policy)
@@ -252,7 +252,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         divergence = lambda x: divergences.f_divergence(row, x, jnp.concatenate(towards))
         value, pull = jax.vjp(divergence, at)
         gradient = pull(jnp.ones_like(value))[0][: config.cases, : logits.size]
-        rewards = f_dpg.pseudo_reward(t, jnp.where(t == jnp.inf, -jnp.inf, 0), row)
+        rewards = f_dpg.pseudo_reward(t, jnp.where(t == jnp.inf, -jnp.inf, 0), generator=row)
         return {
             "exact_gradient": gradient,
             "gradient": jax.grad(expected_losses, 1)(row, *each_how),

@@ -80,7 +80,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     )
     ref, rewards = jnp.array(config.reference), jnp.array(config.rewards)
     log_policy = regularized.greedy(
-        rewards, jnp.log(ref) / alpha, alpha * config.beta, generators.kl()
+        rewards, jnp.log(ref) / alpha, alpha * config.beta, generator=generators.kl()
     ).log_policy
     policy = jnp.exp(log_policy)
     return {

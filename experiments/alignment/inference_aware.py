@@ -107,15 +107,17 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     u, log_ref = inference_aware.quantiles(config.cells)
     budget, kl = point["budget"], generators.kl()
     rewards = jnp.stack([transform(u) for transform in TRANSFORMS.values()])
-    tilted = tilts.tilted_to(rewards, jnp.broadcast_to(log_ref, rewards.shape), budget, kl)
+    tilted = tilts.tilted_to(
+        rewards, jnp.broadcast_to(log_ref, rewards.shape), budget, generator=kl
+    )
     sign, n = jnp.asarray(list(OBJECTIVES.values()), u.dtype).T
 
     # The worst of n is the best of n of opposite rewards, with all signs reversed.
-    def optimum(sign: Array, n: Array) -> inference_aware.Aligned:
+    def optimum(sign: Array, n: Array) -> inference_aware.AlignedPolicy:
         def slope(log_policy: Array) -> Array:
             return sign * inference_aware.best_of_n_transform(sign * u, log_policy, log_ref, n)
 
-        return inference_aware.aligned_to(slope, log_ref, budget, kl)
+        return inference_aware.aligned_to(slope, log_ref, budget, generator=kl)
 
     def win(log_policy: Array, sign: Array, n: Array) -> Array:
         won = inference_aware.best_of_n_win_rate(sign * u, log_policy, log_ref, n)

@@ -6,7 +6,6 @@ the reference numbers are an independent computation of this toy.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +18,9 @@ from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
 from experiments.lab.plots import COLORS, Picture
-from jdiv import divergences, generators, regularized
+from jdiv import divergences, generators, regularized, roots
 from jdiv.alignment import margins, preference
-from jdiv.divergences import sums
-from jdiv.divergences.generators import Generator
+from jdiv.divergences.generator import Generator
 
 TRACED = ("beta", "row")
 # By the field's names: which of the rows below, for powers the exponent, scale and f'(1) of f as
@@ -74,53 +72,6 @@ IMDB = {
     "alpha .7": 4.09,
     "FKL": 4.12,
 }
-
-
-class Minimum(NamedTuple):
-    """Where a loss has its minimum, with the evidence."""
-
-    x: Array
-    value: Array
-    slope: Array
-    """The largest derivative there."""
-
-
-def minimise(loss: Callable[[Array], Array], start: Array, iterations: int) -> Minimum:
-    """Newton's method with a damping that adapts; the absolute curvature leaves saddle points.
-
-    No logit moves by more than 1 in a step, for nothing comes back from probability zero, where the
-    slope is zero, too; what belongs there loses a factor e in each step.
-    """
-
-    def everything(x):
-        def gradient(x):
-            value, slope = jax.value_and_grad(loss)(x)
-            return slope, (value, slope)
-
-        curvature, (value, slope) = jax.jacfwd(gradient, has_aux=True)(x)
-        return value, slope, curvature
-
-    def step(_, state):
-        x, value, slope, curvature, damping = state
-        sizes, directions = jnp.linalg.eigh(curvature)
-        newton = directions @ ((directions.T @ slope) / (jnp.abs(sizes) + damping))
-        newton = newton / jnp.maximum(jnp.max(jnp.abs(newton)), 1)
-        moved = x - jnp.where(jnp.max(jnp.abs(slope)) > 1e-14, newton, 0)  # else it is rounding
-        there = everything(moved)
-        better = there[0] <= value + 1e-15
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(better, new, old),
-            (moved, *there),
-            (x, value, slope, curvature),
-        )
-        return *kept, jnp.where(better, jnp.maximum(damping / 8, 1e-14), damping * 8)
-
-    nothing = jnp.zeros_like(start)
-    state = start, jnp.asarray(jnp.inf, start.dtype), nothing, jnp.diag(nothing)
-    x, value, slope, *_ = jax.lax.fori_loop(
-        0, iterations, step, (*state, jnp.ones((), start.dtype))
-    )
-    return Minimum(x, value, jnp.max(jnp.abs(slope)))
 
 
 def coordinates(config: ConfigDict) -> dict[str, object]:
@@ -184,7 +135,7 @@ class Choice(Generator):
 def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     """Optima, fit, equal rewards, entropy at equal reward; the divergence is `factor` times row."""
     number, *power, factor = jnp.array(list(ROWS.values()))[jnp.asarray(point["row"], int)]
-    rows = generators.Power(*power), generators.jensen_shannon(), sums.chi2_kl()
+    rows = generators.Power(*power), generators.jensen_shannon(), generators.chi2_kl()
     row, beta = Choice(number, rows), point["beta"]
     log_ref, reward = jnp.log(jnp.array(config.reference)), jnp.array(config.reward)
     uniform = jnp.full_like(log_ref, -np.log(len(config.reference)))
@@ -210,14 +161,14 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         low, high, _ = state
         middle = (low + high) / 2
         temperature = jnp.concatenate([factor * at, jnp.exp(middle)])
-        best = regularized.greedy(values, references, temperature, row)
+        best = regularized.greedy(values, references, temperature, generator=row)
         above = jnp.exp(best.log_policy[-2:]) @ reward > config.matched_reward
-        found = best.log_policy, best.normaliser[0], best.residual[0]
+        found = best.log_policy, best.normalizer[0], best.residual[0]
         return jnp.where(above, middle, low), jnp.where(above, high, middle), found
 
     zero = jnp.zeros(())
     state = jnp.full(2, -7.0), jnp.full(2, 7.0), (references, zero, zero)
-    *_, (log_policy, normaliser, residual) = jax.lax.fori_loop(0, 54, halve, state)
+    *_, (log_policy, normalizer, residual) = jax.lax.fori_loop(0, 54, halve, state)
     optimum, matched = log_policy[0], log_policy[-2:]
     frontier = jnp.exp(log_policy[2:-2]).reshape(2, count, -1)
 
@@ -231,7 +182,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         s = scores(jax.nn.log_softmax(logits))
         return jnp.sum(pairs * win * margins.logistic(s[:, None] - s[None, :]))
 
-    fit = minimise(loss, log_ref, config.iterations)
+    fit = roots.minimize(loss, log_ref, config.iterations)
     log_pi = jax.nn.log_softmax(fit.x)
     pair = jnp.broadcast_arrays(
         log_pi[:, None], log_pi[None, :], log_ref[:, None], log_ref[None, :]
@@ -239,7 +190,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     of_pairs = preference.f_dpo(*pair, beta=factor * beta, generator=row)
     left = reward - scores(optimum)
     return {
-        "normaliser": normaliser - beta * row.slope_at_one,
+        "normalizer": normalizer - beta * row.slope_at_one,
         "policy": jnp.exp(optimum),
         "residual": residual,
         "spread": jnp.max(left) - jnp.min(left),
@@ -327,7 +278,7 @@ def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
     at, small = results.sel(beta=of.beta), results.sel(beta=of.small_beta)
     table = np.array(list(OPTIMA.values()))
     rows = at.sel(divergence=list(OPTIMA))
-    found = np.column_stack([rows.normaliser, rows.policy.transpose("divergence", "answer")])
+    found = np.column_stack([rows.normalizer, rows.policy.transpose("divergence", "answer")])
     digits = np.array([5.1e-7, *[5.1e-6] * 5])
     failing, repaired = small.sel(divergence=of.failing), small.sel(divergence=of.repaired)
     last = np.array([5.1e-4, *[5.1e-5] * 5])
@@ -390,7 +341,7 @@ def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
             "At beta = .1, to the last digit: lambda and pi* of chi2-PO, all positive; then the"
             " spread of r - beta phi and the excess of its fit.",
             [
-                float(repaired.normaliser),
+                float(repaired.normalizer),
                 *repaired.policy.values,
                 float(repaired.spread),
                 float(repaired.excess),

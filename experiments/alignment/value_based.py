@@ -103,7 +103,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     q, early = (q_sharp.q_values(children, x, support, eta) for x in (law, early))
     policy = jnp.exp(q_sharp.optimal_policy(q, uniform, eta))
     recursion = q_sharp.regularized_values(
-        children, uniform, returns, eta, generators.kl(), depth=depth
+        children, uniform, returns, eta, generator=generators.kl(), depth=depth
     )
     there = children[roots] >= 0
     mean, deviation = gradients(config)

@@ -109,8 +109,8 @@ def table(best_losses: Array, key: Array) -> Array:
         instance = jnp.where(jax.nn.one_hot(place, ARMS, dtype=bool), best_loss, means)
         # The regret of a table of means in squared and in log loss, up to a constant.
         oracle = CONTEXTS * ARMS * jnp.log(horizon)
-        square = contextual.square_cb_rate(ARMS, horizon, oracle)
-        fast = contextual.fast_cb_rate(ARMS, horizon, oracle, best_loss)
+        square = contextual.square_cb_step_size(ARMS, horizon, oracle)
+        fast = contextual.fast_cb_step_size(ARMS, horizon, oracle, best_loss)
 
         def policy(losses: Array) -> Array:
             square_cb, fast_cb = (
@@ -138,24 +138,26 @@ def preferences(skew: float, key: Array) -> dict[str, Array]:
     features = jax.random.normal(of_features, (CONTEXTS, ANSWERS, DIMENSION))
     weights = jax.random.normal(of_weights, (DIMENSION,))
     weights = 3 * weights / jnp.linalg.norm(weights) / math.sqrt(DIMENSION)
-    problem = gshf.Problem(features, weights, -skew * (features @ weights), TEMPERATURE)
+    problem = gshf.LinearProblem(features, weights, -skew * (features @ weights), TEMPERATURE)
     reference = problem.ref_logits
     given = gshf.compare(problem, reference, reference, ASKED[-1], of_given)
 
-    def counted(pairs: Array) -> gshf.Data:
-        return given._replace(weights=(jnp.arange(ASKED[-1]) < pairs).astype(jnp.float32))
+    def counted(pairs: Array) -> gshf.Comparisons:
+        return given._replace(counts=(jnp.arange(ASKED[-1]) < pairs).astype(jnp.float32))
 
     def offline(pairs: Array, bonus: Array) -> Array:
         policy = gshf.learned_policy(problem, counted(pairs), RIDGE, bonus)
-        return gshf.regularised_regret(problem, policy)
+        return gshf.regularized_regret(problem, policy)
 
-    def iterated(start: gshf.Data, bonus: ArrayLike) -> Array:
-        return gshf.iterate(problem, start, ROUNDS, PAIRS, of_rounds, ridge=RIDGE, bonus=bonus)
+    def iterated(start: gshf.Comparisons, bonus: ArrayLike) -> Array:
+        return gshf.online_regret(
+            problem, start, ROUNDS, PAIRS, of_rounds, ridge=RIDGE, bonus=bonus
+        )
 
     # Given or not, one program: of comparisons with weight 0 nothing is learned.
     given_too = jax.tree.map(lambda x: x[:GIVEN], given)
     starts = jnp.array([0.0, 0.0, 1.0])[:, None] * jnp.ones(GIVEN)[None]
-    each = jax.vmap(lambda w, bonus: iterated(given_too._replace(weights=w), bonus))
+    each = jax.vmap(lambda w, bonus: iterated(given_too._replace(counts=w), bonus))
     return {
         "offline": jax.vmap(lambda n: jax.vmap(lambda b: offline(n, b))(jnp.array(BONUSES)))(
             jnp.array(ASKED)

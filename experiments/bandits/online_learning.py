@@ -157,11 +157,11 @@ def weights(key: Array) -> Array:
 
     def exp3(rate: Array) -> Array:
         learner = adversarial.hedge(rate * math.sqrt(2 * math.log(ARMS) / (ROUNDS * ARMS)))
-        return regret(adversarial.bandit(learner, losses, of_pulls, weighting))
+        return regret(adversarial.bandit(learner, losses, weighting, of_pulls))
 
     def tsallis(rate: Array) -> Array:
         learner = adversarial.tsallis_inf(2 * rate)
-        return regret(adversarial.bandit(learner, losses, of_pulls, weighting))
+        return regret(adversarial.bandit(learner, losses, weighting, of_pulls))
 
     return jnp.stack([jax.vmap(learner)(jnp.array(RATES)) for learner in (hedge, exp3, tsallis)])
 
@@ -178,7 +178,7 @@ def barrier(key: Array) -> dict[str, Array]:
         of_arms = jnp.stack([jnp.where(first, -0.5, 0.0), jnp.where(first, 0.0, -1.0)], axis=1)
         losses = jnp.pad(of_arms, ((0, 0), (0, ARMS - 2)))
         rate = rate_of(horizon)
-        play = adversarial.bandit(make(rate), losses, key, adversarial.importance_weighting())
+        play = adversarial.bandit(make(rate), losses, adversarial.importance_weighting(), key)
         least = -rate * jnp.exp(-jnp.min(play.log_policy[:, 1]))
         return adversarial.regret(play, losses)[-1], least
 

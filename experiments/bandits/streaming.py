@@ -28,9 +28,9 @@ DIMS = {"regret": ("algorithm", "rules"), "explored": ("algorithm", "rules"),
 
 ALGORITHMS = (*streaming.TOWERS, "game of arms")
 RULES = {
-    "right": streaming.Mistakes(False, False, False),
-    "recharged": streaming.Mistakes(False, True, True),
-    "released": streaming.Mistakes(True, True, True),
+    "right": streaming.ReleaseRules(False, False, False),
+    "recharged": streaming.ReleaseRules(False, True, True),
+    "released": streaming.ReleaseRules(True, True, True),
 }
 """Without the release's mistakes, with all but the wrong charge, and with all."""
 
@@ -81,18 +81,22 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     of_arms, of_pulls = jax.random.split(key)
     means = clear_cut(of_arms, arms)
     towers = [make(arms, horizon) for make in streaming.TOWERS.values()]
-    height = max(tower.room.shape[0] for tower in towers)
+    height = max(tower.capacity.shape[0] for tower in towers)
     stacked = jax.tree.map(
-        lambda *x: jnp.stack(x), *(streaming.padded(tower, height) for tower in towers)
+        lambda *x: jnp.stack(x), *(streaming.pad_levels(tower, height) for tower in towers)
     )
     # Towers of one level have none of the mistakes in the release either.
-    several = jnp.array([tower.room.shape[0] > 1 for tower in towers])
+    several = jnp.array([tower.capacity.shape[0] > 1 for tower in towers])
     rules = jax.tree.map(lambda *x: jnp.array(x), *RULES.values())
 
     def by_rules(tower: streaming.Levels, several: Array) -> streaming.Outcome:
         return jax.vmap(
-            lambda mistakes: streaming.tower(
-                tower, means, horizon, of_pulls, jax.tree.map(lambda x: x & several, mistakes)
+            lambda rules: streaming.tower(
+                tower,
+                means,
+                horizon,
+                of_pulls,
+                rules=jax.tree.map(lambda x: x & several, rules),
             )
         )(rules)
 

@@ -100,7 +100,7 @@ LOSSES = {
     "ratio k2": lambda log_p, log_q, log_old: (
         _ratio(log_p, log_old) * estimators.kl_k2(log_p, log_q)
     ),
-    "ratio k3": lambda log_p, log_q, log_old: estimators.centred_from_p(
+    "ratio k3": lambda log_p, log_q, log_old: estimators.centered_from_p(
         generators.kl(), log_p, log_q, log_weights=log_p - log_old
     ),
     "k1 in reward": lambda log_p, log_q, log_old: (

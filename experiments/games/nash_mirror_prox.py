@@ -85,7 +85,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     """KL(pi*‖pi_k) of each algorithm; game 0 is rock-paper-scissors, the others are random."""
     beta = point["beta"]
     game, log_ref = problem(config, jax.random.fold_in(key, point["game"]), point["game"])
-    star = preferences.nash(game, log_ref, beta, generators.kl())
+    star = preferences.nash(game, log_ref, beta, generator=generators.kl())
     sizes = {"beta": beta, "step_size": config.step_size}
 
     def prox(x):
@@ -98,7 +98,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
 
     steps = (
         prox,
-        two(self_play.mirror_descent, **sizes),
+        two(self_play.online_mirror_descent, **sizes),
         two(self_play.nash_md, beta=beta, step_size=config.nash_md_step_size),
     )
     distance = [
@@ -111,9 +111,9 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
 
     def evidence(log_policy):
         """An independent check of the equilibrium, by the definition, and the certificate."""
-        fixed = jax.nn.softmax(log_ref + preferences.against(game, log_policy) / beta)
-        gap = preferences.regularised_exploitability(
-            game, log_policy, log_ref, beta, generators.kl()
+        fixed = jax.nn.softmax(log_ref + preferences.answer_win_rates(log_policy, game) / beta)
+        gap = preferences.regularized_exploitability(
+            log_policy, game, log_ref, beta, generator=generators.kl()
         )
         return jnp.max(jnp.abs(fixed - jnp.exp(log_policy))), jnp.abs(gap)
 
@@ -129,7 +129,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
 def problem(config: ConfigDict, key: Array, game: Array) -> tuple[Array, Array]:
     """Preference and reference. Of rock-paper-scissors all other answers have probability zero."""
     of_game, of_reference = jax.random.split(key)
-    random = preferences.random_game(of_game, config.answers, skew=config.skew)
+    random = preferences.random_game(config.answers, of_game, skew=config.skew)
     spread = config.spread * jax.random.normal(of_reference, (config.answers,))
     known = jnp.full((config.answers, config.answers), 0.5)
     known = known.at[:3, :3].set(preferences.rock_paper_scissors())

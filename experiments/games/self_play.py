@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 from experiments.lab.claims import Claim
 from experiments.lab.plots import COLORS, GREY, Picture
 from jdiv import generators, regularized
-from jdiv.divergences import sums
 from jdiv.games import preferences, self_play
 
 TRACED = ("variant", "share", "exponent", "weight")
@@ -74,20 +73,20 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         (point["weight"] * (1 - point["share"]), generators.alpha(point["exponent"])),
     )
     free = self_play.play(
-        lambda x: self_play.sppo(x, game, eta=config.eta), log_start, config.steps
+        lambda x: self_play.sppo(x, game, step_size=config.eta), log_start, config.steps
     )
     held = self_play.play(
-        lambda x: self_play.rspo(x, game, log_ref, eta=config.eta, penalties=penalties),
+        lambda x: self_play.rspo(x, game, log_ref, step_size=config.eta, penalties=penalties),
         log_start,
         config.regularised_steps,
     )
-    row = sums.weighted_sum(penalties)
+    row = generators.weighted_sum(penalties)
     ends = jnp.stack([held[-1], log_start])
-    gap = jax.vmap(lambda x: preferences.regularised_exploitability(game, x, log_ref, 1.0, row))(
-        ends
-    )
+    gap = jax.vmap(
+        lambda x: preferences.regularized_exploitability(x, game, log_ref, 1.0, generator=row)
+    )(ends)
     trajectories = jnp.stack([free[: config.drawn + 1], held[: config.drawn + 1]])
-    star = preferences.nash(game, log_ref, point["weight"], KL)
+    star = preferences.nash(game, log_ref, point["weight"], generator=KL)
     return {
         "trajectory": jnp.exp(trajectories),
         "last": jnp.exp(jnp.stack([free[-1], held[-1]])),
@@ -101,7 +100,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
 
 def inpo(config: ConfigDict, game: Array, log_previous: Array, log_ref: Array) -> Array:
     """The minimiser of the mean loss over pairs of the previous policy, and the update."""
-    options = {"eta": config.inpo_eta, "tau": config.inpo_tau}
+    options = {"beta": config.inpo_tau, "step_size": 1 / config.inpo_eta}
     pi = jnp.exp(log_previous)
     weight = game * pi[:, None] * pi[None]  # of the pair (a, b), a winning
 
@@ -128,11 +127,13 @@ def inpo(config: ConfigDict, game: Array, log_previous: Array, log_ref: Array) -
 def spin(config: ConfigDict, log_previous: Array, log_base: Array) -> Array:
     """Two penalties against one penalty towards a mixture."""
     rewards, (a, b) = jnp.array(config.rewards), config.spin_weights
-    best = regularized.greedy_between(rewards, log_base, log_previous, b, a, KL).log_policy
+    best = regularized.greedy_between(
+        rewards, log_base, log_previous, b, a, generator=KL
+    ).log_policy
 
     def towards(share):
         mixture = self_play.geometric_mixture(log_previous, log_base, share)
-        return regularized.greedy(rewards, mixture, a + b, KL).log_policy
+        return regularized.greedy(rewards, mixture, a + b, generator=KL).log_policy
 
     return jnp.exp(jnp.stack([best, towards(b / (a + b)), towards(a / (a + b))]))
 

@@ -27,7 +27,7 @@ STYLES = ("-", ":", "--", "-.")
 
 def validate(config: ConfigDict, point: dict) -> None:
     """Refuses what is no variant, environment or coefficient."""
-    for name, allowed in (("variant", deep.VARIANTS), ("environment", ENVIRONMENTS)):
+    for name, allowed in (("variant", deep.METHODS), ("environment", ENVIRONMENTS)):
         if point[name] not in allowed:
             raise ValueError(
                 f"config.sweep.{name} must be of {', '.join(allowed)}, got {point[name]!r}"
@@ -49,9 +49,11 @@ def step(
     config: ConfigDict, point: dict, state: deep.State, key: Array
 ) -> tuple[deep.State, dict[str, Array]]:
     """A move in each environment and a gradient step; return, action gap and loss."""
-    hyper = deep.Hyper(
+    temperature = config.regularise * point["temperature"]
+    hyper = deep.Hyperparameters(
         weight=config.regularise * point["weight"],
-        temperature=config.regularise * point["temperature"],
+        # In MVI(q) the temperatures of the sweep are those of the entmax convention.
+        temperature=temperature / config.index if point["variant"] == "tsallis" else temperature,
         index=config.index,
         floor=config.floor,
     )
@@ -60,8 +62,8 @@ def step(
 
 
 def _settings(config: ConfigDict, point: dict) -> deep.Settings:
-    chosen = {name: config[name] for name in deep.Settings._fields if name != "variant"}
-    return deep.Settings(variant=point["variant"], **chosen)
+    chosen = {name: config[name] for name in deep.Settings._fields if name != "method"}
+    return deep.Settings(method=deep.METHODS[point["variant"]], **chosen)
 
 
 @functools.cache

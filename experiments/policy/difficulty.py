@@ -65,7 +65,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     rate, beta = jnp.asarray(config.rates), point["beta"]
     start = jnp.log(jnp.stack([1 - rate, rate], axis=-1))
     best = regularized.greedy(
-        jnp.broadcast_to(jnp.array([0.0, 1.0]), start.shape), start, beta, generators.kl()
+        jnp.broadcast_to(jnp.array([0.0, 1.0]), start.shape), start, beta, generator=generators.kl()
     ).log_policy
     solved = jnp.stack([divergences.kl(start, best), divergences.kl(best, start)])
     return {

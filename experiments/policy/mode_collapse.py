@@ -92,7 +92,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     }
     if point["sampling"] == "exact":  # of beta = 0 the limit
         temperature = jnp.maximum(point["beta"], 1e-4)
-        best = regularized.greedy(reward, log_ref, temperature, generator).log_policy
+        best = regularized.greedy(reward, log_ref, temperature, generator=generator).log_policy
         of_two = best[0] - best[1]
     else:
         of_two = log_ref[0] - log_ref[1]

@@ -223,7 +223,7 @@ def descents(config: ConfigDict, point: dict, normal: Array, key: Array) -> dict
 
     best = {
         name: lambda beta, name=name: jnp.exp(
-            regularized.greedy(rewards, log_old, beta, row(config, name)).log_policy
+            regularized.greedy(rewards, log_old, beta, generator=row(config, name)).log_policy
         )
         for name in ("kl", "reverse_kl")
     }

@@ -3,7 +3,6 @@
 The value is `beta log E_ref e^(r/beta)`, as in `q_sharp`, from a few answers of the reference.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -14,14 +13,15 @@ from jax.typing import ArrayLike
 from jdiv import checks
 from jdiv.divergences import generators
 from jdiv.regularized import greedy
+from jdiv.types import PerSequence, Probs, Rewards, SequenceLogProbs, Values
 
 _KL = generators.kl()
 
 
-def optimal_value_estimate(rewards: ArrayLike, beta: ArrayLike) -> Array:
+def optimal_value_estimate(rewards: Values, beta: ArrayLike) -> Array:
     """`beta log mean exp(r / beta)` of n answers of the reference, below V* in the mean (Jensen).
 
-    V* itself is `regularized.greedy(r, ref, beta, kl).value`. Shapes: `[..., n]` to `[...]`.
+    V* itself is the value of `tilts.tilted` with KL. Shapes: `[..., n]` to `[...]`.
 
     >>> print(f"{optimal_value_estimate(jnp.array([1.0, 0.0]), 0.5):.4f}")
     0.7169
@@ -32,19 +32,19 @@ def optimal_value_estimate(rewards: ArrayLike, beta: ArrayLike) -> Array:
     rewards = checks.as_float("rewards", rewards)
     if rewards.ndim == 0 or rewards.shape[-1] < 1:
         raise ValueError(f"rewards must have at least one answer, got shape {rewards.shape}")
-    return greedy(rewards, jnp.zeros_like(rewards), beta, _KL).value
+    return greedy(rewards, jnp.zeros_like(rewards), beta, generator=_KL).value
 
 
 class BinaryValue(NamedTuple):
-    """Of a prompt whose answers are right or wrong, reward 1 or 0."""
+    """Value of a prompt whose answers are right or wrong, reward 1 or 0, and its estimate."""
 
     optimal: Array
-    """`V* = beta log(1 - p + p e^(1/beta))`."""
+    """`[...]` `V* = beta log(1 - p + p e^(1/beta))`."""
     expected: Array
-    """`E[V_hat]` of n answers of the reference."""
+    """`[...]` `E[V_hat]` of n answers of the reference."""
 
 
-def binary_value(accuracy: ArrayLike, beta: ArrayLike, *, n: int) -> BinaryValue:
+def binary_value(accuracy: PerSequence, beta: ArrayLike, *, n: int) -> BinaryValue:
     """V* and the mean of its estimate from n answers, a sum over how many are right.
 
     Shapes: accuracy in [0, 1], any, to the same twice.
@@ -60,10 +60,10 @@ def binary_value(accuracy: ArrayLike, beta: ArrayLike, *, n: int) -> BinaryValue
     right = jnp.arange(n + 1, dtype=accuracy.dtype)
     right = jnp.broadcast_to(right, (*accuracy.shape, n + 1))
 
-    def value(share):
+    def value(share: Probs) -> Array:
         log_ref = jnp.stack([jnp.log1p(-share), jnp.log(share)], axis=-1)
         rewards = jnp.broadcast_to(jnp.array([0.0, 1.0], log_ref.dtype), log_ref.shape)
-        return greedy(rewards, log_ref, beta, _KL).value
+        return greedy(rewards, log_ref, beta, generator=_KL).value
 
     ways = jnp.array([math.log(math.comb(n, k)) for k in range(n + 1)], accuracy.dtype)
     log_ways = jnp.broadcast_to(ways, right.shape)
@@ -75,13 +75,13 @@ def binary_value(accuracy: ArrayLike, beta: ArrayLike, *, n: int) -> BinaryValue
 
 
 def a_star_po_loss(
-    log_prob: ArrayLike,
-    ref_log_prob: ArrayLike,
-    rewards: ArrayLike,
-    value: ArrayLike,
+    log_probs: SequenceLogProbs,
+    ref_log_probs: SequenceLogProbs,
+    rewards: Rewards,
+    value: PerSequence,
     *,
     beta: ArrayLike,
-) -> Array:
+) -> PerSequence:
     """`(beta log(pi/ref) + V - r)^2` for answers of the policy itself.
 
     It vanishes at the optimum, where `beta log(pi/ref) = r - V*`. With the samples held fixed its
@@ -91,9 +91,7 @@ def a_star_po_loss(
     Reference: A*-PO, the loss of the released code (ZhaolinGao/A-PO), which has beta = 1/1000.
     """
     checks.positive("beta", beta)
-    arrays = {"log_prob": log_prob, "ref_log_prob": ref_log_prob, "rewards": rewards}
-    arrays = {name: checks.as_float(name, x) for name, x in (arrays | {"value": value}).items()}
-    checks.same_shape(**arrays)
-    dtype = functools.reduce(jnp.promote_types, (x.dtype for x in arrays.values()))
-    log_prob, ref_log_prob, rewards, value = (x.astype(dtype) for x in arrays.values())
-    return (jnp.asarray(beta, dtype) * (log_prob - ref_log_prob) + value - rewards) ** 2
+    log_probs, ref_log_probs, rewards, value = checks.alike(
+        log_probs=log_probs, ref_log_probs=ref_log_probs, rewards=rewards, value=value
+    )
+    return (jnp.asarray(beta, value.dtype) * (log_probs - ref_log_probs) + value - rewards) ** 2

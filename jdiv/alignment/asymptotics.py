@@ -6,13 +6,14 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
-from jdiv.alignment.tilts import Moments, checked_answers, with_moments
+from jdiv.alignment.tilts import MomentFit, checked_answers, with_moments
+from jdiv.types import Logits, LogPolicy, Values
 
 
-def cumulants(rewards: ArrayLike, log_policy: ArrayLike) -> Array:
+def cumulants(rewards: Values, log_policy: LogPolicy) -> Array:
     """The first four cumulants of the reward: mean, variance, `m3`, `m4 - 3 m2^2`.
 
-    Those of the tilt `ref exp(t r)` are the derivatives by t of `log sum ref e^(t r)`.
+    Those under the tilt `ref exp(t r)` are the derivatives by t of `log sum ref e^(t r)`.
     Shapes: `[..., n]` twice to `[..., 4]`.
 
     Reference: Yang et al. 2024 (arXiv:2404.01730), cumulants and Rényi cross-entropy.
@@ -25,10 +26,10 @@ def cumulants(rewards: ArrayLike, log_policy: ArrayLike) -> Array:
     return jnp.stack([mean[..., 0], second, third, fourth - 3 * second**2], axis=-1)
 
 
-def renyi_cross_entropy(p_logits: ArrayLike, q_logits: ArrayLike, order: ArrayLike) -> Array:
+def renyi_cross_entropy(p_logits: Logits, q_logits: Logits, order: ArrayLike) -> Array:
     """`H_t(p‖q) = log(sum p q^(t-1)) / (1 - t)`; the cross-entropy `-sum p log q` at t = 1.
 
-    With reward log q, `-H_(1+rho)(p‖q)` is `log E_p[e^(rho r)] / rho`, the reward's normalised
+    With reward log q, `-H_(1+rho)(p‖q)` is `log E_p[e^(rho r)] / rho`, the reward's normalized
     cumulant. inf where p has mass on a zero of q and t <= 1. Shapes: `[..., n]` twice, t a number
     or `[...]`, to `[...]`.
 
@@ -54,7 +55,7 @@ def renyi_cross_entropy(p_logits: ArrayLike, q_logits: ArrayLike, order: ArrayLi
     return jnp.where(missing & (s <= 0), jnp.inf, value)
 
 
-def rate_function(rewards: ArrayLike, ref_logits: ArrayLike, level: ArrayLike) -> Moments:
+def rate_function(rewards: Values, ref_logits: Logits, level: ArrayLike) -> MomentFit:
     """Cramér's rate function of the mean reward of independent draws: `.divergence` is J(level).
 
     `P(mean of m rewards beyond level)` falls like `e^(-m J)` with J the least `KL(pi‖ref)` of a

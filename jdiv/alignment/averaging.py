@@ -1,4 +1,4 @@
-"""Averages of models by their weights: anchors, spherical merging, the way back to the start.
+"""Averages of models by their weights: moving anchors, spherical merging, interpolation.
 
 Models are pytrees of floating-point arrays, one pytree structure for all; several of them are
 stacked, one pytree whose leaves have a leading axis of models. Each leaf is a vector of its own, as
@@ -20,7 +20,7 @@ Model = Any
 
 
 def _each_leaf(f: Callable, *models: Model) -> Model:
-    """f of corresponding leaves, in at least float32 and back in the precision of the first."""
+    """f of corresponding leaves, computed in at least float32, in the precision of the first."""
 
     def of_leaves(first, *others):
         wide = [checks.as_float("every leaf", x) for x in (first, *others)]
@@ -48,7 +48,7 @@ def interpolate(start: Model, end: Model, share: ArrayLike) -> Model:
 
 
 def average(models: Model) -> Model:
-    """Mean of the weights of stacked models: of two SFT models SALSA's reference.
+    """Mean of the weights of stacked models; for two SFT models SALSA's reference.
 
     Its log-probabilities are those of the model with these weights, not an average of theirs: for
     softmax policies with logits as weights, a geometric mean. Shapes of leaves: `[M, ...]` to
@@ -103,7 +103,7 @@ def slerp(a: ArrayLike, b: ArrayLike, share: ArrayLike) -> Array:
     relative = jnp.where(
         near, jnp.sinc(omega / jnp.pi), apart * together / 2 / jnp.where(near, 1, omega)
     )
-    # What rounding leaves of u + v has no direction.
+    # The rounding that is left of u + v has no direction.
     relative = jnp.where(together <= 4 * jnp.finfo(dtype).eps, jnp.nan, relative)
 
     def weight(share):
@@ -117,9 +117,10 @@ def merge(start: Model, models: Model) -> Model:
     """`start + slerp` of the task vectors `model - start`, leaf by leaf.
 
     Two are merged half-way. More join one by one, the m-th with share 1/m: that keeps a common
-    length, and depends on the order. That this is how the paper takes more than two is from memory.
-    Shapes of leaves: start `[...]`, models `[M, ...]`, to `[...]`.
+    length, and depends on the order. Shapes of leaves: start `[...]`, models `[M, ...]`, to the
+    first.
 
+    Reconstructed: the way in which more than two are merged is from memory.
     Reference: Rame et al. 2024, WARP (arXiv:2406.16768), section 3.2.
     """
 
@@ -143,9 +144,9 @@ def warp(
     """WARP: train M models from the start, merge them, go `share` of the way there; and again.
 
     `train(start, key)` returns one model, with a penalty towards its EMA anchor (`interpolate` at
-    every step). Shapes: keys `[rounds, M]`. Returns the start of the next round, and what was
-    merged in each, leaves `[rounds, ...]`: the front of a round is `interpolate(start, merged, s)`
-    for s from 0 to 1, from the very first start.
+    every step). Shapes: keys `[rounds, M]`. Returns the start of the next round, and the merged
+    model of each round, leaves `[rounds, ...]`: the front of a round is
+    `interpolate(start, merged, s)` for s from 0 to 1, from the very first start.
 
     Reference: Rame et al. 2024, WARP (arXiv:2406.16768), algorithm 1.
     """

@@ -14,12 +14,13 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, numerics, roots
 from jdiv.alignment.tilts import checked_answers
+from jdiv.types import Logits, LogPolicy, PerSample, SequenceLogProbs, Values
 
 # ---------------------------------------------------------------------------------- best of n draws
 
 
 class Ranks(NamedTuple):
-    """Reference mass of answers no better than an answer, tied with it, and better."""
+    """Reference mass of the answers no better than an answer, tied with it, and better."""
 
     log_at_most: Array
     """`[..., n]` `log P(r(z) <= r(y))`, relatively accurate where it is near 0, too."""
@@ -29,8 +30,8 @@ class Ranks(NamedTuple):
     """`[..., n]` `log P(r(z) > r(y))`."""
 
 
-def ranks(rewards: ArrayLike, ref_logits: ArrayLike) -> Ranks:
-    """Where each answer stands among draws of the reference.
+def ranks(rewards: Values, ref_logits: Logits) -> Ranks:
+    """The place of each answer among draws of the reference.
 
     Only the order of rewards counts, and infinite ones are in order. Shapes: `[..., n]` twice.
     """
@@ -56,7 +57,7 @@ def _ranks(rewards: Array, log_ref: Array) -> tuple[Array, Array, Array]:
     return at_most, (most + jnp.log(total))[first], above
 
 
-def best_of_n(rewards: ArrayLike, ref_logits: ArrayLike, n: ArrayLike) -> Array:
+def best_of_n(rewards: Values, ref_logits: Logits, n: ArrayLike) -> LogPolicy:
     """Log-law of the best of n draws of the reference, `F^n - F_<^n` for F the law of rewards.
 
     Tied answers share it in proportion to the reference. With s the share of the tied answers in F
@@ -79,8 +80,11 @@ def best_of_n(rewards: ArrayLike, ref_logits: ArrayLike, n: ArrayLike) -> Array:
     return jnp.where(present, log_ref - tied + n * at_most + drawn, -jnp.inf)
 
 
-def worst_of_n(rewards: ArrayLike, ref_logits: ArrayLike, n: ArrayLike) -> Array:
-    """Log-law of the worst of n draws: `best_of_n` of the opposite rewards."""
+def worst_of_n(rewards: Values, ref_logits: Logits, n: ArrayLike) -> LogPolicy:
+    """Log-law of the worst of n draws of the reference: `best_of_n` of the opposite rewards.
+
+    Shapes: `[..., n]` twice and a number or `[...]`.
+    """
     return best_of_n(-checks.as_float("rewards", rewards), ref_logits, n)
 
 
@@ -91,7 +95,7 @@ def _draws(n: ArrayLike, like: Array) -> Array:
 
 
 def _log_once(n: Array, log_s: Array) -> Array:
-    """`log(1 - (1 - s)^n)`, that something of probability s comes once in n draws or more often.
+    """`log(1 - (1 - s)^n)`: something of probability s comes at least once in n draws.
 
     The complementary log-log `log(-log(1 - s))` turns n draws into a shift by log n, and both it
     and its inverse are the identity for small numbers.
@@ -114,8 +118,8 @@ def kl_bound(n: ArrayLike) -> Array:
     return numerics.exp_residual(-jnp.log(_draws(n, jnp.zeros(()))))
 
 
-def kl_estimate(log_prob: ArrayLike, n: ArrayLike) -> Array:
-    """What one answer drawn by best of n says about `KL(best of n‖ref)`: the mean is the estimate.
+def kl_estimate(ref_log_probs: SequenceLogProbs, n: ArrayLike) -> Array:
+    """Estimate of `KL(best of n‖ref)` from answers drawn by best of n: take the mean over them.
 
     With e the probability of the answer under the reference and `a = (1 - e)^n`,
     `a (log n + (n - 1) log(1 - e) - (n - 1)/n) + (1 - a) log((1 - a)/e)`: the bound for answers
@@ -123,17 +127,17 @@ def kl_estimate(log_prob: ArrayLike, n: ArrayLike) -> Array:
 
     Reference: Beirami et al. 2024 (arXiv:2401.01879), the estimator next to the bound.
     """
-    log_prob = checks.as_float("log_prob", log_prob)
-    n = _draws(n, log_prob)
-    certain = log_prob == 0
-    log_e = jnp.where(certain, -1, log_prob)
+    log_e = checks.as_float("ref_log_probs", ref_log_probs)
+    n = _draws(n, log_e)
+    certain = log_e == 0
+    log_e = jnp.where(certain, -1, log_e)
     log_rest = jnp.where(log_e > -0.7, jnp.log(-jnp.expm1(log_e)), jnp.log1p(-jnp.exp(log_e)))
     log_once = _log_once(n, log_e)
     never = jnp.exp(n * log_rest) * (kl_bound(n) + (n - 1) * log_rest)
     return jnp.where(certain, 0, never + jnp.exp(log_once) * (log_once - log_e))
 
 
-def pool_mean(proxy: ArrayLike, gold: ArrayLike, n: ArrayLike) -> Array:
+def pool_mean(proxy: PerSample, gold: PerSample, n: ArrayLike) -> Array:
     """Mean gold reward of the answer that the proxy likes best among n of a pool of M.
 
     The average over all subsets of n, which is unbiased for n independent draws: the i-th in rising
@@ -145,7 +149,8 @@ def pool_mean(proxy: ArrayLike, gold: ArrayLike, n: ArrayLike) -> Array:
     >>> [f"{x:.4f}" for x in pool_mean(proxy, gold, jnp.array([1, 2, 3]))]
     ['2.0000', '2.3333', '2.0000']
 
-    Reference: Nakano et al. 2021, WebGPT (arXiv:2112.09332), for the estimator; ties are ours.
+    Reference: Nakano et al. 2021, WebGPT (arXiv:2112.09332), for the estimator; that for ties is
+    derived here.
     """
     proxy, gold = checks.as_float("proxy", proxy), checks.as_float("gold", gold)
     checks.same_shape(proxy=proxy, gold=gold)
@@ -173,24 +178,24 @@ def pool_mean(proxy: ArrayLike, gold: ArrayLike, n: ArrayLike) -> Array:
 # -------------------------------------------------------------------------------- optimal win rates
 
 
-class WinRate(NamedTuple):
+class WinRateOptimum(NamedTuple):
     """The policy with the best win rate at its divergence, for a reference without ties."""
 
     c: Array
-    """The density on the quantiles u of the reward is `c e^(c u) / (e^c - 1)`."""
+    """`[...]` of the density `c e^(c u) / (e^c - 1)` on the quantiles u of the reward."""
     win: Array
-    """The probability to beat a draw of the reference."""
+    """`[...]` the probability to beat a draw of the reference."""
     divergence: Array
-    """`KL(pi‖ref)`."""
+    """`[...]` `KL(pi‖ref)`."""
     residual: Array
-    """`|budget / divergence - 1|`; 0 where c was given."""
+    """`[...]` `|budget / divergence - 1|`; 0 where c was given."""
     iterations: Array
-    """Steps of the search for c; 0 where c was given."""
+    """`[]` steps of the search for c; 0 where c was given."""
     converged: Array
-    """Whether it came to rest."""
+    """`[...]` whether the search came to rest."""
 
 
-def win_rate_optimal(c: ArrayLike) -> WinRate:
+def win_rate_optimal(c: ArrayLike) -> WinRateOptimum:
     """Win rate and KL of the density `c e^(c u)/(e^c - 1)`, c > 0: no policy wins more at this KL.
 
     `win = 1/(1 - e^-c) - 1/c` and `KL = c win - log((e^c - 1)/c)`, which is `c^2/24` for small c:
@@ -210,7 +215,7 @@ def win_rate_optimal(c: ArrayLike) -> WinRate:
     series = jnp.zeros_like(c)
     for coefficient in reversed(_BERNOULLI):
         series = series * square + coefficient
-    return WinRate(
+    return WinRateOptimum(
         c=c,
         win=mean_rest,
         divergence=jnp.where(near, series * square, plain),
@@ -224,7 +229,7 @@ def win_rate_optimal(c: ArrayLike) -> WinRate:
 _BERNOULLI = (1 / 24, -1 / 960, 1 / 36288, -1 / 1382400, 1 / 53222400, -691 / 1426553856000)
 
 
-def win_rate_optimal_to(budget: ArrayLike) -> WinRate:
+def win_rate_optimal_to(budget: ArrayLike) -> WinRateOptimum:
     """The best win rate at `KL(pi‖ref) = budget`, by a bracketed Newton search for log c.
 
     `KL <= c^2/24` and `KL >= log c - 1` are the bracket. Shapes: any.

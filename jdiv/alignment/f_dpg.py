@@ -1,11 +1,11 @@
 """f-DPG: policies trained towards a target distribution, by any divergence of the table.
 
 One policy gradient serves every row: `grad D(pi‖p) = E_pi[f'(pi/p) grad log pi]`, so the reward is
-`-f'(pi/p)`. With p the optimum of a KL-regularised reward, `kl` is RLHF with a KL penalty (the
+`-f'(pi/p)`. With p the optimum of a KL-regularized reward, `kl` is RLHF with a KL penalty (the
 field's reverse KL) and `reverse_kl` is DPG (forward KL). The policy pi is on the left.
 
-The target is often known up to its normaliser: `log_partition` estimates that, and quasi-rejection
-sampling draws from nearly the target where only its unnormalised mass P can be evaluated.
+The target is often known up to its normalizer: `log_partition` estimates that, and quasi-rejection
+sampling draws from nearly the target where only its unnormalized mass P can be evaluated.
 """
 
 from typing import NamedTuple
@@ -18,6 +18,8 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
 from jdiv.divergences import categorical, generators
+from jdiv.policy.advantages import rloo_advantages
+from jdiv.types import Logits, PerSample, RandomKey, SequenceLogProbs, Values
 
 # ------------------------------------------------------------------------------------ the gradient
 
@@ -27,7 +29,7 @@ def _alike(
 ) -> tuple[generators.Generator, list[Array]]:
     """Arrays of one shape in one precision, and the parameters of the row in the same."""
     arrays = checks.alike(**arrays)
-    return jax.tree.map(lambda x: jnp.asarray(x, arrays[0].dtype), generator), arrays
+    return generator.astype(arrays[0].dtype), arrays
 
 
 def _log_ratio(log_p: Array, log_q: Array) -> Array:
@@ -37,8 +39,8 @@ def _log_ratio(log_p: Array, log_q: Array) -> Array:
 
 
 def pseudo_reward(
-    log_policy: ArrayLike, log_target: ArrayLike, generator: generators.Generator
-) -> Array:
+    log_policy: SequenceLogProbs, log_target: SequenceLogProbs, *, generator: generators.Generator
+) -> PerSample:
     """`r = -f'(pi/p)` of each answer, f the customary generator that the row's docstring states.
 
     The centred generator's r is this plus `slope_at_one`, f'(1): a constant, which a baseline takes
@@ -47,7 +49,7 @@ def pseudo_reward(
     or jensen_shannon; -f'(0) where pi = 0; -f'(1) where both are.
 
     >>> policy, target = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 0.75]))
-    >>> [f"{r:.4f}" for r in pseudo_reward(policy, target, generators.reverse_kl())]  # p/pi
+    >>> [f"{r:.4f}" for r in pseudo_reward(policy, target, generator=generators.reverse_kl())]
     ['0.5000', '1.5000']
 
     Reference: Go et al. 2023 (arXiv:2302.08215), section 3; naver/disco, tuners/losses.
@@ -59,12 +61,13 @@ def pseudo_reward(
 
 
 def dpg_loss(
-    log_probs: ArrayLike,
-    log_targets: ArrayLike,
-    log_proposal: ArrayLike,
+    log_probs: SequenceLogProbs,
+    log_target: SequenceLogProbs,
+    log_proposal: SequenceLogProbs,
+    *,
     generator: generators.Generator,
     baseline: ArrayLike = 0.0,
-) -> Array:
+) -> PerSample:
     """`-(pi/q) (r - baseline) log pi` of samples x ~ q: its gradient is, on average, grad D(pi‖p).
 
     Everything but `log pi` is a constant, and `(pi/q) f'(pi/p)` is computed as one number, so that
@@ -75,20 +78,20 @@ def dpg_loss(
 
     Reference: Go et al. 2023 (arXiv:2302.08215), theorem 1 and algorithm 1.
     """
-    generator, (log_probs, log_targets, log_proposal) = _alike(
-        generator, log_probs=log_probs, log_targets=log_targets, log_proposal=log_proposal
+    generator, (log_probs, log_target, log_proposal) = _alike(
+        generator, log_probs=log_probs, log_target=log_target, log_proposal=log_proposal
     )
     concrete = not any(isinstance(x, jax.core.Tracer) for x in (log_probs, log_proposal))
     if concrete and np.any(np.isneginf(log_proposal) & ~np.isneginf(log_probs)):
         raise ValueError(
             "log_proposal must be finite where log_probs is: no sample comes from there"
         )
-    fixed, log_targets, log_proposal, baseline = jax.lax.stop_gradient(
-        (log_probs, log_targets, log_proposal, jnp.asarray(baseline, log_probs.dtype))
+    fixed, log_target, log_proposal, baseline = jax.lax.stop_gradient(
+        (log_probs, log_target, log_proposal, jnp.asarray(baseline, log_probs.dtype))
     )
     taken = fixed > -jnp.inf
     log_weight = jnp.where(taken, fixed, 0) - jnp.where(taken, log_proposal, 0)
-    log_other = jnp.where(taken, log_targets - jnp.where(taken, log_proposal, 0), 0)
+    log_other = jnp.where(taken, log_target - jnp.where(taken, log_proposal, 0), 0)
     # The derivative by log u of q f(u/q) is u f'(u/q), zeros included; here u = pi/q.
     _, score = jax.jvp(
         lambda log_u: categorical.terms(generator, log_u, log_other, log_weight - log_other),
@@ -99,31 +102,32 @@ def dpg_loss(
     return jnp.where(taken, score, 0) * jnp.where(taken, log_probs, 0)
 
 
-def mean_of_others(rewards: ArrayLike) -> Array:
-    """For each sample the mean reward of the other ones: a baseline that leaves the gradient alone.
+def mean_of_others(rewards: Values) -> Values:
+    """Mean reward of the other samples, for each: a baseline that leaves the gradient alone.
 
-    A mean that includes the sample itself makes the gradient (n - 1)/n of what it should be.
-    Off-policy, pass `(pi/q) r`. No baseline is best for every row: with jensen_shannon the mean can
-    add variance. Shapes: `[..., n]` to the same, n > 1.
+    The reward less this is `policy.advantages.rloo_advantages`. A mean that includes the sample
+    itself makes the gradient (n - 1)/n of what it should be. Off-policy, pass `(pi/q) r`. No
+    baseline is best for every row: with jensen_shannon the mean can add variance.
+    Shapes: `[..., n]` to the same, n > 1.
 
     Reference: Go et al. 2023 (arXiv:2302.08215), appendix, for baselines; leave-one-out from RLOO.
     """
     rewards = checks.as_float("rewards", rewards)
     if rewards.ndim == 0 or rewards.shape[-1] < 2:
         raise ValueError(f"rewards must have at least two samples, got shape {rewards.shape}")
-    return (jnp.sum(rewards, axis=-1, keepdims=True) - rewards) / (rewards.shape[-1] - 1)
+    return rewards - rloo_advantages(rewards)
 
 
 # --------------------------------------------------------------------------------- moving averages
 
 
 class Window(NamedTuple):
-    """The latest numbers of a stream: a moving average as a state that the caller carries."""
+    """Latest numbers of a stream: the state of a moving average, which the caller carries."""
 
     latest: Array
     """`[size]` oldest first."""
     filled: Array
-    """`[]` how many of them have come, at the end of `latest`."""
+    """`[]` count of those that have come; they are at the end of `latest`."""
 
 
 def empty_window(size: int = 1024, dtype: jnp.dtype = jnp.float32) -> Window:
@@ -133,8 +137,8 @@ def empty_window(size: int = 1024, dtype: jnp.dtype = jnp.float32) -> Window:
     return Window(jnp.zeros(size, dtype), jnp.zeros((), jnp.int32))
 
 
-def push(window: Window, values: ArrayLike) -> Window:
-    """The window after these values, of any shape, have come."""
+def push(window: Window, values: PerSample) -> Window:
+    """The window after these values have come. Shapes: any."""
     values = checks.as_float("values", values).astype(window.latest.dtype).ravel()
     size = window.latest.size
     latest = jnp.concatenate([window.latest, values])[-size:]
@@ -146,7 +150,7 @@ def _filled(window: Window) -> Array:
 
 
 def window_mean(window: Window) -> Array:
-    """Mean of what is in the window, 0 if nothing is: the moving-average baseline.
+    """Mean of the numbers in the window, 0 if there is none: the moving-average baseline.
 
     Take it before the new samples are pushed, or it depends on them.
     """
@@ -155,15 +159,15 @@ def window_mean(window: Window) -> Array:
 
 
 def window_log_mean_exp(window: Window) -> Array:
-    """`log mean exp` of what is in the window: of `log P - log q` the moving estimate of log Z.
+    """`log mean exp` of the numbers in the window: for `log P - log q` an estimate of log Z.
 
-    NaN if nothing is in it.
+    NaN if there is none.
     """
     logs = jnp.where(_filled(window), window.latest, -jnp.inf)
     return jax.nn.logsumexp(logs) - jnp.log(window.filled.astype(logs.dtype))
 
 
-def log_partition(log_target: ArrayLike, log_proposal: ArrayLike, *, axis: int = -1) -> Array:
+def log_partition(log_target: PerSample, log_proposal: PerSample, *, axis: int = -1) -> Array:
     """`log mean P(x)/q(x)` over samples x ~ q: the logarithm of an unbiased estimate of Z = sum P.
 
     Shapes: `[..., n, ...]` twice, log P and log q at the samples, to the shape without the axis.
@@ -179,7 +183,7 @@ def log_partition(log_target: ArrayLike, log_proposal: ArrayLike, *, axis: int =
 
 
 class QuasiRejection(NamedTuple):
-    """What comes out of quasi-rejection sampling."""
+    """Exact law and acceptance of quasi-rejection sampling, and a bound on its error."""
 
     log_policy: Array
     """`[..., n]` law of the accepted answers; NaN if none ever is."""
@@ -189,7 +193,7 @@ class QuasiRejection(NamedTuple):
     """`[...]` at least the total variation between law and target."""
 
 
-def log_acceptance(log_target: ArrayLike, log_proposal: ArrayLike, beta: ArrayLike) -> Array:
+def log_acceptance(log_target: PerSample, log_proposal: PerSample, beta: ArrayLike) -> PerSample:
     """`log min(1, P/(beta q))` of each sample x ~ q. Shapes: any, twice the same, to the same."""
     checks.positive("beta", beta)
     log_target, log_proposal = checks.alike(log_target=log_target, log_proposal=log_proposal)
@@ -197,9 +201,7 @@ def log_acceptance(log_target: ArrayLike, log_proposal: ArrayLike, beta: ArrayLi
     return jnp.minimum(0, _log_ratio(log_target, log_proposal) - log_beta)
 
 
-def quasi_rejection(
-    log_target: ArrayLike, proposal_logits: ArrayLike, beta: ArrayLike
-) -> QuasiRejection:
+def quasi_rejection(log_target: Logits, proposal_logits: Logits, beta: ArrayLike) -> QuasiRejection:
     """The exact law of proposals from q that are accepted with probability `min(1, P/(beta q))`.
 
     It is `min(P, beta q)` over its sum Z_beta, accepted at the rate `Z_beta/beta`, and within
@@ -213,14 +215,14 @@ def quasi_rejection(
     >>> print(f"{jnp.exp(out.log_policy[0]):.4f} {out.acceptance:.4f} {out.bound:.4f}")
     0.7143 0.7000 0.3000
 
-    Reference: Eikema et al. 2022 (arXiv:2112.05702) for the sampler; the bound is derived: the law
-    is nowhere below min(P, beta q)/Z.
+    Reference: Eikema et al. 2022 (arXiv:2112.05702) for the sampler; the bound is derived here: the
+    law is nowhere below min(P, beta q)/Z.
     """
     log_target, logits = checks.alike(log_target=log_target, proposal_logits=proposal_logits)
     log_proposal = numerics.log_softmax(logits)
     log_mass = log_proposal + log_acceptance(log_target, log_proposal, beta)
     log_accepted = jax.nn.logsumexp(log_mass, axis=-1)
-    # Of each answer the share of its target mass that lies above beta q.
+    # The share of each answer's target mass that lies above beta q.
     log_beta = jnp.log(jnp.asarray(beta, log_target.dtype))
     above = _log_ratio(log_proposal, log_target) + log_beta
     lost = jnp.where(log_target > -jnp.inf, -jnp.expm1(jnp.minimum(above, 0)), 0)
@@ -228,8 +230,10 @@ def quasi_rejection(
     return QuasiRejection(log_mass - log_accepted[..., None], jnp.exp(log_accepted), bound)
 
 
-def accept(key: Array, log_target: ArrayLike, log_proposal: ArrayLike, beta: ArrayLike) -> Array:
-    """Which of the samples x ~ q quasi-rejection keeps; what is kept has its law.
+def accept(
+    log_target: PerSample, log_proposal: PerSample, beta: ArrayLike, key: RandomKey
+) -> Array:
+    """Draws which of the samples x ~ q quasi-rejection keeps; those have its law.
 
     Shapes: log P and log q at the samples, any, twice the same, to booleans of the same.
 

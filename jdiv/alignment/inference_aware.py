@@ -1,11 +1,11 @@
 """Policies for what happens at inference: the best or the worst of n of their draws is used.
 
-What is maximised is the win rate of the best (worst) of n draws of the policy against the best
-(worst) of n draws of the reference, `W(pi) - beta D(pi‖ref)`. Only the order of rewards counts. Its
+The objective is the win rate W of the best (worst) of n draws of the policy against the best
+(worst) of n draws of the reference, `W(pi) - beta D(pi‖ref)`. Only the order of rewards counts. The
 optimum is a common tilt for the reward that W has for slope there (`best_of_n_transform`), so it is
 a fixed point, found by `aligned` at a temperature and by `aligned_to` at a divergence.
 
-All of it is for finite answers, with ties. A reward without ties is, on its quantile u in [0, 1],
+Answers are finite, and may tie. A reward without ties is, on its quantile u in [0, 1],
 the finite set of `quantiles`: cells, exact up to the square of their width.
 """
 
@@ -20,12 +20,13 @@ from jax.typing import ArrayLike
 from jdiv import checks, numerics
 from jdiv.alignment import best_of_n, tilts
 from jdiv.divergences import categorical
-from jdiv.divergences.generators import Generator
+from jdiv.divergences.generator import Generator
+from jdiv.types import Logits, LogPolicy, Probs, Values
 
 # ------------------------------------------------------------------------------ calibrated rewards
 
 
-def calibrated(rewards: ArrayLike, ref_logits: ArrayLike) -> Array:
+def calibrated(rewards: Values, ref_logits: Logits) -> Values:
     """`C(y) = P(r(y) > r(z)) + P(r(y) = r(z))/2` for z of the reference: the reward's quantile.
 
     With draws of the reference that never tie it is uniform on [0, 1]. Shapes: `[..., n]` twice to
@@ -40,20 +41,26 @@ def calibrated(rewards: ArrayLike, ref_logits: ArrayLike) -> Array:
     return jnp.exp(of.log_at_most) - jnp.exp(of.log_tied) / 2
 
 
-def log_transform(quantile: ArrayLike) -> Array:
-    """`log u`: with KL the tilt by it is the law of the best of `1 + 1/beta` draws."""
+def log_transform(quantile: Values) -> Values:
+    """`log u`: with KL the tilt by it is the law of the best of `1 + 1/beta` draws.
+
+    Shapes: any to the same; -inf at 0.
+    """
     return jnp.log(checks.as_float("quantile", quantile))
 
 
-def exponential_transform(quantile: ArrayLike, rate: ArrayLike) -> Array:
-    """`e^(rate u)`, or `-e^(rate u)` for a negative rate, for the best and for the worst of n.
+def exponential_transform(quantile: Values, exponent: ArrayLike) -> Values:
+    """`e^(t u)`, or `-e^(t u)` for a negative exponent t, for the best and for the worst of n.
 
-    Reference: Balashankar et al. 2024 (arXiv:2412.19792), rates 10 and -10, from a secondary note.
+    Shapes: any to the same.
+
+    Reconstructed: the exponents 10 and -10 are from a note on the paper.
+    Reference: Balashankar et al. 2024 (arXiv:2412.19792).
     """
-    return jnp.sign(rate) * jnp.exp(rate * checks.as_float("quantile", quantile))
+    return jnp.sign(exponent) * jnp.exp(exponent * checks.as_float("quantile", quantile))
 
 
-def quantiles(cells: int, dtype: jnp.dtype | None = None) -> tuple[Array, Array]:
+def quantiles(cells: int, dtype: jnp.dtype | None = None) -> tuple[Values, Logits]:
     """Quantiles u of the reward at the middle of cells of [0, 1], and the logarithms of their mass.
 
     The cells lie between Chebyshev's points `(1 - cos(pi k/cells))/2`: optimal densities may rise
@@ -71,16 +78,19 @@ def quantiles(cells: int, dtype: jnp.dtype | None = None) -> tuple[Array, Array]
 # --------------------------------------------------------------------------------------- win rates
 
 
-def win_rate(rewards: ArrayLike, log_policy: ArrayLike, log_opponent: ArrayLike) -> Array:
-    """`P(r(y) > r(z)) + P(=)/2` for y of the policy, z of the opponent. Shapes: `[..., n]`."""
+def single_draw_win_rate(rewards: Values, log_policy: LogPolicy, ref_logits: Logits) -> Array:
+    """`P(r(y) > r(z)) + P(r(y) = r(z))/2` for y of the policy, z of the reference.
+
+    Shapes: `[..., n]` thrice to `[...]`.
+    """
     policy = jnp.exp(numerics.log_softmax(checks.as_float("log_policy", log_policy)))
-    return jnp.sum(policy * calibrated(rewards, log_opponent), axis=-1)
+    return jnp.sum(policy * calibrated(rewards, ref_logits), axis=-1)
 
 
 def best_of_n_win_rate(
-    rewards: ArrayLike, log_policy: ArrayLike, ref_logits: ArrayLike, n: ArrayLike
+    rewards: Values, log_policy: LogPolicy, ref_logits: Logits, n: ArrayLike
 ) -> Array:
-    """How often the best of n draws of the policy beats the best of n of the reference.
+    """Probability that the best of n draws of the policy beats the best of n of the reference.
 
     On quantiles with F the policy's law it is `1 - n int F^n u^(n-1) du`; `(a + 1)/(a + 2)` for
     `F = u^(a+1)` and every n. Shapes: `[..., n]` thrice, the number of draws a number or `[...]`.
@@ -88,31 +98,32 @@ def best_of_n_win_rate(
     Reference: Balashankar et al. 2024 (arXiv:2412.19792), the win rate of best of n.
     """
     mine, yours = (best_of_n.best_of_n(rewards, law, n) for law in (log_policy, ref_logits))
-    return win_rate(rewards, mine, yours)
+    return single_draw_win_rate(rewards, mine, yours)
 
 
 def worst_of_n_win_rate(
-    rewards: ArrayLike, log_policy: ArrayLike, ref_logits: ArrayLike, n: ArrayLike
+    rewards: Values, log_policy: LogPolicy, ref_logits: Logits, n: ArrayLike
 ) -> Array:
-    """The same of the worst of n: one minus `best_of_n_win_rate` of the opposite rewards.
+    """Probability that the worst of n draws of the policy beats the worst of n of the reference.
 
-    On quantiles `n int (1 - F)^n (1 - u)^(n-1) du`.
+    One minus `best_of_n_win_rate` of the opposite rewards; on quantiles
+    `n int (1 - F)^n (1 - u)^(n-1) du`. Shapes as there.
     """
     opposite = -checks.as_float("rewards", rewards)
     return 1 - best_of_n_win_rate(opposite, log_policy, ref_logits, n)
 
 
 def best_of_n_transform(
-    rewards: ArrayLike, log_policy: ArrayLike, ref_logits: ArrayLike, n: ArrayLike
+    rewards: Values, log_policy: LogPolicy, ref_logits: Logits, n: ArrayLike
 ) -> Array:
-    """Slope of `best_of_n_win_rate` by the policy's probabilities, 0 for the best answer.
+    """Slope of `best_of_n_win_rate` by the probabilities of the policy, 0 for the best answer.
 
     On quantiles `-n^2 int_u^1 F^(n-1) v^(n-1) dv`; here `-sum n F^(n-1) dC` over the answers from y
-    upwards, with C calibrated on the best of n of the reference. At the optimum of the regularised
+    upwards, with C calibrated on the best of n of the reference. At the optimum of the regularized
     win rate, a tilt by this is the policy itself. The identity, less 1, for n = 1.
     Shapes: `[..., n]` thrice, the number of draws a number or `[...]`, to `[..., n]`.
 
-    Reference: Balashankar et al. 2024 (arXiv:2412.19792), rederived.
+    Reference: Balashankar et al. 2024 (arXiv:2412.19792), derived here.
     """
     log_at_most = best_of_n.ranks(rewards, log_policy).log_at_most
     opponent = calibrated(rewards, best_of_n.best_of_n(rewards, ref_logits, n))
@@ -133,11 +144,11 @@ def _upwards(rewards: Array, weight: Array, calibrated: Array) -> Array:
 
 
 def worst_of_n_transform(
-    rewards: ArrayLike, log_policy: ArrayLike, ref_logits: ArrayLike, n: ArrayLike
+    rewards: Values, log_policy: LogPolicy, ref_logits: Logits, n: ArrayLike
 ) -> Array:
     """Slope of `worst_of_n_win_rate`, 0 for the worst answer: minus that of opposite rewards.
 
-    On quantiles, up to a constant, `-n^2 int_u^1 (1 - F)^(n-1) (1 - v)^(n-1) dv`.
+    On quantiles, up to a constant, `-n^2 int_u^1 (1 - F)^(n-1) (1 - v)^(n-1) dv`. Shapes as there.
     """
     opposite = -checks.as_float("rewards", rewards)
     return -best_of_n_transform(opposite, log_policy, ref_logits, n)
@@ -149,7 +160,7 @@ Transform = Callable[[Array], Array]
 """From a log-policy to the reward that is the slope of its objective."""
 
 
-class Aligned(NamedTuple):
+class AlignedPolicy(NamedTuple):
     """A policy that is the tilt by its own transformed reward, with the evidence that it is."""
 
     log_policy: Array
@@ -161,23 +172,23 @@ class Aligned(NamedTuple):
     divergence: Array
     """`[]` `D(pi‖ref)`."""
     residual: Array
-    """`[]` how far this reward is from the one that the policy asks for: mean absolute deviation
-    of the difference under the policy, in temperatures."""
+    """`[]` distance of this reward from the one that the policy asks for: mean absolute deviation
+    of the difference under the policy, in units of beta."""
     iterations: Array
-    """Rounds."""
+    """`[]` rounds."""
     converged: Array
     """`[]` whether the residual is rounding."""
 
 
 def aligned(
     transform: Transform,
-    ref_logits: ArrayLike,
+    ref_logits: Logits,
     beta: ArrayLike,
-    generator: Generator,
     *,
+    generator: Generator,
     iterations: int = 500,
-) -> Aligned:
-    """The fixed point `pi = tilted(transform(pi), ref, beta)`, the stationary regularised win rate.
+) -> AlignedPolicy:
+    """The fixed point `pi = tilted(transform(pi), ref, beta)`, the stationary regularized win rate.
 
     `transform` is `best_of_n_transform` or `worst_of_n_transform` of all but the policy. For the
     best of n the objective is concave, and its stationary point the optimum. For the worst of n the
@@ -189,15 +200,15 @@ def aligned(
     >>> from jdiv import generators
     >>> u, ref = quantiles(100)
     >>> slope = lambda log_policy: best_of_n_transform(u, log_policy, ref, 4)
-    >>> policy = aligned(slope, ref, 0.1, generators.kl())
+    >>> policy = aligned(slope, ref, 0.1, generator=generators.kl())
     >>> policy.converged.item(), f"{best_of_n_win_rate(u, policy.log_policy, ref, 4):.3f}"
     (True, '0.931')
 
-    Reference: Balashankar et al. 2024 (arXiv:2412.19792); the iteration is ours.
+    Reference: Balashankar et al. 2024 (arXiv:2412.19792); the iteration is derived here.
     """
 
     def respond(reward: Array) -> tuple[Array, Array]:
-        found = tilts.tilted(reward, ref_logits, beta, generator)
+        found = tilts.tilted(reward, ref_logits, beta, generator=generator)
         return found.log_policy, jnp.asarray(beta, reward.dtype)
 
     return _fixed_point(transform, respond, ref_logits, generator, iterations)
@@ -205,29 +216,29 @@ def aligned(
 
 def aligned_to(
     transform: Transform,
-    ref_logits: ArrayLike,
+    ref_logits: Logits,
     budget: ArrayLike,
-    generator: Generator,
     *,
+    generator: Generator,
     iterations: int = 500,
-) -> Aligned:
+) -> AlignedPolicy:
     """The fixed point with `D(pi‖ref) = budget`: stationary among policies within the divergence.
 
     As `aligned`, with a temperature that spends the budget in every round. Shapes: ref_logits
     `[n]`, budget a number; vmap for more.
 
-    Reference: Balashankar et al. 2024 (arXiv:2412.19792); the iteration is ours.
+    Reference: Balashankar et al. 2024 (arXiv:2412.19792); the iteration is derived here.
     """
 
     def respond(reward: Array) -> tuple[Array, Array]:
-        found = tilts.tilted_to(reward, ref_logits, budget, generator)
+        found = tilts.tilted_to(reward, ref_logits, budget, generator=generator)
         return found.log_policy, found.beta
 
     return _fixed_point(transform, respond, ref_logits, generator, iterations)
 
 
 class _Round(NamedTuple):
-    """Where the iteration stands: a reward, its tilt, and what the tilt's own reward has more."""
+    """State of the iteration: a reward, its tilt, and what the tilt's own reward has more."""
 
     reward: Array
     missing: Array
@@ -241,10 +252,10 @@ class _Round(NamedTuple):
 def _fixed_point(
     transform: Transform,
     respond: Callable[[Array], tuple[Array, Array]],
-    ref_logits: ArrayLike,
+    ref_logits: Logits,
     generator: Generator,
     iterations: int,
-) -> Aligned:
+) -> AlignedPolicy:
     """Ascent: the slope of the objective along a change of the reward is the covariance with it."""
     log_ref = numerics.log_softmax(checks.as_float("ref_logits", ref_logits))
 
@@ -277,7 +288,7 @@ def _fixed_point(
     start = look(transform(log_ref))
     state = start, jnp.ones_like(start.residual), jnp.ones((), jnp.int32)
     found, _, rounds = jax.lax.while_loop(unfinished, step, state)
-    return Aligned(
+    return AlignedPolicy(
         log_policy=found.log_policy,
         transformed=found.reward,
         beta=found.beta,
@@ -288,7 +299,7 @@ def _fixed_point(
     )
 
 
-def _covariance(policy: Array, x: Array, y: Array) -> Array:
-    """Of two rewards under a policy."""
+def _covariance(policy: Probs, x: Array, y: Array) -> Array:
+    """Covariance of two rewards under a policy."""
     x, y = (z - jnp.sum(policy * z) for z in (x, y))
     return jnp.sum(policy * x * y)

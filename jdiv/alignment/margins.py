@@ -1,8 +1,8 @@
-"""What preference losses are made of: margins.
+"""Margins: the functions of a difference of scores that preference losses are made of.
 
 A margin is a function of `x`, the score of the chosen answer minus that of the rejected one,
-elementwise. What it does to a pair that wins with probability p is in the minimiser of
-`p f(x) + (1 - p) f(-x)`, the margin that fits it:
+elementwise. A pair that wins with probability p is fitted by the minimizer of
+`p f(x) + (1 - p) f(-x)`:
 
 =====================  ==================================  =====================  ==============
 `logistic`             `log(1 + e^-x)`                     `logit p`              DPO
@@ -13,17 +13,19 @@ elementwise. What it does to a pair that wins with probability p is in the minim
 `savage`               `1 / (1 + e^x)^2`, not convex       `logit p`
 =====================  ==================================  =====================  ==============
 
-Only a minimiser of `logit p` belongs to Bradley-Terry: with it the optimum of a preference loss is
-the optimum of the regularised reward. `conservative`, `robust`, `exo` and `discopop` take a
+Only a minimizer of `logit p` belongs to Bradley-Terry: with it the optimum of a preference loss is
+the optimum of the regularized reward. `label_smoothed`, `robust`, `exo` and `discopop` take a
 parameter and return such a function.
 
-Reference: Tang et al. 2024 (arXiv:2402.05749), table 1, as remembered, for the six.
+Reconstructed: that these six are those of the table is from memory.
+Reference: Tang et al. 2024 (arXiv:2402.05749), table 1.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -73,17 +75,24 @@ TABLE: dict[str, Margin] = {
 
 
 def _share(label_smoothing: ArrayLike) -> ArrayLike:
+    """The checked share of wrong labels."""
     return checks.in_range(
         "label_smoothing", label_smoothing, 0, 0.5, "from 0 to below 1/2", closed="low"
     )
 
 
-def conservative(label_smoothing: ArrayLike) -> Margin:
-    """`(1 - e) logistic(x) + e logistic(-x)`: labels are wrong with probability e, and fitted so.
+def label_smoothed(label_smoothing: ArrayLike) -> Margin:
+    """`(1 - e) logistic(x) + e logistic(-x)`: the conservative loss of cDPO, for noisy labels.
 
-    Reference: cDPO, as TRL's aot losses have it.
+    Its minimizer is `logit((1 - e) p + e (1 - p))`: a pair that always wins is fitted with the
+    probability 1 - e instead of 1, and x stays finite. `robust` has the same use, and the minimizer
+    `logit p` of the labels without noise. For e = 0 it is `logistic`.
+
+    Reference: Mitchell 2023, A note on DPO with noisy preferences, equation 3.
     """
     share = _share(label_smoothing)
+    if not isinstance(share, jax.core.Tracer) and np.all(np.asarray(share) == 0):
+        return logistic
     return lambda x: (1 - share) * logistic(x) + share * logistic(-x)
 
 
@@ -101,7 +110,7 @@ def robust(label_smoothing: ArrayLike) -> Margin:
 def exo(label_smoothing: ArrayLike) -> Margin:
     """`KL(sigmoid(x)‖1 - e)` of two Bernoulli distributions, the policy's on the left.
 
-    `conservative` has the other direction, up to a constant. Infinite for e = 0.
+    `label_smoothed` has the other direction, up to a constant. Infinite for e = 0.
 
     Reference: Ji et al. 2024 (arXiv:2402.00856), for pairs.
     """
@@ -134,5 +143,5 @@ def discopop(temperature: ArrayLike = 0.05) -> Margin:
 
 
 def clipped(margin: Margin, limit: ArrayLike) -> Margin:
-    """`margin` of x clipped to [-limit, limit], beyond which nothing has a gradient."""
+    """`margin` of x clipped to [-limit, limit]: a pair beyond has no gradient."""
     return lambda x: margin(jnp.clip(x, -limit, limit))

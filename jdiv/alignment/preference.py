@@ -1,11 +1,11 @@
 """Preference losses: a margin of the difference of two scores, for every divergence.
 
-The optimum of `E[r] - beta D(pi‖ref)` has `r = beta f'(pi/ref) + normaliser`. The normaliser is the
+The optimum of `E[r] - beta D(pi‖ref)` has `r = beta f'(pi/ref) + normalizer`. The normalizer is the
 same for two answers of one prompt, so a preference between them, `sigmoid(r_w - r_l)`, can be
 fitted with the policy alone: `margin(beta f'(pi_w/ref_w) - beta f'(pi_l/ref_l))`. That is `f_dpo`;
-with KL it is DPO, IPO and SLiC, by the margin. What is no function of such a difference, or divides
-it by the lengths of the answers, keeps a part of the normaliser: it is for KL, whose users accept
-that, and any other generator is refused.
+with KL it is DPO, IPO and SLiC, by the margin. A loss that is no function of such a difference, or
+divides it by the lengths of the answers, keeps a part of the normalizer: it is for KL, whose users
+accept that, and any other generator is refused.
 
 Arguments are log-probabilities of whole answers, sums over tokens: `chosen`, `rejected` of the
 policy and `ref_chosen`, `ref_rejected` of the reference, `[...]` to losses `[...]`; nothing is
@@ -20,18 +20,22 @@ from jax.typing import ArrayLike
 from jdiv import checks, estimators, regularized
 from jdiv.alignment import margins
 from jdiv.alignment.margins import Margin
-from jdiv.divergences import generators, sums
-from jdiv.divergences.generators import KL, Generator, TotalVariation
+from jdiv.divergences import generators
+from jdiv.divergences.generator import Generator, checked_row
+from jdiv.divergences.generators import KL
 from jdiv.policy.advantages import rloo_advantages
+from jdiv.types import Logits, PerPair, PerSequence, Values
 
 _KL = generators.kl()
-Lengths = tuple[ArrayLike, ArrayLike]
+Lengths = tuple[PerPair, PerPair]
 """Numbers of tokens of the chosen and the rejected answers, `[...]` each."""
 
 # ------------------------------------------------------------------------------------------ inputs
 
 
-def _log_ratios(chosen, rejected, ref_chosen, ref_rejected, beta) -> tuple[Array, Array, Array]:
+def _log_ratios(
+    chosen: PerPair, rejected: PerPair, ref_chosen: PerPair, ref_rejected: PerPair, beta: ArrayLike
+) -> tuple[Array, Array, Array]:
     """`log pi/ref` of both answers, and beta in their precision."""
     checks.positive("beta", beta)
     chosen, rejected, ref_chosen, ref_rejected = checks.alike(
@@ -43,21 +47,10 @@ def _log_ratios(chosen, rejected, ref_chosen, ref_rejected, beta) -> tuple[Array
     return chosen - ref_chosen, rejected - ref_rejected, beta
 
 
-def _invertible(generator: Generator, dtype) -> Generator:
-    if not isinstance(generator, Generator):
-        raise TypeError(f"generator must be a row of generators.TABLE, got {generator!r}")
-    if isinstance(generator, TotalVariation):
-        raise TypeError(
-            "generator must have a slope with an inverse, got total_variation: its slope is the"
-            " sign of log pi/ref, and the reward cannot be read off it"
-        )
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype), generator)
-
-
 def _only_kl(generator: Generator, loss: str, why: str) -> None:
     if not isinstance(generator, KL):
         raise TypeError(
-            f"generator must be kl for {loss}, got {type(generator).__name__}: the normaliser of"
+            f"generator must be kl for {loss}, got {generator.name}: the normalizer of"
             f" an f-divergence cancels {why}"
         )
 
@@ -69,8 +62,12 @@ _EQUAL_LENGTHS = "only if it is divided by the same length; for equal ones use b
 
 
 def implicit_reward(
-    log_policy: ArrayLike, log_ref: ArrayLike, *, beta: ArrayLike, generator: Generator = _KL
-) -> Array:
+    log_probs: PerSequence,
+    ref_log_probs: PerSequence,
+    *,
+    beta: ArrayLike,
+    generator: Generator = _KL,
+) -> PerSequence:
     """`beta f'(pi/ref)`: the reward that the policy is optimal for, up to a constant per prompt.
 
     Shapes: any, twice the same.
@@ -79,14 +76,18 @@ def implicit_reward(
     (arXiv:2309.16240), Theorem 1, for every row.
     """
     checks.positive("beta", beta)
-    log_policy, log_ref = checks.alike(log_policy=log_policy, log_ref=log_ref)
-    beta = jnp.asarray(beta, log_policy.dtype)
-    return beta * _invertible(generator, log_policy.dtype).slope(log_policy - log_ref)
+    log_probs, ref_log_probs = checks.alike(log_probs=log_probs, ref_log_probs=ref_log_probs)
+    beta = jnp.asarray(beta, log_probs.dtype)
+    return beta * checked_row(generator, log_probs.dtype, invertible=True).slope(
+        log_probs - ref_log_probs
+    )
 
 
-def _of_difference(margin: Margin, generator: Generator, beta: Array, t_w: Array, t_l: Array):
+def _of_difference(
+    margin: Margin, generator: Generator, beta: Array, t_w: Array, t_l: Array
+) -> Array:
     """`margin(beta f'(e^t_w) - beta f'(e^t_l))`, its limit where a slope is infinite."""
-    generator = _invertible(generator, t_w.dtype)
+    generator = checked_row(generator, t_w.dtype, invertible=True)
     log_ratios = jnp.stack([t_w, t_l])
     slopes = jax.lax.stop_gradient(generator.slope(log_ratios))
     infinite = jnp.any(jnp.isinf(slopes), axis=0)
@@ -99,18 +100,18 @@ def _of_difference(margin: Margin, generator: Generator, beta: Array, t_w: Array
 
 
 def f_dpo(
-    chosen: ArrayLike,
-    rejected: ArrayLike,
-    ref_chosen: ArrayLike,
-    ref_rejected: ArrayLike,
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
     *,
     beta: ArrayLike,
     generator: Generator,
     margin: Margin = margins.logistic,
-) -> Array:
+) -> PerPair:
     """`margin(beta f'(pi_w/ref_w) - beta f'(pi_l/ref_l))`, any margin with any generator.
 
-    With the logistic margin its minimiser is the optimum of `E[r] - beta D(pi‖ref)`, given that no
+    With the logistic margin its minimizer is the optimum of `E[r] - beta D(pi‖ref)`, given that no
     answer has probability zero there: `f'(0) = -inf`, as for kl, reverse_kl, jensen_shannon and
     alpha up to 1. Where f'(0) is finite (pearson_chi2, le_cam, alpha above 1) the optimum drops
     answers as soon as beta is small for the spread of the rewards, `beta f'` is then no longer the
@@ -134,21 +135,37 @@ def f_dpo(
 # ----------------------------------------------------------------------------- losses by their name
 
 
-def dpo(chosen, rejected, ref_chosen, ref_rejected, *, beta: ArrayLike) -> Array:
-    """`log(1 + e^-x)`, `x = beta (log pi_w/ref_w - log pi_l/ref_l)`.
+def dpo(
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
+    *,
+    beta: ArrayLike,
+    label_smoothing: ArrayLike = 0.0,
+) -> PerPair:
+    """`(1 - e) log(1 + e^-x) + e log(1 + e^x)`, `x = beta (log pi_w/ref_w - log pi_l/ref_l)`.
 
+    DPO for `label_smoothing` e = 0; above 0 it is the conservative DPO (cDPO) for labels that are
+    wrong with probability e: see `margins.label_smoothed`, and `robust` for the unbiased form.
     With any other generator or margin it is `f_dpo`. Shapes: `[...]` four times to `[...]`.
 
     >>> pair = jnp.array(-1.0), jnp.array(-2.0), jnp.array(-1.5), jnp.array(-1.5)
     >>> print(f"{dpo(*pair, beta=1.0):.4f}")
     0.3133
+    >>> print(f"{dpo(*pair, beta=1.0, label_smoothing=0.1):.4f}")
+    0.4133
 
-    Reference: Rafailov et al. 2023 (arXiv:2305.18290), equation 7.
+    Reference: Rafailov et al. 2023 (arXiv:2305.18290), equation 7; Mitchell 2023, A note on DPO
+    with noisy preferences, equation 3, for the smoothing.
     """
-    return f_dpo(chosen, rejected, ref_chosen, ref_rejected, beta=beta, generator=_KL)
+    margin = margins.label_smoothed(label_smoothing)
+    pair = chosen, rejected, ref_chosen, ref_rejected
+    return f_dpo(*pair, beta=beta, generator=_KL, margin=margin)
 
 
 def _lengths(lengths: Lengths, like: Array) -> tuple[Array, Array]:
+    """Checked lengths of both answers, in the precision of the log-ratios."""
     of_chosen, of_rejected = (jnp.asarray(n, like.dtype) for n in lengths)
     checks.same_shape(chosen=like, lengths_of_chosen=of_chosen, lengths_of_rejected=of_rejected)
     for length in (of_chosen, of_rejected):
@@ -157,19 +174,19 @@ def _lengths(lengths: Lengths, like: Array) -> tuple[Array, Array]:
 
 
 def ipo(
-    chosen: ArrayLike,
-    rejected: ArrayLike,
-    ref_chosen: ArrayLike,
-    ref_rejected: ArrayLike,
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
     *,
     beta: ArrayLike,
     generator: Generator = _KL,
     lengths: Lengths | None = None,
-) -> Array:
+) -> PerPair:
     """`(f'(pi_w/ref_w) - f'(pi_l/ref_l) - 1/(2 beta))^2`; with lengths each is divided by its own.
 
     The squared margin of `2 beta` times the difference, over `4 beta^2`. With lengths it is TRL's,
-    and no optimum of a regularised reward unless they are equal. Shapes: `[...]` four times, and
+    and no optimum of a regularized reward unless they are equal. Shapes: `[...]` four times, and
     twice for the lengths, to `[...]`.
 
     Reference: Azar et al. 2023 (arXiv:2310.12036), equation 17; TRL 1.16 for the lengths.
@@ -183,18 +200,18 @@ def ipo(
 
 
 def sigmoid_norm(
-    chosen: ArrayLike,
-    rejected: ArrayLike,
-    ref_chosen: ArrayLike,
-    ref_rejected: ArrayLike,
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
     *,
     beta: ArrayLike,
     lengths: Lengths,
     generator: Generator = _KL,
-) -> Array:
+) -> PerPair:
     """DPO with each log-ratio divided by the length of its answer.
 
-    The normaliser does not cancel unless the lengths are equal. Shapes: `[...]` four times, and
+    The normalizer does not cancel unless the lengths are equal. Shapes: `[...]` four times, and
     twice for the lengths, to `[...]`.
 
     Reference: Tulu 3 (arXiv:2411.15124), equation 6, as TRL 1.16 has it.
@@ -205,8 +222,16 @@ def sigmoid_norm(
     return margins.logistic(beta * (t_w / of_w - t_l / of_l))
 
 
-def slic(chosen, rejected, ref_chosen, ref_rejected, *, beta, generator=_KL) -> Array:
-    """`f_dpo` with `margins.hinge`. Shapes: `[...]` four times to `[...]`.
+def slic(
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
+    *,
+    beta: ArrayLike,
+    generator: Generator = _KL,
+) -> PerPair:
+    """SLiC: `f_dpo` with `margins.hinge`. Shapes: `[...]` four times to `[...]`.
 
     Reference: Zhao et al. 2023 (arXiv:2305.10425), as TRL's `hinge`.
     """
@@ -215,42 +240,74 @@ def slic(chosen, rejected, ref_chosen, ref_rejected, *, beta, generator=_KL) -> 
 
 
 def exo(
-    chosen, rejected, ref_chosen, ref_rejected, *, beta, label_smoothing, generator=_KL
-) -> Array:
-    """`f_dpo` with `margins.exo`. Shapes: `[...]` four times to `[...]`."""
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
+    *,
+    beta: ArrayLike,
+    label_smoothing: ArrayLike,
+    generator: Generator = _KL,
+) -> PerPair:
+    """EXO for pairs: `f_dpo` with `margins.exo`. Shapes: `[...]` four times to `[...]`.
+
+    Reference: Ji et al. 2024 (arXiv:2402.00856), for pairs.
+    """
     pair = chosen, rejected, ref_chosen, ref_rejected
     return f_dpo(*pair, beta=beta, generator=generator, margin=margins.exo(label_smoothing))
 
 
 def robust(
-    chosen, rejected, ref_chosen, ref_rejected, *, beta, label_smoothing, generator=_KL
-) -> Array:
-    """`f_dpo` with `margins.robust`. Shapes: `[...]` four times to `[...]`."""
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
+    *,
+    beta: ArrayLike,
+    label_smoothing: ArrayLike,
+    generator: Generator = _KL,
+) -> PerPair:
+    """Robust DPO, unbiased under flipped labels: `f_dpo` with `margins.robust`.
+
+    Shapes: `[...]` four times to `[...]`.
+
+    Reference: Chowdhury et al. 2024 (arXiv:2403.00409).
+    """
     pair = chosen, rejected, ref_chosen, ref_rejected
     return f_dpo(*pair, beta=beta, generator=generator, margin=margins.robust(label_smoothing))
 
 
 def discopop(
-    chosen, rejected, ref_chosen, ref_rejected, *, beta, temperature=0.05, generator=_KL
-) -> Array:
-    """`f_dpo` with `margins.discopop`. Shapes: `[...]` four times to `[...]`."""
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
+    *,
+    beta: ArrayLike,
+    temperature: ArrayLike = 0.05,
+    generator: Generator = _KL,
+) -> PerPair:
+    """DiscoPOP: `f_dpo` with `margins.discopop`. Shapes: `[...]` four times to `[...]`.
+
+    Reference: Lu et al. 2024 (arXiv:2406.08414).
+    """
     pair = chosen, rejected, ref_chosen, ref_rejected
     return f_dpo(*pair, beta=beta, generator=generator, margin=margins.discopop(temperature))
 
 
 def h_dpo(
-    chosen: ArrayLike,
-    rejected: ArrayLike,
-    ref_chosen: ArrayLike,
-    ref_rejected: ArrayLike,
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
     *,
     beta: ArrayLike,
     alpha: ArrayLike,
-) -> Array:
+) -> PerPair:
     """DPO of `alpha beta log(pi_w/pi_l) - beta log(ref_w/ref_l)`: alpha below 1 sharpens.
 
-    Its optimum maximises `E[r] + beta alpha H(pi) - beta H(pi, ref)` and is
-    `ref^(1/alpha) e^(r/(alpha beta))`: `regularized.greedy` with KL, reference `log_ref / alpha`
+    Its optimum maximizes `E[r] + beta alpha H(pi) - beta H(pi, ref)` and is
+    `ref^(1/alpha) e^(r/(alpha beta))`: `regularized.greedy` with KL, reference `ref_logits / alpha`
     and temperature `alpha beta`. Shapes: `[...]` four times to `[...]`.
 
     Reference: H-DPO (arXiv:2411.07595), from its code.
@@ -265,7 +322,7 @@ def h_dpo(
 # ------------------------------------------------------------------------------ terms of one answer
 
 
-def sft(chosen: ArrayLike) -> Array:
+def sft(chosen: PerSequence) -> PerSequence:
     """`-log pi`: supervised fine-tuning. Shapes: `[...]` to the same."""
     return -checks.as_float("chosen", chosen)
 
@@ -280,23 +337,29 @@ def f_sft(
 ) -> Array:
     """`-mean f'(pi/ref)` of answers in the data, plus `mean f*(f'(pi/ref))` of samples of ref.
 
-    What imitation of the data with the reward `f'(pi/ref)` amounts to: minus a lower bound of
-    D(data‖ref) that is tight at pi = data, so data is the minimiser for every row. For kl the
-    second mean is `E_ref[pi/ref - 1] = 0`, a constant, and what is left is `sft`. The paper has
-    this special case; its objectives for other divergences are unknown, and this one is inferred.
+    Imitation of the data with the reward `f'(pi/ref)`: minus a lower bound of D(data‖ref) that is
+    tight at pi = data, so data is the minimizer for every row. For kl the second mean is
+    `E_ref[pi/ref - 1] = 0`, a constant, and the rest is `sft`.
     Shapes: `[..., n]` twice and `[..., m]` twice to `[...]`.
 
+    Reconstructed: the paper has the special case of kl; the objective for other rows is inferred.
     Reference: Implicit Reward as the Bridge, abstract, for SFT as implicit reward learning.
     """
     data = checks.alike(chosen=chosen, ref_chosen=ref_chosen)
     samples = checks.alike(sampled=sampled, ref_sampled=ref_sampled)
-    generator = _invertible(generator, data[0].dtype)
+    generator = checked_row(generator, data[0].dtype, invertible=True)
     return -estimators.log_ratio_bound(generator, data[0] - data[1], samples[0] - samples[1])
 
 
 def rpo(
-    chosen, rejected, ref_chosen, ref_rejected, *, beta: ArrayLike, coefficient: ArrayLike
-) -> Array:
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
+    *,
+    beta: ArrayLike,
+    coefficient: ArrayLike,
+) -> PerPair:
     """`dpo + coefficient sft(chosen)`. TRL divides the second by the number of tokens.
 
     Answers that are in no pair get nothing from either term: they are driven to zero. Shapes:
@@ -309,22 +372,23 @@ def rpo(
 
 
 def hypo(
-    chosen: ArrayLike,
-    rejected: ArrayLike,
-    ref_chosen: ArrayLike,
-    ref_rejected: ArrayLike,
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
     sampled: ArrayLike,
     ref_sampled: ArrayLike,
     *,
     beta: ArrayLike,
     coefficient: ArrayLike,
-) -> Array:
+) -> PerPair:
     """`dpo + coefficient KL(pi‖ref)`, the KL from samples of the policy, `[..., n]` each prompt.
 
     The value is the mean of `log pi/ref`, the gradient REINFORCE's with the mean of the others as
     the baseline; both are unbiased. Shapes: `[...]` four times, `[..., n]` twice, to `[...]`.
 
-    Reference: Song et al. 2024 (arXiv:2406.01462), algorithm 1, as remembered.
+    Reconstructed: the algorithm is from memory.
+    Reference: Song et al. 2024 (arXiv:2406.01462), algorithm 1.
     """
     loss = dpo(chosen, rejected, ref_chosen, ref_rejected, beta=beta)
     sampled, ref_sampled = checks.alike(sampled=sampled, ref_sampled=ref_sampled)
@@ -339,14 +403,27 @@ def hypo(
 # ----------------------------------------------------- no functions of a difference: for KL only
 
 
-def _log_odds(pair, beta, generator, loss: str) -> tuple[Array, Array]:
+def _log_odds(
+    pair: tuple[PerPair, PerPair, PerPair, PerPair],
+    beta: ArrayLike,
+    generator: Generator,
+    loss: str,
+) -> tuple[Array, Array]:
     """`beta log pi/ref` of both answers."""
     _only_kl(generator, loss, _IN_DIFFERENCES)
     t_w, t_l, beta = _log_ratios(*pair, beta)
     return beta * t_w, beta * t_l
 
 
-def nca(chosen, rejected, ref_chosen, ref_rejected, *, beta, generator=_KL) -> Array:
+def nca(
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
+    *,
+    beta: ArrayLike,
+    generator: Generator = _KL,
+) -> PerPair:
     """`logistic(w) + (logistic(-w) + logistic(-l))/2` with `w, l = beta log pi/ref`.
 
     Shapes: `[...]` four times to `[...]`.
@@ -358,8 +435,15 @@ def nca(chosen, rejected, ref_chosen, ref_rejected, *, beta, generator=_KL) -> A
 
 
 def bco(
-    chosen, rejected, ref_chosen, ref_rejected, *, beta, shift: ArrayLike = 0.0, generator=_KL
-) -> Array:
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
+    *,
+    beta: ArrayLike,
+    shift: ArrayLike = 0.0,
+    generator: Generator = _KL,
+) -> PerPair:
     """`logistic(w - shift) + logistic(shift - l)`: a classifier of chosen and rejected answers.
 
     The shift is the caller's running mean of w and l, 0 in TRL 1.16. Shapes: `[...]` four times to
@@ -372,91 +456,145 @@ def bco(
     return margins.logistic(w - shift) + margins.logistic(shift - l)
 
 
-def sppo(chosen, rejected, ref_chosen, ref_rejected, *, beta, generator=_KL) -> Array:
-    """`(t_w - 1/(2 beta))^2 + (t_l + 1/(2 beta))^2`, t the log-ratios; beta is one over SPPO's eta.
+def sppo_hard(
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
+    *,
+    beta: ArrayLike,
+    generator: Generator = _KL,
+) -> PerPair:
+    """`(t_w - 1/(2 beta))^2 + (t_l + 1/(2 beta))^2`, t the log-ratios.
 
-    The hard version: the chosen one wins for certain. Shapes: `[...]` four times to `[...]`.
+    SPPO's objective for pairs whose chosen answer wins for certain; beta is one over its step size.
+    `games.self_play.sppo_loss` has the probability to win of each answer.
+    Shapes: `[...]` four times to `[...]`.
 
     Reference: Wu et al. 2024 (arXiv:2405.00675), as TRL's `sppo_hard`.
     """
-    w, l = _log_odds((chosen, rejected, ref_chosen, ref_rejected), beta, generator, "sppo")
+    w, l = _log_odds((chosen, rejected, ref_chosen, ref_rejected), beta, generator, "sppo_hard")
     return ((w - 0.5) ** 2 + (l + 0.5) ** 2) / jnp.asarray(beta, w.dtype) ** 2
 
 
-def apo_zero(chosen, rejected, ref_chosen, ref_rejected, *, beta, generator=_KL) -> Array:
-    """`sigmoid(-w) + sigmoid(l)`: chosen up, rejected down. Shapes: `[...]` four times to `[...]`.
+def apo_zero(
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
+    *,
+    beta: ArrayLike,
+    generator: Generator = _KL,
+) -> PerPair:
+    """`sigmoid(-w) + sigmoid(l)` with `w, l = beta log pi/ref`: chosen up, rejected down.
 
-    Reference: D'Oosterlinck et al. 2024 (arXiv:2408.06266), as TRL 1.16 has it.
+    When to use it: the chosen answers are better than what the policy would write, so that their
+    probability should rise, and not only by comparison. Shapes: `[...]` four times to `[...]`.
+
+    Reference: D'Oosterlinck et al. 2024, Anchored preference optimization (arXiv:2408.06266), as
+    TRL 1.16 has it.
     """
     w, l = _log_odds((chosen, rejected, ref_chosen, ref_rejected), beta, generator, "apo_zero")
     return jax.nn.sigmoid(-w) + jax.nn.sigmoid(l)
 
 
-def apo_down(chosen, rejected, ref_chosen, ref_rejected, *, beta, generator=_KL) -> Array:
-    """`sigmoid(w) + sigmoid(l - w)`: both down, rejected more.
+def apo_down(
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
+    *,
+    beta: ArrayLike,
+    generator: Generator = _KL,
+) -> PerPair:
+    """`sigmoid(w) + sigmoid(l - w)` with `w, l = beta log pi/ref`: both down, rejected more.
 
+    When to use it: the policy already writes better answers than the chosen ones, so that neither
+    should become likelier, and the comparison still tells which to leave first.
     Shapes: `[...]` four times to `[...]`.
 
-    Reference: D'Oosterlinck et al. 2024 (arXiv:2408.06266), equation 8.
+    Reference: D'Oosterlinck et al. 2024, Anchored preference optimization (arXiv:2408.06266),
+    equation 8.
     """
     w, l = _log_odds((chosen, rejected, ref_chosen, ref_rejected), beta, generator, "apo_down")
     return jax.nn.sigmoid(w) + jax.nn.sigmoid(l - w)
 
 
 def aot(
-    chosen, rejected, ref_chosen, ref_rejected, *, beta, label_smoothing=0.0, generator=_KL
-) -> Array:
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
+    *,
+    beta: ArrayLike,
+    label_smoothing: ArrayLike = 0.0,
+    generator: Generator = _KL,
+) -> PerPair:
     """DPO of sorted margins: the k-th smallest of the policy against the k-th of the reference.
 
-    `margins.conservative(beta (sort(log pi_w/pi_l) - sort(log ref_w/ref_l)))`, sorted along the
+    `margins.label_smoothed(beta (sort(log pi_w/pi_l) - sort(log ref_w/ref_l)))`, sorted along the
     last axis, the batch; the k-th loss is that of rank k.
     Shapes: `[..., n]` four times to `[..., n]`.
 
     Reference: Melnyk et al. 2024 (arXiv:2406.05882), section 3, as TRL 1.16 has it.
     """
     _log_odds((chosen, rejected, ref_chosen, ref_rejected), beta, generator, "aot")
-    return _aligned(chosen, rejected, ref_chosen, ref_rejected, beta, label_smoothing)
+    return _sorted_difference(chosen, rejected, ref_chosen, ref_rejected, beta, label_smoothing)
 
 
 def aot_unpaired(
-    chosen, rejected, ref_chosen, ref_rejected, *, beta, label_smoothing=0.0, generator=_KL
-) -> Array:
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
+    *,
+    beta: ArrayLike,
+    label_smoothing: ArrayLike = 0.0,
+    generator: Generator = _KL,
+) -> PerPair:
     """DPO of sorted log-ratios: the k-th smallest of chosen against the k-th of rejected answers.
 
-    `margins.conservative(beta (sort(t_w) - sort(t_l)))` along the last axis, the batch. Shapes:
+    `margins.label_smoothed(beta (sort(t_w) - sort(t_l)))` along the last axis, the batch. Shapes:
     `[..., n]` four times to `[..., n]`.
 
     Reference: Melnyk et al. 2024 (arXiv:2406.05882), section 3, as TRL 1.16 has it.
     """
     _log_odds((chosen, rejected, ref_chosen, ref_rejected), beta, generator, "aot_unpaired")
-    return _aligned(chosen, ref_chosen, rejected, ref_rejected, beta, label_smoothing)
+    return _sorted_difference(chosen, ref_chosen, rejected, ref_rejected, beta, label_smoothing)
 
 
-def _aligned(a, b, c, d, beta, label_smoothing) -> Array:
-    """Of `sort(a - b) - sort(c - d)`."""
+def _sorted_difference(
+    a: PerPair,
+    b: PerPair,
+    c: PerPair,
+    d: PerPair,
+    beta: ArrayLike,
+    label_smoothing: ArrayLike,
+) -> Array:
+    """Label-smoothed loss of `beta (sort(a - b) - sort(c - d))`."""
     first, second, beta = _log_ratios(a, c, b, d, beta)
     if first.ndim == 0:
         raise ValueError("chosen must have an axis to sort along, got a scalar")
     difference = jnp.sort(first, axis=-1) - jnp.sort(second, axis=-1)
-    return margins.conservative(label_smoothing)(beta * difference)
+    return margins.label_smoothed(label_smoothing)(beta * difference)
 
 
 # ----------------------------------------------------------------------------------------- chi2-PO
 
 
 def chi2_po(
-    chosen: ArrayLike,
-    rejected: ArrayLike,
-    ref_chosen: ArrayLike,
-    ref_rejected: ArrayLike,
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
     *,
     beta: ArrayLike,
     gamma: ArrayLike = 1.0,
     r_max: ArrayLike | None = None,
-) -> Array:
+) -> PerPair:
     """`logistic(clip(beta phi(u_w) - beta phi(u_l)))`, `phi(u) = u + gamma log u`.
 
-    `f_dpo` with `sums.chi2_kl`: pessimistic like chi2, and no answer has probability zero in
+    `f_dpo` with `generators.chi2_kl`: pessimistic like chi2, and no answer has probability zero in
     its optimum. The clip is to [-2 r_max, 2 r_max], r_max being the largest reward; beyond it a
     pair has no gradient. Shapes: `[...]` four times to `[...]`.
 
@@ -466,17 +604,17 @@ def chi2_po(
     if r_max is not None:
         checks.in_range("r_max", r_max, 0, jnp.inf, "positive and finite, or None")
         margin = margins.clipped(margin, 2 * r_max)
-    return f_dpo(*pair, beta=beta, generator=sums.chi2_kl(gamma), margin=margin)
+    return f_dpo(*pair, beta=beta, generator=generators.chi2_kl(gamma), margin=margin)
 
 
 def chi2_po_policy(
-    values: ArrayLike, ref_logits: ArrayLike, *, beta: ArrayLike, gamma: ArrayLike = 1.0
+    values: Values, ref_logits: Logits, *, beta: ArrayLike, gamma: ArrayLike = 1.0
 ) -> regularized.Greedy:
     """The optimum of chi2-PO: `ref phi^-1((values - lambda)/beta)`, positive wherever ref is.
 
-    `regularized.greedy` with `sums.chi2_kl`, which comes with the evidence; lambda is its
-    normaliser less beta. Shapes: `[..., n]` twice.
+    `regularized.greedy` with `generators.chi2_kl`, which comes with the evidence; lambda is its
+    normalizer less beta. Shapes: `[..., n]` twice.
 
     Reference: Huang et al. 2024 (arXiv:2407.13399), equation 8.
     """
-    return regularized.greedy(values, ref_logits, beta, sums.chi2_kl(gamma))
+    return regularized.greedy(values, ref_logits, beta, generator=generators.chi2_kl(gamma))

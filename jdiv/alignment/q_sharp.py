@@ -21,14 +21,15 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
 from jdiv.divergences import generators
-from jdiv.divergences.generators import Generator
+from jdiv.divergences.generator import Generator
 from jdiv.regularized import greedy
+from jdiv.types import Logits, LogPolicy
 
 _KL = generators.kl()
 
 
-def _graph(children: ArrayLike, ref_logits: ArrayLike) -> tuple[Array, Array, Array]:
-    """Children, their log-probabilities under the reference, and which nodes are terminal."""
+def _graph(children: ArrayLike, ref_logits: Logits) -> tuple[Array, Array, Array]:
+    """Checked children, the normalized log-reference, and which nodes are terminal."""
     children, ref_logits = jnp.asarray(children), checks.as_float("ref_logits", ref_logits)
     if not jnp.issubdtype(children.dtype, jnp.integer):
         raise TypeError(f"children must be integers, got dtype {children.dtype}")
@@ -58,7 +59,7 @@ def _matched(name: str, x: ArrayLike, nodes: Array, ndim: int) -> Array:
 
 
 def return_laws(
-    children: ArrayLike, ref_logits: ArrayLike, log_returns: ArrayLike, *, depth: int
+    children: ArrayLike, ref_logits: Logits, log_returns: ArrayLike, *, depth: int
 ) -> Array:
     """The law of the return from every node under the reference, by distributional backups.
 
@@ -82,60 +83,61 @@ def return_laws(
     return jax.lax.scan(backup, ended, length=depth)[0]
 
 
-def q_values(children: ArrayLike, log_law: ArrayLike, support: ArrayLike, eta: ArrayLike) -> Array:
-    """`Q*(s, a) = eta log E_ref e^(Z/eta)`, Z the return from the child; -inf where there is none.
+def q_values(children: ArrayLike, log_law: ArrayLike, support: ArrayLike, beta: ArrayLike) -> Array:
+    """`Q*(s, a) = beta log E_ref e^(Z/beta)`, Z the return from the child; -inf without a child.
 
     Shapes: children `[nodes, actions]`, log_law `[nodes, m]` of `return_laws`, support `[m]` the
-    values of the return, eta positive, to `[nodes, actions]`. The policy is `optimal_policy`.
+    values of the return, beta positive, to `[nodes, actions]`. Its policy is `optimal_policy`.
 
     Reference: Zhou et al. 2025 (arXiv:2502.20548), Q#, Theorem on deterministic transitions.
     """
-    checks.positive("eta", eta)
+    checks.positive("beta", beta)
     children, log_law = jnp.asarray(children), checks.as_float("log_law", log_law)
     support = checks.as_float("support", support).astype(log_law.dtype)
     if support.shape != log_law.shape[-1:]:
         raise ValueError(f"support must be of shape {log_law.shape[-1:]}, got {support.shape}")
-    eta = jnp.asarray(eta, log_law.dtype)
-    value = eta * jax.nn.logsumexp(log_law + support[None] / eta, axis=-1)
+    beta = jnp.asarray(beta, log_law.dtype)
+    value = beta * jax.nn.logsumexp(log_law + support[None] / beta, axis=-1)
     return jnp.where(children >= 0, value[children], -jnp.inf)
 
 
 def optimal_policy(
-    q: ArrayLike, ref_logits: ArrayLike, eta: ArrayLike, generator: Generator = _KL
-) -> Array:
-    """`ref exp(Q*/eta)`, normalised: the optimal policy, `[nodes, actions]` log-probabilities.
+    q: Logits, ref_logits: Logits, beta: ArrayLike, *, generator: Generator = _KL
+) -> LogPolicy:
+    """`ref exp(Q*/beta)`, normalized: the optimal policy as log-probabilities.
 
-    For another row than KL the q of `regularized_values`. Terminal nodes keep the reference.
+    For another row than KL take the q of `regularized_values`. Terminal nodes keep the reference.
+    Shapes: `[nodes, actions]` twice to the same.
     """
     q, ref_logits = checks.as_float("q", q), checks.as_float("ref_logits", ref_logits)
     there = q > -jnp.inf
     none = ~jnp.any(there & (ref_logits > -jnp.inf), axis=-1, keepdims=True)
     kept = jnp.where(there | none, jnp.where(none, 0, ref_logits), -jnp.inf)
-    best = greedy(jnp.where(there, q, 0), kept, eta, generator).log_policy
+    best = greedy(jnp.where(there, q, 0), kept, beta, generator=generator).log_policy
     return jnp.where(none, numerics.log_softmax(ref_logits), best)
 
 
-class Values(NamedTuple):
-    """Regularised optimal values of a tree."""
+class TreeValues(NamedTuple):
+    """Regularized optimal values of the nodes and actions of a tree."""
 
     value: Array
-    """`[nodes]`."""
+    """`[nodes]` V."""
     q: Array
-    """`[nodes, actions]`, the value of the child; -inf where there is none."""
+    """`[nodes, actions]` Q, the value of the child; -inf where there is none."""
 
 
 def regularized_values(
     children: ArrayLike,
-    ref_logits: ArrayLike,
+    ref_logits: Logits,
     returns: ArrayLike,
-    eta: ArrayLike,
-    generator: Generator,
+    beta: ArrayLike,
     *,
+    generator: Generator,
     depth: int,
-) -> Values:
-    """`V(s) = max_pi <pi, V(child)> - eta D(pi‖ref(s))`, the penalty paid at every node.
+) -> TreeValues:
+    """`V(s) = max_pi <pi, V(child)> - beta D(pi‖ref(s))`, the penalty paid at every node.
 
-    For KL that is `eta log E_ref e^(Z/eta)`, whatever happens in between; for no other row does
+    For KL that is `beta log E_ref e^(Z/beta)`, whatever happens in between; for no other row does
     the law of the reference's return suffice. Shapes: children and ref_logits `[nodes, actions]`,
     returns `[nodes]`, read at terminal nodes; `depth` as in `return_laws`.
 
@@ -147,8 +149,8 @@ def regularized_values(
 
     def backup(value: Array, _):
         following = jnp.where(there, value[children], 0)
-        best = greedy(following, log_ref.astype(value.dtype), eta, generator).value
+        best = greedy(following, log_ref.astype(value.dtype), beta, generator=generator).value
         return jnp.where(terminal, returns, best), None
 
     value = jax.lax.scan(backup, jnp.where(terminal, returns, 0), length=depth)[0]
-    return Values(value, jnp.where(there, value[children], -jnp.inf))
+    return TreeValues(value, jnp.where(there, value[children], -jnp.inf))

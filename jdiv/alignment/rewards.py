@@ -1,7 +1,9 @@
 """Rewards from comparisons, ensembles of them, and what to subtract for not being sure.
 
-Optimised hard enough, one reward model is exploited where it errs most. Ensembles that take the
-worst member or subtract the variance are cautious there; a mean is not.
+Comparisons are fitted as Bradley and Terry have it, `P(i beats j) = sigmoid(r_i - r_j)`: by
+gradients (`bradley_terry_loss`), from win counts (`bradley_terry`), or linear in features
+(`linear_bradley_terry`). Optimized hard enough, one reward model is exploited where it errs most.
+Ensembles that take the worst member or subtract the variance are cautious there; a mean is not.
 """
 
 from typing import NamedTuple
@@ -12,12 +14,13 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import checks
+from jdiv import checks, roots
+from jdiv.types import PerPair, Rewards
 
 # ----------------------------------------------------------------------------------- Bradley-Terry
 
 
-def bradley_terry_loss(chosen: ArrayLike, rejected: ArrayLike) -> Array:
+def bradley_terry_loss(chosen: Rewards, rejected: Rewards) -> PerPair:
     """`-log sigmoid(r_chosen - r_rejected)` of each pair. Shapes: any, twice the same, to the same.
 
     >>> print(f"{bradley_terry_loss(jnp.array(1.0), jnp.array(0.0)):.4f}")
@@ -35,86 +38,52 @@ class BradleyTerry(NamedTuple):
     rewards: Array
     """`[..., n]` with mean 0: only differences matter."""
     log_likelihood: Array
-    """`[...]`"""
+    """`[...]` at these rewards."""
     residual: Array
     """`[...]` largest difference of an answer's wins from those expected, per comparison."""
     iterations: Array
-    """Newton steps, one number for the whole batch."""
+    """`[]` Newton steps, one number for the whole batch."""
     converged: Array
     """`[...]` whether a largest likelihood exists and the solver came to rest there."""
-
-
-def _diagonal(matrix: Array) -> Array:
-    return jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=bool), matrix.shape)
-
-
-def _beats(wins: Array) -> Array:
-    """`[..., n, n]` whether i has beaten j, or one who has beaten j, and so on."""
-    reached = (wins > 0) | _diagonal(wins)
-    for _ in range(wins.shape[-1].bit_length()):
-        steps = reached.astype(jnp.float32)
-        reached = steps @ steps > 0
-    return reached
 
 
 def bradley_terry(wins: ArrayLike) -> BradleyTerry:
     """The likeliest rewards with `P(i beats j) = sigmoid(r_i - r_j)`, from counts `wins[i, j]`.
 
-    Concave, by Newton's method with the damping under which it cannot overshoot; r has mean 0. The
-    maximum exists exactly if everyone has beaten everyone, directly or through others: data that
-    fall apart are refused, or not converged if they are traced. Half a win each is a tie.
+    Concave, by `roots.damped_newton`, which cannot overshoot; r has mean 0. The maximum exists
+    exactly if everyone has beaten everyone, directly or through others: data that fall apart are
+    refused, or not converged if they are traced. Half a win each is a tie.
     Shapes: `[..., n, n]`, the diagonal does not count. Call it under jit.
 
     >>> fit = bradley_terry(jnp.array([[0.0, 3.0], [1.0, 0.0]]))
     >>> print(f"{fit.rewards[0] - fit.rewards[1]:.4f}", fit.converged)  # log 3
     1.0986 True
 
-    Reference: Ford 1957 for existence; Hunter 2004 for the likelihood; Sun and Tran-Dinh 2019
-    (arXiv:1703.04599), theorem 2, for the damping log(1 + d)/d.
+    Reference: Ford 1957 for existence; Hunter 2004 for the likelihood.
     """
-    wins = checks.as_float("wins", wins)
-    if wins.ndim < 2 or wins.shape[-1] != wins.shape[-2]:
-        raise ValueError(f"wins must be square, [..., n, n], got shape {tuple(wins.shape)}")
+    wins, connected = _counts(wins)
     n = wins.shape[-1]
-    wins = jnp.where(_diagonal(wins), 0, wins)
-    connected = jnp.all(_beats(wins), axis=(-1, -2))
-    if not isinstance(wins, jax.core.Tracer):
-        if not np.all((np.asarray(wins) >= 0) & np.isfinite(wins)):
-            raise ValueError("wins must be finite and not negative")
-        if not np.all(connected):
-            raise ValueError(
-                "wins must let everyone beat everyone, if through others: it falls apart"
-            )
     played = wins + jnp.swapaxes(wins, -1, -2)
     games = jnp.maximum(jnp.sum(wins, axis=(-1, -2)), jnp.finfo(wins.dtype).tiny)
     difference = lambda r: r[..., :, None] - r[..., None, :]
 
-    def surplus(r):
+    def surplus(r: Array) -> Array:
         """Wins less expected ones: the gradient."""
         return jnp.sum(wins - played * jax.nn.sigmoid(difference(r)), axis=-1)
 
-    def newton(r):
+    def newton(r: Array) -> tuple[Array, Array, Array]:
         weight = played * jax.nn.sigmoid(difference(r)) * jax.nn.sigmoid(-difference(r))
         laplacian = jnp.where(_diagonal(wins), jnp.sum(weight, axis=-1)[..., None], -weight)
         # All ones are its null space: any multiple of them fixes the gauge.
         scale = jnp.sum(weight, axis=(-1, -2))[..., None, None] / n**2
-        return jnp.linalg.solve(laplacian + scale, surplus(r)[..., None])[..., 0]
-
-    def step(state):
-        r, resting, iteration = state
-        change = newton(r)
-        length = jnp.max(change, axis=-1) - jnp.min(change, axis=-1)
-        damping = jnp.where(length > 0, jnp.log1p(length) / jnp.where(length > 0, length, 1), 1)
-        moved = jnp.where(resting[..., None], r, r + damping[..., None] * change)
+        move = jnp.linalg.solve(laplacian + scale, surplus(r)[..., None])[..., 0]
+        move = jnp.where(connected[..., None], move, 0)
+        distance = jnp.max(move, axis=-1) - jnp.min(move, axis=-1)
         size = jnp.maximum(jnp.max(jnp.abs(r), axis=-1), 1)
-        return moved, resting | (length <= 64 * n * jnp.finfo(r.dtype).eps * size), iteration + 1
+        return move, distance, distance <= 64 * n * jnp.finfo(r.dtype).eps * size
 
-    def unfinished(state):
-        *_, resting, iteration = state
-        return ~jnp.all(resting) & (iteration < 200)
-
-    start = jnp.zeros(wins.shape[:-1], wins.dtype), ~connected, jnp.zeros((), jnp.int32)
-    rewards, resting, iterations = jax.lax.while_loop(unfinished, step, start)
+    start = jnp.zeros(wins.shape[:-1], wins.dtype)
+    rewards, resting, iterations = roots.damped_newton(newton, start)
     rewards -= jnp.mean(rewards, axis=-1, keepdims=True)
     return BradleyTerry(
         rewards=rewards,
@@ -123,6 +92,87 @@ def bradley_terry(wins: ArrayLike) -> BradleyTerry:
         iterations=iterations,
         converged=connected & resting,
     )
+
+
+def _counts(wins: ArrayLike) -> tuple[Array, Array]:
+    """Checked counts with 0 on the diagonal, and whether everyone beats everyone, `[...]`."""
+    wins = checks.as_float("wins", wins)
+    if wins.ndim < 2 or wins.shape[-1] != wins.shape[-2]:
+        raise ValueError(f"wins must be square, [..., n, n], got shape {tuple(wins.shape)}")
+    wins = jnp.where(_diagonal(wins), 0, wins)
+    reached = (wins > 0) | _diagonal(wins)
+    for _ in range(wins.shape[-1].bit_length()):
+        steps = reached.astype(jnp.float32)
+        reached = steps @ steps > 0
+    connected = jnp.all(reached, axis=(-1, -2))
+    if not isinstance(wins, jax.core.Tracer):
+        if not np.all((np.asarray(wins) >= 0) & np.isfinite(wins)):
+            raise ValueError("wins must be finite and not negative")
+        if not np.all(connected):
+            raise ValueError(
+                "wins must let everyone beat everyone, if through others: it falls apart"
+            )
+    return wins, connected
+
+
+def _diagonal(matrix: Array) -> Array:
+    return jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=bool), matrix.shape)
+
+
+class LinearBradleyTerry(NamedTuple):
+    """Weights fitted to comparisons of features, with the evidence that they are the likeliest."""
+
+    weights: Array
+    """`[d]` with reward `<weights, features>`."""
+    residual: Array
+    """`[]` the largest derivative of the penalized log-likelihood, by size."""
+    iterations: Array
+    """`[]` Newton steps."""
+    converged: Array
+    """`[]` whether the solver came to rest."""
+
+
+def linear_bradley_terry(
+    differences: ArrayLike, wins: ArrayLike, counts: ArrayLike, ridge: ArrayLike
+) -> LinearBradleyTerry:
+    """The likeliest weights w with `P(first wins) = sigmoid(<w, difference>)`, and a ridge.
+
+    Maximizes the log-likelihood less `ridge ‖w‖^2 / 2`, by `roots.damped_newton`. Shapes: features
+    of the first answer less those of the second `[pairs, d]`; wins `[pairs]`, 1 where the first was
+    preferred, else 0; counts `[pairs]`, how often each pair counts, 0 for not at all; a positive
+    number. Call it under jit.
+
+    >>> apart = jnp.array([[1.0], [1.0], [1.0], [1.0]])
+    >>> fit = linear_bradley_terry(apart, jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.ones(4), 1e-6)
+    >>> print(f"{fit.weights[0]:.4f}", fit.converged)  # log 3
+    1.0986 True
+
+    Reference: Bradley and Terry 1952.
+    """
+    checks.positive("ridge", ridge)
+    differences = checks.as_float("differences", differences)
+    wins, counts = (jnp.asarray(x, differences.dtype) for x in (wins, counts))
+    ridge = jnp.asarray(ridge, differences.dtype)
+    eye = jnp.eye(differences.shape[1], dtype=differences.dtype)
+    # Differences of rewards are what likelihoods are about; a pair that does not count has none.
+    counted = jnp.where(counts[:, None] > 0, differences, 0)
+    resolution = 64 * jnp.finfo(differences.dtype).eps
+
+    def slope(weights: Array) -> Array:
+        p = jax.nn.sigmoid(counted @ weights)
+        return counted.T @ (counts * (wins - p)) - ridge * weights
+
+    def newton(weights: Array) -> tuple[Array, Array, Array]:
+        p = jax.nn.sigmoid(counted @ weights)
+        curvature = ridge * eye + (counted * (counts * p * (1 - p))[:, None]).T @ counted
+        move = jnp.linalg.solve(curvature, slope(weights))
+        distance = jnp.max(jnp.abs(counted @ move), initial=0)
+        size = jnp.maximum(jnp.max(jnp.abs(counted @ weights), initial=0), 1)
+        return move, distance, distance <= resolution * size
+
+    start = jnp.zeros(differences.shape[1], differences.dtype)
+    weights, resting, iterations = roots.damped_newton(newton, start)
+    return LinearBradleyTerry(weights, jnp.max(jnp.abs(slope(weights))), iterations, resting)
 
 
 # --------------------------------------------------------------------------------------- ensembles
@@ -137,12 +187,17 @@ def _members(rewards: ArrayLike) -> Array:
 
 
 def mean_reward(rewards: ArrayLike) -> Array:
-    """Mean of the members: averages errors out, and follows the largest. Shapes: `[k, ...]`."""
+    """Mean of the members: averages errors out, and follows the largest.
+
+    Shapes: `[k, ...]` to `[...]`.
+    """
     return jnp.mean(_members(rewards), axis=0)
 
 
 def worst_case(rewards: ArrayLike) -> Array:
-    """Worst-case optimisation (WCO): the smallest reward of all members. Shapes: `[k, ...]`.
+    """Worst-case optimization (WCO): the smallest reward of all members.
+
+    Shapes: `[k, ...]` to `[...]`.
 
     Reference: Coste et al. 2024 (arXiv:2310.02743), equation 4.
     """
@@ -152,7 +207,7 @@ def worst_case(rewards: ArrayLike) -> Array:
 def uncertainty_weighted(
     rewards: ArrayLike, coefficient: ArrayLike = 0.5, *, unbiased: bool = False
 ) -> Array:
-    """Uncertainty-weighted optimisation (UWO): `mean - coefficient * variance` of the members.
+    """Uncertainty-weighted optimization (UWO): `mean - coefficient * variance` of the members.
 
     The released code divides the variance by k for best-of-n (`np.var`), which is the default here,
     and by k - 1 in PPO (`torch.var`), `unbiased`: with five members the same coefficient weighs a
@@ -174,13 +229,13 @@ def uncertainty_weighted(
 # --------------------------------------------------------------------------------------- penalties
 
 
-def deviation_penalised(rewards: ArrayLike, coefficient: ArrayLike) -> Array:
+def deviation_penalized(rewards: ArrayLike, coefficient: ArrayLike) -> Array:
     """UP-RLHF: `mean - coefficient * standard deviation` of the members.
 
-    The abstract has the reward less the uncertainty of a diverse ensemble; that the deviation, with
-    1/k, measures it is inferred. Unlike a variance it scales with the rewards.
-    Shapes: `[k, ...]` to `[...]`.
+    Unlike a variance it scales with the rewards. Shapes: `[k, ...]` to `[...]`.
 
+    Reconstructed: the abstract has the reward less the uncertainty of a diverse ensemble; that the
+    deviation, with 1/k, measures it is inferred.
     Reference: UP-RLHF (arXiv:2401.00243), abstract.
     """
     rewards = _members(rewards)

@@ -7,7 +7,7 @@
 
 `log_policy` and `ref_logits` are `[..., answers]`, -inf an exact zero. The divergence of any of
 these laws is `divergences.kl(law, ref)`. The cumulant generating function `log sum ref e^(t r)` of
-the reward is `t * tilted(r, ref, 1/t, kl).normaliser`; its derivatives at t are the
+the reward is `t * tilted(r, ref, 1/t, kl).normalizer`; its derivatives at t are the
 `asymptotics.cumulants` of that tilt.
 """
 
@@ -21,23 +21,22 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, numerics, roots
 from jdiv.divergences import categorical
-from jdiv.divergences.generators import Generator, TotalVariation
+from jdiv.divergences.generator import Generator, checked_row
 from jdiv.regularized import Greedy, greedy
+from jdiv.types import Logits, LogPolicy, Values
 
 # ------------------------------------------------------------------------------------------- tilts
 
 
-def tilted(
-    rewards: ArrayLike, ref_logits: ArrayLike, beta: ArrayLike, generator: Generator
-) -> Greedy:
-    """The policy that maximises `E[r] - beta D(pi‖ref)`, which has `f'(pi/ref) = (r - c)/beta`.
+def tilted(rewards: Values, ref_logits: Logits, beta: ArrayLike, *, generator: Generator) -> Greedy:
+    """The policy that maximizes `E[r] - beta D(pi‖ref)`, which has `f'(pi/ref) = (r - c)/beta`.
 
     Shapes: rewards and ref_logits `[..., n]`, beta a positive number or `[...]`. With KL, the
     field's reverse KL, it is `ref exp(r/beta)`. This is `regularized.greedy` in the words of
     alignment, for finite rewards; an answer to be excluded belongs into the reference.
 
     >>> from jdiv import generators
-    >>> target = tilted(jnp.array([1.0, 0.0]), jnp.zeros(2), 0.5, generators.kl())
+    >>> target = tilted(jnp.array([1.0, 0.0]), jnp.zeros(2), 0.5, generator=generators.kl())
     >>> [f"{p:.4f}" for p in jnp.exp(target.log_policy)]
     ['0.8808', '0.1192']
 
@@ -47,11 +46,11 @@ def tilted(
     rewards = checks.as_float("rewards", rewards)
     checks.in_range("rewards", rewards, -jnp.inf, jnp.inf, "finite")
     checks.positive("beta", beta)
-    return greedy(rewards, ref_logits, beta, generator)
+    return greedy(rewards, ref_logits, beta, generator=generator)
 
 
-class Budgeted(NamedTuple):
-    """The tilt of each row that spends a given divergence, with the evidence that it does."""
+class BudgetedTilt(NamedTuple):
+    """The tilt that spends a given divergence, with the evidence that it does."""
 
     log_policy: Array
     """`[..., n]` log-probabilities."""
@@ -62,14 +61,14 @@ class Budgeted(NamedTuple):
     residual: Array
     """`[...]` `|budget / divergence - 1|`."""
     iterations: Array
-    """Steps of the search in log beta; one number for the whole batch."""
+    """`[]` steps of the search in log beta; one number for the whole batch."""
     converged: Array
     """`[...]` false above all, with the limit beta -> 0, if the budget is out of reach."""
 
 
 def tilted_to(
-    rewards: ArrayLike, ref_logits: ArrayLike, budget: ArrayLike, generator: Generator
-) -> Budgeted:
+    rewards: Values, ref_logits: Logits, budget: ArrayLike, *, generator: Generator
+) -> BudgetedTilt:
     """The best policy within a divergence: `max E[r]` subject to `D(pi‖ref) <= budget`.
 
     Shapes: rewards and ref_logits `[..., n]`, budget a positive number or `[...]`. The divergence
@@ -78,14 +77,14 @@ def tilted_to(
     variation, whose tilts jump. Differentiable in rewards, reference and budget.
 
     >>> from jdiv import generators
-    >>> target = tilted_to(jnp.array([1.0, 0.0]), jnp.zeros(2), 0.25, generators.pearson_chi2())
+    >>> chi2 = generators.pearson_chi2()
+    >>> target = tilted_to(jnp.array([1.0, 0.0]), jnp.zeros(2), 0.25, generator=chi2)
     >>> [f"{p:.4f}" for p in jnp.exp(target.log_policy)], f"{target.beta:.4f}"
     (['0.7500', '0.2500'], '0.5000')
 
     Reference: Yang et al. 2024 (arXiv:2404.01730), the tilt phi_Delta, for KL and reward log q.
     """
-    if isinstance(generator, TotalVariation):
-        raise TypeError("generator must be strictly convex, got total_variation, whose tilts jump")
+    checked_row(generator, invertible=True)
     rewards = checks.as_float("rewards", rewards)
     checks.in_range("rewards", rewards, -jnp.inf, jnp.inf, "finite")
     checks.positive("budget", budget)
@@ -95,20 +94,20 @@ def tilted_to(
     spread = jax.lax.stop_gradient(_deviation(rewards, log_ref))
 
     def tilt(x: Array) -> Array:
-        return greedy(rewards, log_ref, spread * jnp.exp(x), generator).log_policy
+        return greedy(rewards, log_ref, spread * jnp.exp(x), generator=generator).log_policy
 
     def excess(x: Array) -> Array:
         divergence = categorical.f_divergence(generator, tilt(x), log_ref)
         return jnp.log(budget) - jnp.log(divergence)
 
-    # What is representable; the start is exact where beta is large, D = variance / (2 beta^2).
+    # The limit is representable; the start is exact where beta is large, D = variance / (2 beta^2).
     limit = jnp.full_like(budget, 0.4 * np.log(jnp.finfo(dtype).max))
     start = jax.lax.stop_gradient(jnp.clip(-jnp.log(2 * budget) / 2, -limit, limit))
     x, residual, iterations, converged = roots.implicit(excess, start, -limit, limit)
     log_policy = tilt(x)
     # Log-ratios are rounded absolutely, and a small divergence is their mean square.
     rounding = 1000 * jnp.finfo(dtype).eps * (1 + 1 / jnp.sqrt(budget))
-    return Budgeted(
+    return BudgetedTilt(
         log_policy=log_policy,
         beta=spread * jnp.exp(x),
         divergence=categorical.f_divergence(generator, log_policy, log_ref),
@@ -118,8 +117,12 @@ def tilted_to(
     )
 
 
-def checked_answers(ref_logits: ArrayLike, **named: ArrayLike) -> tuple[Array, Array]:
-    """A number for each answer and log-probabilities of the reference, of one dtype."""
+def checked_answers(ref_logits: Logits, **named: Values) -> tuple[Array, Array]:
+    """A number for each answer, and the normalized reference, in one precision.
+
+    Refuses different shapes, no answers at all, and NaN. The number goes by its name, which errors
+    repeat: `checked_answers(ref_logits, rewards=rewards)`. Shapes: `[..., n]` twice to the same.
+    """
     ((name, values),) = named.items()
     values, ref_logits = (
         checks.as_float(name, values),
@@ -146,7 +149,7 @@ def _deviation(rewards: Array, log_ref: Array) -> Array:
 # ------------------------------------------------------------------------------ energy-based models
 
 
-def pointwise(ref_logits: ArrayLike, log_scores: ArrayLike) -> Array:
+def pointwise(ref_logits: Logits, log_scores: Values) -> LogPolicy:
     """Log-probabilities of `p ∝ ref(x) b(x)` for scores `b = exp(log_scores)` of every answer.
 
     A score of 0 is -inf and forbids the answer. A score on an answer that the reference never gives
@@ -173,7 +176,7 @@ def pointwise(ref_logits: ArrayLike, log_scores: ArrayLike) -> Array:
     return numerics.log_softmax(log_target)
 
 
-class Moments(NamedTuple):
+class MomentFit(NamedTuple):
     """The law `ref exp(coefficients . features)` of given moments, with the evidence for it."""
 
     log_policy: Array
@@ -185,27 +188,66 @@ class Moments(NamedTuple):
     residual: Array
     """`[]` the largest `|E phi - moments|`."""
     iterations: Array
-    """Newton steps."""
+    """`[]` Newton steps."""
     converged: Array
     """`[]` whether the residual is rounding; false if no law on the support has these moments."""
 
 
-def with_moments(ref_logits: ArrayLike, features: ArrayLike, moments: ArrayLike) -> Moments:
+def with_moments(ref_logits: Logits, features: ArrayLike, moments: ArrayLike) -> MomentFit:
     """The law closest to the reference with `E phi = moments`, `p ∝ ref(x) exp(lambda . phi(x))`.
 
     Shapes: ref_logits `[n]`, features `[n, k]`, moments `[k]`; vmap for more. Newton's method on
-    the convex `log sum ref exp(lambda . (phi - moments))`. Along a step whose exponent varies by d
-    over the answers, the third derivative is at most d times the second; so `log(1 + d)/d` of the
-    step is the safe part of it, and no search is needed.
+    the convex `log sum ref exp(lambda . (phi - moments))`, with the damping of
+    `roots.damped_newton`: the distance of a step is how much its exponent varies over the answers.
 
     >>> female = jnp.array([[0.0], [1.0], [1.0]])
     >>> fitted = with_moments(jnp.log(jnp.array([0.9, 0.08, 0.02])), female, jnp.array([0.5]))
     >>> [f"{p:.4f}" for p in jnp.exp(fitted.log_policy)], f"{fitted.coefficients[0]:.4f}"
     (['0.5000', '0.4000', '0.1000'], '2.1972')
 
-    Reference: Go et al. 2023 (arXiv:2302.08215), distributional targets; Sun and Tran-Dinh
-    2019, generalised self-concordance, for the damping.
+    Reference: Go et al. 2023 (arXiv:2302.08215), distributional targets.
     """
+    log_ref, centred = _centred_features(ref_logits, features, moments)
+    present = (log_ref > -jnp.inf)[:, None]
+    lowest = jnp.min(jnp.where(present, centred, jnp.inf), axis=0)
+    highest = jnp.max(jnp.where(present, centred, -jnp.inf), axis=0)
+    tolerance = 64 * jnp.finfo(centred.dtype).eps * (highest - lowest)
+
+    def law(coefficients: Array) -> tuple[Array, Array]:
+        """The law, and by how much it misses the moments."""
+        log_policy = numerics.log_softmax(log_ref + centred @ coefficients)
+        return log_policy, jnp.exp(log_policy) @ centred
+
+    def newton(coefficients: Array) -> tuple[Array, Array, Array]:
+        log_policy, missed = law(coefficients)
+        deviation = jnp.where(present, centred - missed[None], 0)
+        covariance = (jnp.exp(log_policy)[:, None] * deviation).T @ deviation
+        variance = jnp.diagonal(covariance)
+        scale = jnp.where(variance > 0, 1 / jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
+        correlation = scale[:, None] * covariance * scale[None]
+        move = -scale * (jnp.linalg.pinv(correlation, hermitian=True) @ (scale * missed))
+        exponent = centred @ move
+        highest = jnp.max(jnp.where(present[:, 0], exponent, -jnp.inf))
+        lowest = jnp.min(jnp.where(present[:, 0], exponent, jnp.inf))
+        return move, highest - lowest, jnp.all(jnp.abs(missed) <= tolerance)
+
+    start = jnp.zeros(centred.shape[-1], centred.dtype)
+    coefficients, _, iterations = roots.damped_newton(newton, start, limit=100)
+    log_policy, missed = law(coefficients)
+    return MomentFit(
+        log_policy=log_policy,
+        coefficients=coefficients,
+        divergence=categorical.kl(log_policy, log_ref),
+        residual=jnp.max(jnp.abs(missed)),
+        iterations=iterations,
+        converged=jnp.all(jnp.abs(missed) <= tolerance),
+    )
+
+
+def _centred_features(
+    ref_logits: Logits, features: ArrayLike, moments: ArrayLike
+) -> tuple[Array, Array]:
+    """The normalized reference, and features less the moments, 0 where it has no mass."""
     features = checks.as_float("features", features)
     checks.in_range("features", features, -jnp.inf, jnp.inf, "finite")
     checks.in_range("moments", moments, -jnp.inf, jnp.inf, "finite")
@@ -218,45 +260,4 @@ def with_moments(ref_logits: ArrayLike, features: ArrayLike, moments: ArrayLike)
             f" {log_ref.shape}, {features.shape} and {moments.shape}"
         )
     present = (log_ref > -jnp.inf)[:, None]
-    centred = jnp.where(present, features - moments[None], 0)
-    lowest = jnp.min(jnp.where(present, centred, jnp.inf), axis=0)
-    highest = jnp.max(jnp.where(present, centred, -jnp.inf), axis=0)
-    tolerance = 64 * jnp.finfo(dtype).eps * (highest - lowest)
-
-    def at(coefficients: Array) -> tuple[Array, Array]:
-        """The law, and by how much it misses the moments."""
-        log_policy = numerics.log_softmax(log_ref + centred @ coefficients)
-        return log_policy, jnp.exp(log_policy) @ centred
-
-    def unfinished(state):
-        _, missed, iteration = state
-        return jnp.any(jnp.abs(missed) > tolerance) & (iteration < 100)
-
-    def step(state):
-        coefficients, missed, iteration = state
-        log_policy, _ = at(coefficients)
-        deviation = jnp.where(present, centred - missed[None], 0)
-        covariance = (jnp.exp(log_policy)[:, None] * deviation).T @ deviation
-        variance = jnp.diagonal(covariance)
-        scale = jnp.where(variance > 0, 1 / jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
-        correlation = scale[:, None] * covariance * scale[None]
-        newton = -scale * (jnp.linalg.pinv(correlation, hermitian=True) @ (scale * missed))
-        exponent = centred @ newton
-        d = jnp.max(jnp.where(present[:, 0], exponent, -jnp.inf))
-        d -= jnp.min(jnp.where(present[:, 0], exponent, jnp.inf))
-        safe = jnp.where(d > 0, jnp.log1p(d) / jnp.where(d > 0, d, 1), 1)
-        coefficients = coefficients + safe * newton
-        return coefficients, at(coefficients)[1], iteration + 1
-
-    start = jnp.zeros_like(moments)
-    state = start, at(start)[1], jnp.zeros((), jnp.int32)
-    coefficients, missed, iterations = jax.lax.while_loop(unfinished, step, state)
-    log_policy, _ = at(coefficients)
-    return Moments(
-        log_policy=log_policy,
-        coefficients=coefficients,
-        divergence=categorical.kl(log_policy, log_ref),
-        residual=jnp.max(jnp.abs(missed)),
-        iterations=iterations,
-        converged=jnp.all(jnp.abs(missed) <= tolerance),
-    )
+    return log_ref, jnp.where(present, features - moments[None], 0)

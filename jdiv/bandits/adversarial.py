@@ -1,4 +1,4 @@
-"""Adversarial losses: follow the regularised leader with any generator, estimators, two drivers.
+"""Adversarial losses: follow the regularized leader with any generator, estimators, two drivers.
 
 A learner is three functions, `init(arms) -> state`, `act(state) -> log p` and
 `update(state, loss) -> state`. All of them are one: `ftrl` plays
@@ -9,19 +9,18 @@ with L the losses so far, or estimates of them, m a guess of the next one (none,
 optimistic), and D any f-divergence that is strictly convex; that is `regularized.greedy` of -(L+m).
 Its KL is Hedge and, with estimated losses, Exp3; alpha = 1/2 is Tsallis-INF; reverse KL is the
 log barrier. With a constant temperature and a generator that is a mirror map this is mirror descent
-(`mirror_descent`). `full_information` shows the learner every loss, `bandit` only that of the arm
-pulled.
+(`online_mirror_descent`). `full_information` shows the learner every loss, `bandit` only that of
+the arm pulled.
 
 Last come learners that need no simplex: optimistic descent on a ball, and implicit updates of
 linear predictors.
 
-Of Dai et al. 2023, Chen et al. 2024 and Chen and Orabona 2023 the abstracts and secondary notes
-were at hand, not the texts: what the docstrings state of them is derived here and tested, and the
-places in those papers are not given.
+Statements with the tag `Reconstructed` are derived here, and tested, from the abstracts of the
+papers and secondary notes on them.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,22 +30,23 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, regularized
 from jdiv.divergences import generators
-from jdiv.divergences.generators import Generator, TotalVariation
+from jdiv.divergences.generator import Generator
+from jdiv.types import PerSample, RandomKey, Samples, Scalar
 
 
 class State(NamedTuple):
-    """What a learner has seen."""
+    """Everything that a learner has seen."""
 
     losses: Array
     """`[arms]` the sum of losses, or of their estimates."""
     hint: Array
     """`[arms]` guess of the next loss: the last one if optimistic, else 0."""
     time: Array
-    """The round that comes, from 1."""
+    """`[]` the next round, counted from 1."""
 
 
 class Learner(NamedTuple):
-    """Three pure functions; what has been seen is in the state and nowhere else."""
+    """An online learner: three pure functions of its state."""
 
     init: Callable[..., State]
     """`init(arms, dtype)` to the state before the first round."""
@@ -57,15 +57,15 @@ class Learner(NamedTuple):
 
 
 Temperature = Callable[[int, Array], ArrayLike]
-"""Weight of the divergence from the number of arms and the round."""
+"""`temperature(arms, time)`: the weight of the divergence by number of arms and round."""
 
 
-def ftrl(generator: Generator, temperature: Temperature, *, optimistic: bool = False) -> Learner:
-    """Follow the leader, regularised by `temperature(arms, t) D(p‖uniform)`.
+def ftrl(temperature: Temperature, *, generator: Generator, optimistic: bool = False) -> Learner:
+    """Follow the leader, regularized by `temperature(arms, t) D(p‖uniform)`.
 
     An optimistic learner takes the last loss for the next.
 
-    >>> learner = ftrl(generators.kl(), lambda arms, t: 2.0)
+    >>> learner = ftrl(lambda arms, t: 2.0, generator=generators.kl())
     >>> state = learner.update(learner.init(2), jnp.array([0.0, 2.0 * jnp.log(3.0)]))
     >>> [f"{p:.4f}" for p in jnp.exp(learner.act(state))]
     ['0.7500', '0.2500']
@@ -73,8 +73,7 @@ def ftrl(generator: Generator, temperature: Temperature, *, optimistic: bool = F
     Reference: Rakhlin and Sridharan 2013 (arXiv:1208.3728), section 2, with the hint; Orabona 2019
     (arXiv:1912.13213), section 7, without.
     """
-    if isinstance(generator, TotalVariation):
-        raise ValueError("generator must be strictly convex, got TotalVariation, which is not")
+    generators.checked_row(generator, invertible=True)
 
     def init(arms: int, dtype=None) -> State:
         none = jnp.zeros(arms, dtype)
@@ -83,7 +82,8 @@ def ftrl(generator: Generator, temperature: Temperature, *, optimistic: bool = F
     def act(state: State) -> Array:
         values = -(state.losses + state.hint)
         weight = jnp.asarray(temperature(values.shape[0], state.time), values.dtype)
-        return regularized.greedy(values, jnp.zeros_like(values), weight, generator).log_policy
+        best = regularized.greedy(values, jnp.zeros_like(values), weight, generator=generator)
+        return best.log_policy
 
     def update(state: State, loss: Array) -> State:
         hint = loss if optimistic else jnp.zeros_like(loss)
@@ -92,22 +92,25 @@ def ftrl(generator: Generator, temperature: Temperature, *, optimistic: bool = F
     return Learner(init, act, update)
 
 
-def mirror_descent(generator: Generator, rate: ArrayLike, *, optimistic: bool = True) -> Learner:
+def online_mirror_descent(
+    step_size: Scalar, *, generator: Generator, optimistic: bool = True
+) -> Learner:
     """Mirror descent with the Bregman divergence B of a generator, by default optimistic.
 
-    `p_t = argmin_p rate <p, m_t> + B(p, z_t)` and `z_{t+1} = argmin_p rate <p, l_t> + B(p, z_t)`
-    from the uniform z_1, with the last loss for the hint m_t, or 0. A mirror map has slope -inf at
-    0: no step reaches the border, the steps add up, and this is `ftrl` with temperature 1/rate. A
-    generator of finite slope there is refused; `ftrl` takes it, which is then another algorithm.
+    `p_t = argmin_p s <p, m_t> + B(p, z_t)` and `z_{t+1} = argmin_p s <p, l_t> + B(p, z_t)` with the
+    step size s, from the uniform z_1, with the last loss for the hint m_t, or 0. A mirror map has
+    slope -inf at 0: no step reaches the border, the steps add up, and this is `ftrl` with
+    temperature 1/s. A generator of finite slope there is refused; `ftrl` takes it, which is then
+    another algorithm.
 
-    >>> mirror_descent(generators.pearson_chi2(), 1.0)
+    >>> online_mirror_descent(1.0, generator=generators.pearson_chi2())
     Traceback (most recent call last):
-    ValueError: generator must be a mirror map, of slope -inf at 0, got Power with slope -2.0 there
+    ValueError: generator must be a mirror map, of slope -inf at 0, got pearson_chi2 with slope -2.0
 
     Reference: Rakhlin and Sridharan 2013 (arXiv:1208.3728), section 3; Orabona 2019
     (arXiv:1912.13213), section 6, for mirror maps.
     """
-    _positive_rate(rate)
+    checks.positive("step_size", step_size)
     with jax.ensure_compile_time_eval():
         slope = jnp.asarray(generator.slope_at_zero)
         # Where the parameter of the generator is traced it cannot be told.
@@ -115,50 +118,52 @@ def mirror_descent(generator: Generator, rate: ArrayLike, *, optimistic: bool = 
     if slope > -np.inf:
         raise ValueError(
             "generator must be a mirror map, of slope -inf at 0, got"
-            f" {type(generator).__name__} with slope {slope} there"
+            f" {generator.name} with slope {slope}"
         )
-    return ftrl(generator, lambda arms, t: 1 / rate, optimistic=optimistic)
+    return ftrl(lambda arms, t: 1 / step_size, generator=generator, optimistic=optimistic)
 
 
-def hedge(rate: ArrayLike, *, optimistic: bool = False) -> Learner:
-    """Exponential weights, `p ∝ exp(-rate L)`: regret `log K / rate + rate T / 8` on [0, 1].
+def hedge(step_size: Scalar, *, optimistic: bool = False) -> Learner:
+    """Exponential weights, `p ∝ exp(-step_size L)`.
 
-    The rate `sqrt(8 log K / T)` makes that `sqrt(T log K / 2)`.
+    Regret on [0, 1] is at most `log K / step_size + step_size T / 8`; the step size
+    `sqrt(8 log K / T)` makes that `sqrt(T log K / 2)`.
 
     Reference: Freund and Schapire 1997, section 2.
     """
-    return mirror_descent(generators.kl(), rate, optimistic=optimistic)
+    return online_mirror_descent(step_size, generator=generators.kl(), optimistic=optimistic)
 
 
-def tsallis_inf(rate: ArrayLike = 2.0) -> Learner:
-    """Tsallis' entropy at 1/2: `p_a = 4 / (rate_t (L_a - x))^2` with `rate_t = rate / sqrt(t)`.
+def tsallis_inf(step_size: Scalar = 2.0) -> Learner:
+    """Tsallis' entropy at 1/2: `p_a = 4 / (s_t (L_a - x))^2` with `s_t = step_size / sqrt(t)`.
 
-    With importance-weighted losses in [0, 1] and rate 2: regret `4 sqrt(K T) + 1`.
+    With importance-weighted losses in [0, 1] and step size 2: regret `4 sqrt(K T) + 1`.
 
     Reference: Zimmert and Seldin 2021 (arXiv:1807.07623), Algorithm 1 and Theorem 1.
     """
-    _positive_rate(rate)
+    checks.positive("step_size", step_size)
     # The row's divergence from uniform is -4 sum sqrt(p) / sqrt(K), up to a constant.
-    return ftrl(generators.alpha(0.5), lambda arms, t: jnp.sqrt(arms * t) / rate)
+    return ftrl(lambda arms, t: jnp.sqrt(arms * t) / step_size, generator=generators.alpha(0.5))
 
 
-def log_barrier(rate: ArrayLike) -> Learner:
-    """`argmin <p, L> + sum_a log(1/p_a) / rate`, that is `p_a = 1 / (rate L_a + nu)`.
+def log_barrier(step_size: Scalar) -> Learner:
+    """`argmin <p, L> + sum_a log(1/p_a) / s`, `p_a = 1 / (s L_a + nu)`, with the step size s.
 
-    Regret to `u = (1 - 1/T) best + 1/(T K)` is at most `K log T / rate + rate/2 sum_t <p_t, l_t^2>`
-    for whatever losses, however negative: a log-ratio r = p'/p costs `r - 1 - log r`, which is at
-    least `p (r - 1)^2 / 2`. Exponential weights need `rate l >= -1` for the same. Where all
-    `rate p_t l_t >= -1/2` also with `rate sum_t <p_t^2, l_t^2>`; not without that condition.
+    Regret to `u = (1 - 1/T) best + 1/(T K)` is at most `K log T / s + s/2 sum_t <p_t, l_t^2>` for
+    whatever losses, however negative: a log-ratio r = p'/p costs `r - 1 - log r`, which is at least
+    `p (r - 1)^2 / 2`. Exponential weights need `s l >= -1` for the same. Where all
+    `s p_t l_t >= -1/2` also with `s sum_t <p_t^2, l_t^2>`; not without that condition.
 
-    Reference: Dai et al. 2023 (arXiv:2301.12942), for the algorithm and the absence of a condition.
+    Reference: Dai et al. 2023 (arXiv:2301.12942).
+    Reconstructed: the algorithm and the absence of a condition, from the abstract; bounds derived.
     """
-    _positive_rate(rate)
+    checks.positive("step_size", step_size)
     # KL(uniform‖p) is (1/K) sum_a log(1/p_a), up to a constant.
-    return ftrl(generators.reverse_kl(), lambda arms, t: arms / rate)
+    return ftrl(lambda arms, t: arms / step_size, generator=generators.reverse_kl())
 
 
-def exploring(learner: Learner, share: ArrayLike) -> Learner:
-    """`(1 - share) p + share / K`, what Exp3 plays in its first form.
+def exploring(learner: Learner, share: Scalar) -> Learner:
+    """`(1 - share) p + share / K`: the learner with uniform exploration, as in Exp3's first form.
 
     Reference: Auer et al. 2002, The Nonstochastic Multiarmed Bandit Problem, Figure 1.
     """
@@ -172,20 +177,16 @@ def exploring(learner: Learner, share: ArrayLike) -> Learner:
     return learner._replace(act=act)
 
 
-def _positive_rate(rate: ArrayLike) -> None:
-    checks.positive("rate", rate)
-
-
 # -------------------------------------------------------------------------------------- estimators
 
 Estimator = Callable[[Array, Array, Array], Array]
-"""From log p `[arms]`, the arm pulled and its loss to losses of all arms, `[arms]`."""
+"""`estimator(log_policy, arm, loss)`: losses of all arms, `[arms]`, from that of the arm pulled."""
 
 
-def importance_weighting(*, bias: ArrayLike = 0.0, low: ArrayLike = 0.0) -> Estimator:
+def importance_weighting(*, bias: Scalar = 0.0, low: Scalar = 0.0) -> Estimator:
     """`low + 1{a pulled} (loss - low) / (p_a + bias)`: without bias of the right expectation.
 
-    A positive bias, half the rate of exponential weights, makes the estimate small enough for
+    A positive bias, half the step size of exponential weights, makes the estimate small enough for
     bounds with high probability (Exp3-IX). No estimate lies below `low` if no loss does: that is
     `magnitude_reduced` for arms without common features.
 
@@ -201,7 +202,7 @@ def importance_weighting(*, bias: ArrayLike = 0.0, low: ArrayLike = 0.0) -> Esti
     return estimate
 
 
-def linear(features: ArrayLike) -> Estimator:
+def linear(features: Samples) -> Estimator:
     """`k(a, b) loss` for the pulled arm b, `k = phi_a' S^-1 phi_b`, `S = sum_b p_b phi_b phi_b'`.
 
     Right in expectation for losses that are linear in the features. Shapes: features `[arms, d]`,
@@ -217,7 +218,7 @@ def linear(features: ArrayLike) -> Estimator:
     return estimate
 
 
-def magnitude_reduced(features: ArrayLike, low: ArrayLike, high: ArrayLike) -> Estimator:
+def magnitude_reduced(features: Samples, low: Scalar, high: Scalar) -> Estimator:
     """`linear`, minus a lower bound of it, plus the mean of that bound: `l - (l)_- + E[(l)_-]`.
 
     The bound is the least that `k(a, b) loss` can be with losses in [low, high], low <= 0 <= high;
@@ -225,6 +226,7 @@ def magnitude_reduced(features: ArrayLike, low: ArrayLike, high: ArrayLike) -> E
     below `-max(high, -low) ||phi_a||`, in the norm of S^-1, where `linear` goes down to its square.
 
     Reference: Dai et al. 2023 (arXiv:2301.12942), the magnitude-reduced estimator.
+    Reconstructed: the formula, from the abstract.
     """
     features = _features(features)
     checks.in_range("low", low, -jnp.inf, 0, "finite and at most 0", closed="high")
@@ -257,17 +259,17 @@ def _kernel(features: Array, log_p: Array) -> Array:
 
 
 class Play(NamedTuple):
-    """One run of a learner."""
+    """Policies, pulls and losses of one run."""
 
     log_policy: Array
-    """`[horizon, arms]` what it played."""
+    """`[horizon, arms]` the policy of each round."""
     arms: Array
     """`[horizon]` the arms pulled; the likeliest where there are no pulls."""
     estimates: Array
-    """`[horizon, arms]` the losses that it was shown."""
+    """`[horizon, arms]` the losses that the learner was shown."""
 
 
-def full_information(learner: Learner, losses: ArrayLike) -> Play:
+def full_information(learner: Learner, losses: Samples) -> Play:
     """Plays against losses `[horizon, arms]`, all of which it sees after each round.
 
     >>> losses = jnp.tile(jnp.array([[0.0, 1.0]]), (100, 1))
@@ -283,17 +285,22 @@ def full_information(learner: Learner, losses: ArrayLike) -> Play:
     return jax.lax.scan(round, learner.init(losses.shape[1], losses.dtype), losses)[1]
 
 
-def bandit(learner: Learner, losses: ArrayLike, key: Array, estimator: Estimator) -> Play:
+def bandit(learner: Learner, losses: Samples, estimator: Estimator, key: RandomKey) -> Play:
     """Plays against losses `[horizon, arms]` and sees that of the arm it pulls.
 
     The losses are fixed beforehand: the adversary is oblivious.
+
+    >>> losses = jnp.tile(jnp.array([[0.0, 1.0]]), (100, 1))
+    >>> played = bandit(hedge(0.2), losses, importance_weighting(), jax.random.key(0))
+    >>> played.estimates.shape, jnp.exp(played.log_policy[0]).tolist()
+    ((100, 2), [0.5, 0.5])
 
     Reference: Slivkins 2019 (arXiv:1904.07272), section 6.1.
     """
     losses = _losses(losses)
 
-    def round(state: State, now: tuple[Array, Array]):
-        loss, key = now
+    def round(state: State, loss_and_key: tuple[Array, Array]):
+        loss, key = loss_and_key
         log_p = learner.act(state)
         arm = jax.random.categorical(key, log_p)
         estimate = estimator(log_p, arm, loss[arm])
@@ -303,7 +310,7 @@ def bandit(learner: Learner, losses: ArrayLike, key: Array, estimator: Estimator
     return jax.lax.scan(round, learner.init(losses.shape[1], losses.dtype), (losses, keys))[1]
 
 
-def regret(play: Play, losses: ArrayLike) -> Array:
+def regret(play: Play, losses: Samples) -> Array:
     """`sum_s <p_s, l_s> - min_a sum_s l_s(a)` up to each round.
 
     The expectation over the arm of the round is exact, and the best arm that of the rounds so far.
@@ -325,25 +332,30 @@ def _losses(losses: ArrayLike) -> Array:
 
 
 def optimistic_descent(
-    gradient: Callable[[Array, Array], Array],
-    inputs: Array,
+    gradient: Callable[[Array, Any], Array],
+    inputs: Any,
     dimension: int,
     *,
-    diameter: ArrayLike,
-    offset: ArrayLike,
+    diameter: Scalar,
+    offset: Scalar,
     optimistic: bool = True,
     count_present: bool = False,
 ) -> Array:
     """Points `[horizon, dimension]` of optimistic mirror descent on a ball, Euclidean, adaptive.
 
-    `x_t = Proj(z_t - eta_t m_t)`, then `z_{t+1} = Proj(z_t - eta_t g_t)` with `g_t` the gradient
-    `gradient(x_t, inputs[t])`, `eta_t = diameter / sqrt(offset + sum_{s<t} ||g_s - m_s||^2)` and
-    the hint `m_t = g_{t-1}`, or 0 if it is not optimistic. To count the present round as well makes
-    the second step `z_t - eta_{t+1} g_t`. Nothing depends on the horizon.
+    `x_t = Proj(z_t - s_t m_t)`, then `z_{t+1} = Proj(z_t - s_t g_t)` with `g_t` the gradient
+    `gradient(x_t, inputs[t])`, the step size `s_t = diameter / sqrt(offset + sum_{r<t}
+    ||g_r - m_r||^2)` and the hint `m_t = g_{t-1}`, or 0 if it is not optimistic. To count the
+    present round as well makes the second step `z_t - s_{t+1} g_t`. Nothing depends on the horizon.
+
+    >>> points = optimistic_descent(lambda x, c: c, jnp.ones((3, 1)), 1, diameter=2.0, offset=1.0)
+    >>> [f"{x:.4f}" for x in points[:, 0]]
+    ['0.0000', '-1.0000', '-1.0000']
 
     Reference: Chen et al. 2024, Optimistic Online Mirror Descent for Bridging Stochastic and
     Adversarial Online Convex Optimization (JMLR 25(178)); there the offset is `delta + 4 G^2`, with
     G a bound of the gradients.
+    Reconstructed: the step size, from the abstract and secondary notes.
     """
     checks.positive("diameter", diameter)
     checks.positive("offset", offset)
@@ -353,15 +365,15 @@ def optimistic_descent(
         radius = jnp.asarray(diameter, x.dtype) / 2
         return jnp.where(norm > radius, radius / jnp.where(norm > radius, norm, 1), 1) * x
 
-    def round(state, now: Array):
+    def round(state, given):
         z, hint, variation = state
-        rate = diameter / jnp.sqrt(offset + variation)
-        x = project(z - rate * hint)
-        g = gradient(x, now)
+        step_size = diameter / jnp.sqrt(offset + variation)
+        x = project(z - step_size * hint)
+        g = gradient(x, given)
         variation = variation + jnp.sum((g - hint) ** 2)
         if count_present:
-            rate = diameter / jnp.sqrt(offset + variation)
-        return (project(z - rate * g), g if optimistic else hint, variation), x
+            step_size = diameter / jnp.sqrt(offset + variation)
+        return (project(z - step_size * g), g if optimistic else hint, variation), x
 
     dtype = jnp.result_type(*jax.tree.leaves(inputs))
     origin = jnp.zeros(dimension, dtype)
@@ -372,25 +384,25 @@ def optimistic_descent(
 
 
 class Fit(NamedTuple):
-    """One pass of a linear predictor over a stream."""
+    """Weights and losses of one pass of a linear predictor over a stream."""
 
     weights: Array
     """`[horizon, d]` before each example."""
     losses: Array
     """`[horizon]` suffered."""
     terms: Array
-    """`[horizon]`: losses less those of any u sum to at most `||u||^2 / (2 rate) + sum terms`."""
+    """`[horizon]`: losses less those of any u are at most `||u||^2 / (2 step_size) + sum terms`."""
     gains: Array
     """`[horizon]` by how much the update is better than the linear one: `H(g) - H(z)`."""
 
 
 def squared_step(residual: Array, curvature: Array) -> Array:
-    """`r / (1 + c)`: the residual that the example has after its own step, `c = rate ||w||^2`."""
+    """`r / (1 + c)`, `c = step_size ||w||^2`: the residual of an example after its own step."""
     return residual / (1 + curvature)
 
 
 def absolute_step(residual: Array, curvature: Array) -> Array:
-    """`r / c` within [-1, 1]: never past the target, `c = rate ||w||^2`."""
+    """`r / c` within [-1, 1], `c = step_size ||w||^2`: never past the target."""
     within = jnp.abs(residual) < curvature
     return jnp.where(within, residual / jnp.where(within, curvature, 1), jnp.sign(residual))
 
@@ -399,60 +411,66 @@ class LinearLoss(NamedTuple):
     """A loss of the residual `r = <w, x> - y`, and its implicit step."""
 
     value: Callable[[Array], Array]
+    """`value(r)`, the loss."""
     slope: Callable[[Array], Array]
+    """`slope(r)`, its derivative."""
     conjugate: Callable[[Array], Array]
-    """Without its linear part: the conjugate at s is this plus `s y`."""
+    """The conjugate without its linear part: at s it is this plus `s y`."""
     step: Callable[[Array, Array], Array]
+    """`step(r, c)`, the implicit step at curvature `c = step_size ||w||^2`."""
 
 
-LOSSES = {
-    "squared": LinearLoss(lambda r: r**2 / 2, lambda r: r, lambda s: s**2 / 2, squared_step),
-    "absolute": LinearLoss(jnp.abs, jnp.sign, jnp.zeros_like, absolute_step),
-}
+SQUARED = LinearLoss(lambda r: r**2 / 2, lambda r: r, lambda s: s**2 / 2, squared_step)
+"""`r^2 / 2`."""
+ABSOLUTE = LinearLoss(jnp.abs, jnp.sign, jnp.zeros_like, absolute_step)
+"""`|r|`."""
 
 
 def linear_predictor(
-    features: ArrayLike,
-    targets: ArrayLike,
-    rate: ArrayLike,
+    features: Samples,
+    targets: PerSample,
+    step_size: Scalar,
     *,
-    loss: str = "squared",
+    loss: LinearLoss = SQUARED,
     implicit: bool = True,
 ) -> Fit:
-    """Follow the regularised leader of `||x||^2 / (2 rate)` with the dual steps `z_t = s_t w_t`.
+    """Follow the regularized leader of `||x||^2 / (2 step_size)` with the steps `z_t = s_t w_t`.
 
     The linear update has for s the slope of the loss, the implicit one the least of
-    `H(s) = -s r + c s^2 / 2 + conjugate`, `c = rate ||w||^2`. Any s with `H(s) <= H(slope)` has the
-    bound of the linear update minus the difference (`terms`).
+    `H(s) = -s r + c s^2 / 2 + conjugate`, `c = step_size ||w||^2`. Any s with `H(s) <= H(slope)`
+    has the bound of the linear update minus the difference (`terms`).
     Shapes: features `[horizon, d]`, targets `[horizon]`.
+
+    >>> linear_predictor(jnp.ones((3, 1)), jnp.ones(3), 1.0).losses
+    Array([0.5    , 0.125  , 0.03125], dtype=float32)
 
     Reference: Chen and Orabona 2023, Generalized Implicit Follow-The-Regularized-Leader (ICML);
     the closed form of the squared loss is that of Kulis and Bartlett 2010.
+    Reconstructed: the statement on H, from the abstract; the bound is derived.
     """
     features = checks.as_float("features", features)
     targets = checks.as_float("targets", targets)
-    if loss not in LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+    if not isinstance(loss, LinearLoss):
+        raise TypeError(f"loss must be a LinearLoss such as SQUARED or ABSOLUTE, got {loss!r}")
     if features.ndim != 2 or targets.shape != features.shape[:1]:
         raise ValueError(
             "features and targets must be of shapes [horizon, d] and [horizon], got"
             f" {tuple(features.shape)} and {tuple(targets.shape)}"
         )
-    _positive_rate(rate)
-    row = LOSSES[loss]
+    checks.positive("step_size", step_size)
 
-    def example(x: Array, now: tuple[Array, Array]):
-        w, y = now
-        residual, curvature = w @ x - y, rate * (w @ w)
-        slope = row.slope(residual)
-        s = row.step(residual, curvature) if implicit else slope
+    def example(x: Array, given: tuple[Array, Array]):
+        w, y = given
+        residual, curvature = w @ x - y, step_size * (w @ w)
+        slope = loss.slope(residual)
+        s = loss.step(residual, curvature) if implicit else slope
 
         def h(s: Array) -> Array:
-            return -s * residual + curvature * s**2 / 2 + row.conjugate(s)
+            return -s * residual + curvature * s**2 / 2 + loss.conjugate(s)
 
         gain = h(slope) - h(s)
         terms = curvature * slope**2 / 2 - gain
-        return x - rate * s * w, Fit(x, row.value(residual), terms, gain)
+        return x - step_size * s * w, Fit(x, loss.value(residual), terms, gain)
 
     start = jnp.zeros(features.shape[1], features.dtype)
     return jax.lax.scan(example, start, (features, targets.astype(features.dtype)))[1]

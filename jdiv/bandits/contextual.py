@@ -12,12 +12,13 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks
+from jdiv.types import RandomKey, Samples, Scalar, Values
 
 # --------------------------------------------------------------------------- inverse gap weighting
 
 
-def square_cb(losses: ArrayLike, rate: ArrayLike) -> Array:
-    """`p_a = 1 / (K + rate (y_a - y_b))` for all but the best arm b, which has the rest.
+def square_cb(losses: Values, step_size: Scalar) -> Array:
+    """`p_a = 1 / (K + step_size (y_a - y_b))` for all but the best arm b, which has the rest.
 
     Shapes: predicted losses `[..., K]` to probabilities `[..., K]`.
 
@@ -27,14 +28,15 @@ def square_cb(losses: ArrayLike, rate: ArrayLike) -> Array:
     Reference: Foster and Rakhlin 2020 (arXiv:2002.04926), Algorithm 1; Abe and Long 1999.
     """
     losses = _losses(losses)
-    checks.positive("rate", rate)
-    return _rest_to_best(losses, 1 / (losses.shape[-1] + rate * _gaps(losses)))
+    checks.positive("step_size", step_size)
+    return _rest_to_best(losses, 1 / (losses.shape[-1] + step_size * _gaps(losses)))
 
 
-def fast_cb(losses: ArrayLike, rate: ArrayLike) -> Array:
-    """`p_a = y_b / (K y_b + rate (y_a - y_b))`: the smaller the best loss, the less exploration.
+def fast_cb(losses: Values, step_size: Scalar) -> Array:
+    """`p_a = y_b / (K y_b + step_size (y_a - y_b))` for all but the best arm b, which has the rest.
 
-    Losses must not be negative. Shapes: predicted losses `[..., K]` to probabilities `[..., K]`.
+    The smaller the best loss is, the less it explores. Losses must not be negative.
+    Shapes: predicted losses `[..., K]` to probabilities `[..., K]`.
 
     >>> fast_cb(jnp.array([0.25, 0.75]), 3.0).tolist()
     [0.875, 0.125]
@@ -42,17 +44,21 @@ def fast_cb(losses: ArrayLike, rate: ArrayLike) -> Array:
     Reference: Foster and Krishnamurthy 2021 (arXiv:2107.02237), Algorithm 1.
     """
     losses = _losses(losses)
-    checks.positive("rate", rate)
+    checks.positive("step_size", step_size)
     best = jnp.min(losses, axis=-1, keepdims=True)
-    scale = losses.shape[-1] * best + rate * _gaps(losses)
+    scale = losses.shape[-1] * best + step_size * _gaps(losses)
     # Best arms of loss 0 are equal, and share as they do for any other loss.
     even = scale == 0
     p = jnp.where(even, 1 / losses.shape[-1], best / jnp.where(even, 1, scale))
     return _rest_to_best(losses, p)
 
 
-def greedy(losses: ArrayLike) -> Array:
-    """The first of the best arms. Shapes: as of `square_cb`."""
+def greedy(losses: Values) -> Array:
+    """The first of the best arms, as probabilities `[..., K]` of losses `[..., K]`.
+
+    >>> greedy(jnp.array([0.75, 0.25])).tolist()
+    [0.0, 1.0]
+    """
     losses = _losses(losses)
     return _rest_to_best(losses, jnp.zeros_like(losses))
 
@@ -75,25 +81,28 @@ def _rest_to_best(losses: Array, p: Array) -> Array:
     return jnp.where(best, 1 - jnp.sum(others, axis=-1, keepdims=True), others)
 
 
-def square_cb_rate(arms: int, horizon: ArrayLike, oracle: ArrayLike) -> Array:
-    """`sqrt(K T / oracle)`, with the regret of the oracle in squared loss.
+def square_cb_step_size(arms: int, horizon: Scalar, oracle: Scalar) -> Array:
+    """`sqrt(K T / oracle)`: SquareCB's step size by the regret of its oracle in squared loss.
+
+    >>> square_cb_step_size(5, 2000, 4.0).item()
+    50.0
 
     Reference: Foster and Rakhlin 2020 (arXiv:2002.04926), Theorem 1, up to constants.
     """
     return jnp.sqrt(arms * horizon / oracle)
 
 
-def fast_cb_rate(
-    arms: int, horizon: ArrayLike, oracle: ArrayLike, best_loss: ArrayLike = 0.0
-) -> Array:
-    """`max(sqrt(K L* / (3 oracle)), 10 K)` with `L* = best_loss * horizon`, oracle in log loss.
+def fast_cb_step_size(arms: int, horizon: Scalar, oracle: Scalar, best_loss: Scalar = 0.0) -> Array:
+    """`max(sqrt(K L* / (3 oracle)), 10 K)`: FastCB's step size, its oracle in log loss.
+
+    `L* = best_loss * horizon` bounds the loss of the best policy.
 
     Reference: Foster and Krishnamurthy 2021 (arXiv:2107.02237), Theorem 1.
     """
     return jnp.maximum(jnp.sqrt(arms * best_loss * horizon / (3 * oracle)), 10 * arms)
 
 
-def play(policy: Callable[[Array], Array], means: ArrayLike, horizon: int, key: Array) -> Array:
+def play(policy: Callable[[Array], Array], means: Samples, horizon: int, key: RandomKey) -> Array:
     """Regret `[horizon]` of a policy on Bernoulli losses, with a table of counts for its oracle.
 
     Contexts are uniform; `policy` maps predicted losses `[arms]` to probabilities `[arms]`. The

@@ -1,7 +1,7 @@
 """Stochastic bandits: policies that look at counts and sums of rewards, and one driver for all.
 
-A policy is a function `choose(state, t, key)` to the arm of the t-th pull, t = 1, 2, ...; what it
-has seen is in `State` and nowhere else. The functions below make policies. Ties go to the first
+A policy is a function `choose(state, t, key)` to the arm of the t-th pull, t = 1, 2, ...; all that
+it knows is in `State`. The functions below make policies. Ties go to the first
 arm, so put the arms in random order where that matters; an arm that was never pulled comes first.
 """
 
@@ -15,15 +15,16 @@ from jax.typing import ArrayLike
 
 from jdiv import checks
 from jdiv.divergences import categorical
+from jdiv.types import Logits, PerSample, PerSequence, RandomKey, Scalar
 
 
 class State(NamedTuple):
-    """What was seen of each arm."""
+    """Counts and sums of rewards of the arms."""
 
     pulls: Array
-    """`[arms]` how often it was pulled."""
+    """`[arms]` the number of pulls."""
     rewards: Array
-    """`[arms]` the sum of its rewards."""
+    """`[arms]` the sum of rewards."""
 
     @property
     def mean(self) -> Array:
@@ -32,10 +33,11 @@ class State(NamedTuple):
 
 
 Policy = Callable[[State, Array, Array], Array]
+"""`choose(state, t, key)`, the arm of the t-th pull."""
 
 
 class Play(NamedTuple):
-    """What came of one run."""
+    """Regret curve and pull counts of one run."""
 
     regret: Array
     """`[horizon]` the sum of gaps of the arms pulled so far, after each pull."""
@@ -43,7 +45,7 @@ class Play(NamedTuple):
     """`[arms]` pulls at the end."""
 
 
-def play(policy: Policy, means: ArrayLike, horizon: int, key: Array) -> Play:
+def play(policy: Policy, means: PerSample, horizon: int, key: RandomKey) -> Play:
     """Plays a policy against Bernoulli arms.
 
     Shapes: means `[arms]`. Regret is pseudo-regret, `sum_t max(mu) - mu_{a_t}`: the noise of the
@@ -62,8 +64,8 @@ def play(policy: Policy, means: ArrayLike, horizon: int, key: Array) -> Play:
         raise ValueError(f"horizon must be at least 1, got {horizon}")
     gaps = jnp.max(means) - means
 
-    def pull(carry: tuple[State, Array], now: tuple[Array, Array, Array]):
-        (state, regret), (t, uniform, key) = carry, now
+    def pull(carry: tuple[State, Array], inputs: tuple[Array, Array, Array]):
+        (state, regret), (t, uniform, key) = carry, inputs
         arm = policy(state, t, key)
         reward = (uniform < means[arm]).astype(means.dtype)
         state = State(state.pulls.at[arm].add(1), state.rewards.at[arm].add(reward))
@@ -71,18 +73,18 @@ def play(policy: Policy, means: ArrayLike, horizon: int, key: Array) -> Play:
         return (state, regret), regret
 
     none = jnp.zeros_like(means)
-    of_rewards, of_policy = jax.random.split(key)
+    reward_key, policy_key = jax.random.split(key)
     times = jnp.arange(1, horizon + 1, dtype=means.dtype)
-    uniforms = jax.random.uniform(of_rewards, (horizon,), means.dtype)
+    uniforms = jax.random.uniform(reward_key, (horizon,), means.dtype)
     (state, _), regret = jax.lax.scan(
         pull,
         (State(none, none), jnp.zeros((), means.dtype)),
-        (times, uniforms, jax.random.split(of_policy, horizon)),
+        (times, uniforms, jax.random.split(policy_key, horizon)),
     )
     return Play(regret, state.pulls)
 
 
-# ------------------------------------------------------------------------------- exploring blindly
+# ------------------------------------------------------ exploration without regard to the rewards
 
 
 def explore_first(horizon: int) -> Policy:
@@ -114,10 +116,10 @@ def epsilon_greedy() -> Policy:
 
     def choose(state: State, t: Array, key: Array) -> Array:
         arms = state.pulls.shape[0]
-        of_coin, of_arm = jax.random.split(key)
-        rate = (arms * jnp.log(t) / t) ** (1 / 3)
-        explore = jax.random.uniform(of_coin, dtype=t.dtype) < rate
-        random = jax.random.randint(of_arm, (), 0, arms)
+        coin_key, arm_key = jax.random.split(key)
+        chance = (arms * jnp.log(t) / t) ** (1 / 3)
+        explore = jax.random.uniform(coin_key, dtype=t.dtype) < chance
+        random = jax.random.randint(arm_key, (), 0, arms)
         return jnp.where(explore, random, _best(state, state.mean))
 
     return choose
@@ -129,8 +131,8 @@ def epsilon_greedy() -> Policy:
 def successive_elimination(horizon: int) -> Policy:
     """The least pulled of the arms whose interval `mean +- sqrt(2 log T / n)` is not below another.
 
-    Regret `O(sqrt(K T log T))`. Eliminated is who is out by the present intervals, which are all
-    that a state has: an arm may come back if the interval that put it out moves down.
+    Regret `O(sqrt(K T log T))`. An arm is out by the present intervals, which are all that a state
+    has: it may come back if the interval that put it out moves down.
 
     Reference: Slivkins 2019 (arXiv:1904.07272), section 1.3.2, Algorithm 1.4.
     """
@@ -143,7 +145,7 @@ def successive_elimination(horizon: int) -> Policy:
     return choose
 
 
-def ucb1(exploration: ArrayLike = 2.0) -> Policy:
+def ucb1(exploration: Scalar = 2.0) -> Policy:
     """The largest `mean + sqrt(exploration log t / n)`.
 
     Regret `O(sqrt(K T log T))` and, with gaps, `O(sum_a log T / gap_a)`.
@@ -158,7 +160,7 @@ def ucb1(exploration: ArrayLike = 2.0) -> Policy:
     return choose
 
 
-def kl_ucb(c: ArrayLike = 0.0, confidence: ArrayLike = 1.0) -> Policy:
+def kl_ucb(c: Scalar = 0.0, confidence: Scalar = 1.0) -> Policy:
     """The largest `max{q: n kl(mean, q) <= confidence (log t + c log log t)}`.
 
     The theorem has c = 3 and confidence 1, practice c = 0. Its regret divided by log T tends to
@@ -200,12 +202,16 @@ def _best(state: State, index: Array) -> Array:
 # ------------------------------------------------------------------------------ Bernoulli arms
 
 
-def bernoulli_logits(mean: Array) -> Array:
-    """`[..., 2]` log-probabilities of 1 and 0; exact zeros are -inf."""
+def bernoulli_logits(mean: PerSequence) -> Logits:
+    """`[..., 2]` log-probabilities of 1 and 0 by the mean `[...]`; exact zeros are -inf.
+
+    >>> bernoulli_logits(jnp.array(1.0)).tolist()
+    [0.0, -inf]
+    """
     return jnp.stack([jnp.log(mean), jnp.log1p(-mean)], axis=-1)
 
 
-def kl_upper_bound(mean: ArrayLike, budget: ArrayLike) -> Array:
+def kl_upper_bound(mean: PerSequence, budget: ArrayLike) -> PerSequence:
     """The largest q with `kl(mean, q) <= budget`, between Bernoulli distributions.
 
     Shapes: mean `[...]` in [0, 1], budget `[...]` or a number, not negative, to `[...]`.
@@ -220,14 +226,17 @@ def kl_upper_bound(mean: ArrayLike, budget: ArrayLike) -> Array:
     return jnp.where(jnp.asarray(budget, mean.dtype) == 0, mean, q)
 
 
-def kl_upper_logit(mean: ArrayLike, budget: ArrayLike) -> Array:
+def kl_upper_logit(mean: PerSequence, budget: ArrayLike) -> PerSequence:
     """The logit y of `kl_upper_bound`, which keeps its accuracy where that is next to 0 or 1.
 
     As a function of y the divergence is convex with slope `q - mean`, so Newton's method from the
     right of the root is monotone. It starts at the smaller of two upper bounds, from
     `kl >= (q - mean)^2 / (2 q (1 - mean))` and from `y <= -log(1 - q) <= (budget + H)/(1 - mean)`,
     with H the entropy of mean.
-    Shapes: as of `kl_upper_bound`.
+    Shapes: those of `kl_upper_bound`.
+
+    >>> print(f"{kl_upper_logit(jnp.array(1.0 - 2.0**-20), 50.0):.1f}")
+    52428816.0
     """
     mean = checks.as_float("mean", mean)
     budget = jnp.broadcast_to(jnp.asarray(budget, mean.dtype), mean.shape)
@@ -251,10 +260,10 @@ def kl_upper_logit(mean: ArrayLike, budget: ArrayLike) -> Array:
     return jnp.where(inside, y, outside)
 
 
-def lai_robbins(means: ArrayLike) -> Array:
+def lai_robbins(means: PerSample) -> Array:
     """`sum_a gap_a / kl(mu_a, mu*)`: the least slope of regret over log T, as T grows.
 
-    Shapes: means `[arms]` to `[]`. Infinite demands nothing: an arm at mu* contributes 0.
+    Shapes: means `[arms]` to `[]`. An arm at mu* contributes 0.
 
     >>> print(f"{lai_robbins(jnp.array([0.9, 0.8])):.2f}")
     2.25

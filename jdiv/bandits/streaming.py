@@ -24,28 +24,37 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks
+from jdiv.types import PerSample, RandomKey, Scalar
 
 
 class Outcome(NamedTuple):
-    """What came of one pass over a stream."""
+    """Regret and commitment of one pass over a stream."""
 
     regret: Array
-    """`sum of pulls * gap` over the whole horizon."""
+    """`[]` `sum of pulls * gap` over the whole horizon."""
     explored: Array
-    """Pulls before the commitment."""
+    """`[]` pulls before the commitment."""
     gap: Array
-    """Gap of the arm that was committed to."""
+    """`[]` gap of the arm that was committed to."""
 
 
-def tolerance(arms: int, horizon: ArrayLike) -> Array:
-    """`eps = (K/T)^(1/3)`: T pulls of an eps-worse arm cost what K/eps^2 pulls of exploring do."""
+def tolerance(arms: int, horizon: Scalar) -> Array:
+    """`eps = (K/T)^(1/3)`: T pulls of an eps-worse arm cost what K/eps^2 pulls of exploring do.
+
+    >>> print(f"{tolerance(8, 1e6):.4f}")
+    0.0200
+    """
     if arms < 3:
         raise ValueError(f"arms must be at least 3, for a positive log log K, got {arms}")
     return (arms / jnp.asarray(horizon, float)) ** (1 / 3)
 
 
-def sample_mean(key: Array, mean: Array, pulls: Array) -> Array:
-    """The mean reward of so many pulls, in the normal approximation; without pulls -inf."""
+def sample_mean(mean: Array, pulls: Array, key: RandomKey) -> Array:
+    """The mean reward of so many pulls, in the normal approximation; without pulls -inf.
+
+    >>> sample_mean(jnp.array([0.0, 0.5]), jnp.array([9.0, 0.0]), jax.random.key(0)).tolist()
+    [0.0, -inf]
+    """
     deviation = jnp.sqrt(mean * (1 - mean) / jnp.where(pulls > 0, pulls, 1))
     noisy = mean + deviation * jax.random.normal(key, jnp.shape(mean), mean.dtype)
     return jnp.where(pulls > 0, noisy, -jnp.inf)
@@ -55,30 +64,42 @@ def sample_mean(key: Array, mean: Array, pulls: Array) -> Array:
 
 
 class Levels(NamedTuple):
-    """What the levels of a tower do."""
+    """Pulls and capacities of the levels of a tower."""
 
     pulls: Array
     """`[levels]` pulls of an arm that comes to the level."""
-    room: Array
+    capacity: Array
     """`[levels]` arms after which the level hands its best one up; inf for the last."""
 
 
-def uniform(arms: int, horizon: ArrayLike) -> Levels:
-    """One level, `(T/K)^(2/3) (log T)^(1/3)` pulls of each arm."""
+def uniform(arms: int, horizon: Scalar) -> Levels:
+    """One level, `(T/K)^(2/3) (log T)^(1/3)` pulls of each arm.
+
+    >>> levels = uniform(8, 1e6)
+    >>> print(f"{levels.pulls[0]:.1f} {levels.capacity[0]}")
+    5998.8 inf
+    """
     horizon = jnp.asarray(horizon, float)
     return _levels([(horizon / arms) ** (2 / 3) * jnp.log(horizon) ** (1 / 3)], [math.inf])
 
 
-def naive(arms: int, horizon: ArrayLike) -> Levels:
-    """One level, `log K / eps^2` pulls of each arm."""
+def naive(arms: int, horizon: Scalar) -> Levels:
+    """One level, `log K / eps^2` pulls of each arm.
+
+    >>> print(f"{naive(8, 1e6).pulls[0]:.1f}")
+    5198.6
+    """
     return _levels([math.log(arms) / tolerance(arms, horizon) ** 2], [math.inf])
 
 
-def log_space(arms: int, horizon: ArrayLike) -> Levels:
+def log_space(arms: int, horizon: Scalar) -> Levels:
     """`log K` levels of `1.2^l / eps^2` pulls, which are left after more than six times those.
 
-    A level's first arm counts on the lowest level only, so there is room for seven arms, and eight
+    A level's first arm counts on the lowest level only, so the capacity is seven arms, and eight
     on the others.
+
+    >>> log_space(200, 1e6).capacity.tolist()
+    [7.0, 8.0, 8.0, 8.0, inf]
     """
     unit = tolerance(arms, horizon) ** -2
     height = int(math.log(arms))
@@ -86,36 +107,42 @@ def log_space(arms: int, horizon: ArrayLike) -> Levels:
     return _levels(pulls, [*[7, *[8] * height][: height - 1], math.inf])
 
 
-def log_log_space(arms: int, horizon: ArrayLike) -> Levels:
+def log_log_space(arms: int, horizon: Scalar) -> Levels:
     """`log log K` levels as in `log_space`, but left after more than ten times, and one of `naive`.
 
     Up to about 1600 arms the former are one level or none.
+
+    >>> log_log_space(200, 1e6).capacity.tolist()
+    [11.0, inf]
     """
     unit = tolerance(arms, horizon) ** -2
     below = int(math.log(math.log(arms)))
     factors = [1.2**level for level in range(below)] + [math.log(arms)]
-    room = [*[11, *[12] * below][:below], math.inf]
-    return _levels([factor * unit for factor in factors], room)
+    capacity = [*[11, *[12] * below][:below], math.inf]
+    return _levels([factor * unit for factor in factors], capacity)
 
 
-def log_star_space(arms: int, horizon: ArrayLike) -> Levels:
+def log_star_space(arms: int, horizon: Scalar) -> Levels:
     """`log* K` levels of `r_l / eps^2` pulls, left after more than `2^(r_l - r_(l-1))` times those.
 
     `r = 4, 16, 2^16, ...`, each 2 to the power of the one before. The lowest level has `1 / eps^2`
     pulls and is left after more than four times those.
+
+    >>> log_star_space(200, 1e6).capacity.tolist()
+    [5.0, 6.0, inf]
     """
     unit = tolerance(arms, horizon) ** -2
-    factors, room, r = [1.0], [5.0], 2
-    while math.prod(room) < arms:
+    factors, capacity, r = [1.0], [5.0], 2
+    while math.prod(capacity) < arms:
         r, before = 2**r, r
         factors.append(float(r))
-        room.append(2.0 ** (r - before) + 2 if r < 1000 else math.inf)
-    return _levels([factor * unit for factor in factors], [*room[:-1], math.inf])
+        capacity.append(2.0 ** (r - before) + 2 if r < 1000 else math.inf)
+    return _levels([factor * unit for factor in factors], [*capacity[:-1], math.inf])
 
 
-def _levels(pulls: list[Array], room: list[float]) -> Levels:
+def _levels(pulls: list[Array], capacity: list[float]) -> Levels:
     pulls = jnp.stack([jnp.asarray(n) for n in pulls])
-    return Levels(pulls, jnp.asarray(room, pulls.dtype))
+    return Levels(pulls, jnp.asarray(capacity, pulls.dtype))
 
 
 TOWERS: dict[str, Callable[[int, ArrayLike], Levels]] = {
@@ -125,20 +152,24 @@ TOWERS: dict[str, Callable[[int, ArrayLike], Levels]] = {
     "log-log": log_log_space,
     "log-star": log_star_space,
 }
-"""By name, a function of the number of arms and the horizon."""
+"""The levels of each tower by its name, functions of the number of arms and the horizon."""
 
 
-def padded(levels: Levels, to: int) -> Levels:
-    """The same tower with levels on top that no arm reaches, so that towers can be stacked."""
-    missing = to - levels.pulls.shape[0]
+def pad_levels(levels: Levels, count: int) -> Levels:
+    """The same tower with `count` levels: no arm reaches the new ones, and towers can be stacked.
+
+    >>> pad_levels(log_log_space(200, 1e6), 3).capacity.tolist()
+    [11.0, inf, inf]
+    """
+    missing = count - levels.pulls.shape[0]
     return Levels(
         jnp.pad(levels.pulls, (0, missing), constant_values=1),
-        jnp.pad(levels.room, (0, missing), constant_values=jnp.inf),
+        jnp.pad(levels.capacity, (0, missing), constant_values=jnp.inf),
     )
 
 
-class Mistakes(NamedTuple):
-    """What the release of Wang 2023 does differently in towers of more than one level.
+class ReleaseRules(NamedTuple):
+    """Deviations of the release of Wang 2023 from its algorithms, in towers of several levels.
 
     Each is a boolean, off by default, to see what it changes.
     """
@@ -153,17 +184,22 @@ class Mistakes(NamedTuple):
 
 def tower(
     levels: Levels,
-    means: ArrayLike,
-    horizon: ArrayLike,
-    key: Array,
-    mistakes: Mistakes = Mistakes(),  # noqa: B008, it is immutable
+    means: PerSample,
+    horizon: Scalar,
+    key: RandomKey,
+    *,
+    rules: ReleaseRules = ReleaseRules(),  # noqa: B008, it is immutable
 ) -> Outcome:
     """Each arm of the stream is pulled and compared with the arm that its level stores.
 
-    The better sample mean is stored. A level that has seen as many arms as it has room for hands
-    its arm up, where it is pulled and compared likewise, and starts afresh. In the end the stored
-    arms are compared by new pulls, as many as on the lowest level, and the best is pulled on.
+    The better sample mean is stored. A level that has seen as many arms as its capacity hands its
+    arm up, where it is pulled and compared likewise, and starts afresh. In the end the stored arms
+    are compared by new pulls, as many as on the lowest level, and the best is pulled on.
     Shapes: means `[arms]`, in the order of the stream. At most `horizon` pulls are made.
+
+    >>> outcome = tower(uniform(2, 1e6), jnp.array([0.0, 1.0]), 1e6, jax.random.key(0))
+    >>> outcome.gap.item(), (outcome.regret / outcome.explored).item()
+    (0.0, 0.5)
 
     Reference: Wang 2023, the algorithms of its experiments; Assadi and Wang 2020.
     """
@@ -171,85 +207,89 @@ def tower(
     dtype, height = means.dtype, levels.pulls.shape[0]
     levels = Levels(*(jnp.asarray(x, dtype) for x in levels))
     horizon, best = jnp.asarray(horizon, dtype), jnp.max(means)
-    keep_benchmark = jnp.asarray(mistakes.keep_benchmark) & (jnp.arange(height) == 0)
-    of_stream, of_end = jax.random.split(key)
+    keep_benchmark = jnp.asarray(rules.keep_benchmark) & (jnp.arange(height) == 0)
+    stream_key, end_key = jax.random.split(key)
 
     def rise(carry, level):
         """One level: an arm comes or does not, and the arm that goes up, if one does."""
         arm, regret, used, key = carry
-        floor, pulls, room, keeps = level
-        key, of_mean = jax.random.split(key)
-        comes = ~jnp.isnan(arm)
-        pulls = jnp.where(comes, jnp.minimum(pulls, horizon - used), 0)
-        charged = jnp.where(mistakes.charge_stored & ~jnp.isnan(floor.arm), floor.arm, arm)
-        regret = regret + jnp.where(comes, pulls * (best - charged), 0)
-        up, floor = _visit(floor, arm, sample_mean(of_mean, arm, pulls), room, keeps)
-        return (up, regret, used + pulls, key), floor
+        stored, pulls, capacity, keeps = level
+        key, mean_key = jax.random.split(key)
+        present = ~jnp.isnan(arm)
+        pulls = jnp.where(present, jnp.minimum(pulls, horizon - used), 0)
+        charged = jnp.where(rules.charge_stored & ~jnp.isnan(stored.arm), stored.arm, arm)
+        regret = regret + jnp.where(present, pulls * (best - charged), 0)
+        mean = sample_mean(arm, pulls, mean_key)
+        handed_up, stored = _compare(stored, arm, mean, capacity, keeps)
+        return (handed_up, regret, used + pulls, key), stored
 
-    def arrive(carry, arriving):
-        floors, regret, used = carry
-        (_, regret, used, _), floors = jax.lax.scan(
-            rise, (arriving[0], regret, used, arriving[1]), (floors, *levels, keep_benchmark)
+    def arrive(carry, arm_and_key):
+        stored, regret, used = carry
+        arm, key = arm_and_key
+        (_, regret, used, _), stored = jax.lax.scan(
+            rise, (arm, regret, used, key), (stored, *levels, keep_benchmark)
         )
-        return (floors, regret, used), None
+        return (stored, regret, used), None
 
     low, zero = jnp.full(height, -jnp.inf, dtype), jnp.zeros((), dtype)
-    empty = _Floor(jnp.full(height, jnp.nan, dtype), low, jnp.zeros(height, dtype))
-    (floors, regret, used), _ = jax.lax.scan(
-        arrive, (empty, zero, zero), (means, jax.random.split(of_stream, means.shape[0]))
+    empty = _Stored(jnp.full(height, jnp.nan, dtype), low, jnp.zeros(height, dtype))
+    (stored, regret, used), _ = jax.lax.scan(
+        arrive, (empty, zero, zero), (means, jax.random.split(stream_key, means.shape[0]))
     )
-    pulls, chosen = _last_comparison(floors.arm, levels.pulls[0], horizon - used, of_end)
-    highest = jnp.argmax(jnp.where(jnp.isnan(floors.arm), -1, jnp.arange(height)))
-    chosen = jnp.where(mistakes.take_highest, highest, chosen)
-    regret = regret + jnp.sum(jnp.where(pulls > 0, pulls * (best - floors.arm), 0))
-    return _committed(regret, used + jnp.sum(pulls), best - floors.arm[chosen], horizon)
+    pulls, chosen = _last_comparison(stored.arm, levels.pulls[0], horizon - used, end_key)
+    highest = jnp.argmax(jnp.where(jnp.isnan(stored.arm), -1, jnp.arange(height)))
+    chosen = jnp.where(rules.take_highest, highest, chosen)
+    regret = regret + jnp.sum(jnp.where(pulls > 0, pulls * (best - stored.arm), 0))
+    return _committed(regret, used + jnp.sum(pulls), best - stored.arm[chosen], horizon)
 
 
-class _Floor(NamedTuple):
-    """A level with what it stores."""
+class _Stored(NamedTuple):
+    """The arm that a level stores."""
 
     arm: Array  # mean of the stored arm; NaN without one
     benchmark: Array  # the stored arm's sample mean
     visits: Array  # arms that came since the last was handed up
 
 
-def _visit(
-    floor: _Floor, arm: Array, mean: Array, room: Array, keeps: Array
-) -> tuple[Array, _Floor]:
-    """An arm with its sample mean, NaN for none, comes to a level: who goes up, what remains."""
-    comes = ~jnp.isnan(arm)
-    wins = comes & (jnp.isnan(floor.arm) | (mean > floor.benchmark))
-    benchmark = jnp.where(keeps, jnp.maximum(mean, floor.benchmark), mean)
-    floor = _Floor(
-        arm=jnp.where(wins, arm, floor.arm),
-        benchmark=jnp.where(wins, benchmark, floor.benchmark),
-        visits=floor.visits + comes.astype(mean.dtype),
+def _compare(
+    stored: _Stored, arm: Array, mean: Array, capacity: Array, keeps: Array
+) -> tuple[Array, _Stored]:
+    """The arm handed up and the one kept when an arm, NaN for none, comes with its sample mean."""
+    present = ~jnp.isnan(arm)
+    wins = present & (jnp.isnan(stored.arm) | (mean > stored.benchmark))
+    benchmark = jnp.where(keeps, jnp.maximum(mean, stored.benchmark), mean)
+    stored = _Stored(
+        arm=jnp.where(wins, arm, stored.arm),
+        benchmark=jnp.where(wins, benchmark, stored.benchmark),
+        visits=stored.visits + present.astype(mean.dtype),
     )
-    full = floor.visits >= room
-    return jnp.where(full, floor.arm, jnp.nan), _Floor(
-        arm=jnp.where(full, jnp.nan, floor.arm),
-        benchmark=jnp.where(full & ~keeps, -jnp.inf, floor.benchmark),
-        visits=jnp.where(full, 0, floor.visits),
+    full = stored.visits >= capacity
+    return jnp.where(full, stored.arm, jnp.nan), _Stored(
+        arm=jnp.where(full, jnp.nan, stored.arm),
+        benchmark=jnp.where(full & ~keeps, -jnp.inf, stored.benchmark),
+        visits=jnp.where(full, 0, stored.visits),
     )
 
 
 def _last_comparison(stored: Array, pulls: Array, left: Array, key: Array) -> tuple[Array, Array]:
-    """New pulls of each stored arm, none if it is the only one, and which has the best mean."""
-    there = ~jnp.isnan(stored)
-    share = left / jnp.sum(there).astype(left.dtype)
-    pulls = jnp.where(there & (jnp.sum(there) > 1), jnp.minimum(pulls, share), 0)
+    """New pulls of each stored arm, none if it is the only one, and the one with the best mean."""
+    present = ~jnp.isnan(stored)
+    share = left / jnp.sum(present).astype(left.dtype)
+    pulls = jnp.where(present & (jnp.sum(present) > 1), jnp.minimum(pulls, share), 0)
     # A mean of no pulls is -inf, and still before the levels without an arm.
-    mean = jnp.maximum(sample_mean(key, stored, pulls), -1)
-    return pulls, jnp.argmax(jnp.where(there, mean, -jnp.inf))
+    mean = jnp.maximum(sample_mean(stored, pulls, key), -1)
+    return pulls, jnp.argmax(jnp.where(present, mean, -jnp.inf))
 
 
 # ---------------------------------------------------------------------------------- game of arms
 
 
 class _Game(NamedTuple):
-    king: Array  # mean of the king
-    estimate: Array  # of the king, from when he was crowned
-    budget: Array  # pulls that challengers may still have before the king falls
+    """The state of the game: the king of the paper is its champion here."""
+
+    champion: Array  # mean of the champion
+    estimate: Array  # sample mean of the champion, from when it became one
+    budget: Array  # pulls that challengers may still have before the champion falls
     spent: Array  # pulls of the first procedure
     second: Array  # mean of the best arm of the second procedure
     benchmark: Array  # its sample mean
@@ -257,81 +297,104 @@ class _Game(NamedTuple):
     used: Array
 
 
-def game_of_arms(means: ArrayLike, horizon: ArrayLike, key: Array) -> Outcome:
-    """One stored arm, the king, who falls when his challengers use up his budget.
+class _Stream(NamedTuple):
+    """Constants of a game."""
+
+    best: Array  # mean of the best arm
+    horizon: Array
+    eps: Array
+    unit: Array  # 1/eps^2 pulls
+
+
+def game_of_arms(means: PerSample, horizon: Scalar, key: RandomKey) -> Outcome:
+    """One stored arm, the champion, who falls when its challengers use up its budget.
 
     Each arriving arm adds `1/eps^2` pulls to the budget and challenges: it is pulled `2^l / eps^2`
-    times, l = 0, 1, ..., until its mean is eps/5 below the king's estimate, or the budget does not
-    allow the next l. Then it is king, with a budget of `1.2/eps^2` and as many pulls for its
-    estimate, which never goes down. Next to this an arm is pulled `log K / eps^2` times with
-    probability `1.5 / log K`, and the best of these is stored; committed to is the king, unless his
-    procedure has used more than `10 K / eps^2` pulls.
+    times, l = 0, 1, ..., until its mean is eps/5 below the champion's estimate, or the budget does
+    not allow the next l. Then it is champion, with a budget of `1.2/eps^2` and as many pulls for
+    its estimate, which never goes down. Next to this an arm is pulled `log K / eps^2` times with
+    probability `1.5 / log K`, and the best of these is stored; committed to is the champion, unless
+    its procedure has used more than `10 K / eps^2` pulls.
 
-    The release raises the estimate by half the gap of the two best arms with each king; nobody
+    The release raises the estimate by half the gap of the two best arms with each champion; nobody
     knows that gap, and it is left out here.
     Shapes: means `[arms]`, at least 3, in the order of the stream.
 
-    Reference: Assadi and Wang 2020 (arXiv:2004.04666); Wang 2023, its release.
+    >>> outcome = game_of_arms(jnp.array([0.0, 0.0, 1.0, 0.0]), 1e12, jax.random.key(0))
+    >>> outcome.gap.item()
+    0.0
+
+    Reference: Assadi and Wang 2020 (arXiv:2004.04666), where the champion is a king; Wang 2023, its
+    release.
     """
     means = _checked(means)
     arms, dtype = means.shape[0], means.dtype
-    horizon, best = jnp.asarray(horizon, dtype), jnp.max(means)
     eps = tolerance(arms, horizon).astype(dtype)
-    unit, log_arms = eps**-2, math.log(arms)
+    stream = _Stream(jnp.max(means), jnp.asarray(horizon, dtype), eps, eps**-2)
+    unit, log_arms = stream.unit, math.log(arms)
 
-    def pull(game: _Game, key: Array, arm: Array, pulls: ArrayLike) -> tuple[_Game, Array, Array]:
-        """What is left of the horizon limits the pulls."""
-        pulls = jnp.minimum(pulls, horizon - game.used)
-        regret, used = game.regret + pulls * (best - arm), game.used + pulls
-        return game._replace(regret=regret, used=used), sample_mean(key, arm, pulls), pulls
-
-    def challenge(game: _Game, arm: Array, key: Array) -> tuple[_Game, Array]:
-        """The ladder; whether the challenger is above all of it."""
-
-        def goes_on(at) -> Array:
-            game, level, standing, _ = at
-            return standing & (game.budget >= 2.0**level * unit)
-
-        def step(at):
-            game, level, _, key = at
-            key, of_mean = jax.random.split(key)
-            game, mean, pulls = pull(game, of_mean, arm, 2.0**level * unit)
-            game = game._replace(budget=game.budget - 2.0**level * unit, spent=game.spent + pulls)
-            return game, level + 1, mean > game.estimate - eps / 5, key
-
-        start = game, jnp.zeros((), dtype), jnp.asarray(True), key
-        game, _, standing, _ = jax.lax.while_loop(goes_on, step, start)
-        return game, standing
-
-    def arrive(game: _Game, arriving) -> tuple[_Game, None]:
-        arm, key = arriving
-        of_ladder, of_crown, of_coin, of_second = jax.random.split(key, 4)
+    def arrive(game: _Game, arm_and_key) -> tuple[_Game, None]:
+        arm, key = arm_and_key
+        ladder_key, crown_key, coin_key, second_key = jax.random.split(key, 4)
         playing = game.spent <= 10 * arms * unit
-        fought, wins = challenge(game._replace(budget=game.budget + unit), arm, of_ladder)
-        crowned, mean, pulls = pull(fought, of_crown, arm, 1.2 * unit)
-        crowned = crowned._replace(
-            king=arm,
-            estimate=jnp.maximum(mean, game.estimate),
-            budget=1.2 * unit,
-            spent=crowned.spent + pulls,
-        )
+        challenged = game._replace(budget=game.budget + unit)
+        fought, wins = _challenge(stream, challenged, arm, ladder_key)
+        crowned = _crown(stream, fought, arm, crown_key)
         game = _choose(playing, _choose(wins, crowned, fought), game)
-        seen, mean, _ = pull(game, of_second, arm, log_arms * unit)
+        seen, mean, _ = _pull(stream, game, arm, log_arms * unit, second_key)
         better = mean > game.benchmark
         seen = seen._replace(
             second=jnp.where(better, arm, game.second), benchmark=jnp.maximum(mean, game.benchmark)
         )
-        chance = 1.5 / log_arms
-        taken = jax.random.uniform(of_coin, dtype=dtype) < chance
-        return _choose(taken, seen, game), None
+        sampled = jax.random.uniform(coin_key, dtype=dtype) < 1.5 / log_arms
+        return _choose(sampled, seen, game), None
 
     zero, low = jnp.zeros((), dtype), jnp.asarray(-jnp.inf, dtype)
     # With no budget the first arm is crowned at once.
     start = _Game(means[0], low, low, zero, means[0], low, zero, zero)
-    keys = jax.random.split(key, arms)
-    game, _ = jax.lax.scan(arrive, start, (means, keys))
-    chosen = jnp.where(game.spent <= 10 * arms * unit, game.king, game.second)
-    return _committed(game.regret, game.used, best - chosen, horizon)
+    game, _ = jax.lax.scan(arrive, start, (means, jax.random.split(key, arms)))
+    chosen = jnp.where(game.spent <= 10 * arms * unit, game.champion, game.second)
+    return _committed(game.regret, game.used, stream.best - chosen, stream.horizon)
+
+
+def _pull(
+    stream: _Stream, game: _Game, arm: Array, pulls: ArrayLike, key: Array
+) -> tuple[_Game, Array, Array]:
+    """The game after so many pulls, at most the rest of the horizon, their mean and number."""
+    pulls = jnp.minimum(pulls, stream.horizon - game.used)
+    regret, used = game.regret + pulls * (stream.best - arm), game.used + pulls
+    return game._replace(regret=regret, used=used), sample_mean(arm, pulls, key), pulls
+
+
+def _challenge(stream: _Stream, game: _Game, arm: Array, key: Array) -> tuple[_Game, Array]:
+    """The game after the ladder, and whether the challenger is above all of it."""
+
+    def goes_on(state) -> Array:
+        game, level, standing, _ = state
+        return standing & (game.budget >= 2.0**level * stream.unit)
+
+    def step(state):
+        game, level, _, key = state
+        key, mean_key = jax.random.split(key)
+        cost = 2.0**level * stream.unit
+        game, mean, pulls = _pull(stream, game, arm, cost, mean_key)
+        game = game._replace(budget=game.budget - cost, spent=game.spent + pulls)
+        return game, level + 1, mean > game.estimate - stream.eps / 5, key
+
+    start = game, jnp.zeros((), arm.dtype), jnp.asarray(True), key
+    game, _, standing, _ = jax.lax.while_loop(goes_on, step, start)
+    return game, standing
+
+
+def _crown(stream: _Stream, game: _Game, arm: Array, key: Array) -> _Game:
+    """The game with a new champion."""
+    crowned, mean, pulls = _pull(stream, game, arm, 1.2 * stream.unit, key)
+    return crowned._replace(
+        champion=arm,
+        estimate=jnp.maximum(mean, game.estimate),
+        budget=1.2 * stream.unit,
+        spent=crowned.spent + pulls,
+    )
 
 
 # ---------------------------------------------------------------------------------------- shared
@@ -345,7 +408,7 @@ def _checked(means: ArrayLike) -> Array:
 
 
 def _committed(regret: Array, used: Array, gap: Array, horizon: Array) -> Outcome:
-    """The rest of the horizon goes to one arm."""
+    """The outcome where the rest of the horizon goes to one arm."""
     return Outcome(regret + (horizon - used) * gap, used, gap)
 
 

@@ -1,52 +1,42 @@
 """Divergences between distributions: by name between categoricals, and the table behind them.
 
-`generators` is the table, `sums` rows made of its rows, `categorical` the exact values on logits
-(exported here), `gaussian` the closed forms between Gaussians, `transport` the distances that know
-a geometry.
+`kl(p_logits, q_logits)` and every other row of the table, `f_divergence` of any row, and what is no
+f-divergence are here. `generator` is the contract of a row, `generators` the table, `categorical`
+the exact values on logits, `gaussian` the closed forms between Gaussians, `transport` the distances
+that know a geometry.
 """
 
-from jdiv.divergences import categorical, gaussian, generators, sums, transport
+from collections.abc import Callable
+
+from jax import Array
+
+from jdiv.divergences import categorical, gaussian, generator, generators, transport
 from jdiv.divergences.categorical import (
-    alpha,
     bhattacharyya,
     bregman,
     cauchy_schwarz,
     f_divergence,
-    jeffreys,
-    jensen_shannon,
-    kl,
-    le_cam,
-    neyman_chi2,
-    pearson_chi2,
     renyi,
-    reverse_kl,
-    skew_kl,
-    squared_hellinger,
-    total_variation,
-    tsallis,
 )
+from jdiv.divergences.generator import Generator
+
+globals().update(categorical.TABLE)
 
 __all__ = [
-    "alpha",
+    "Generator",
     "bhattacharyya",
     "bregman",
     "categorical",
     "cauchy_schwarz",
     "f_divergence",
     "gaussian",
+    "generator",
     "generators",
-    "jeffreys",
-    "jensen_shannon",
-    "kl",
-    "le_cam",
-    "neyman_chi2",
-    "pearson_chi2",
     "renyi",
-    "reverse_kl",
-    "skew_kl",
-    "squared_hellinger",
-    "sums",
-    "total_variation",
     "transport",
-    "tsallis",
+    *categorical.TABLE,
 ]
+
+
+def __getattr__(name: str) -> Callable[..., Array]:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

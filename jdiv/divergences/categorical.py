@@ -9,6 +9,9 @@ q are, and `inf` exactly where the divergence is infinite. The gradient is right
 is finite, zeros included. A row that `where` empties gives 0; a row of `-inf` alone gives NaN.
 """
 
+import inspect
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -17,7 +20,8 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
 from jdiv.divergences import generators
-from jdiv.divergences.generators import Generator
+from jdiv.divergences.generator import Generator, checked_row
+from jdiv.types import Logits, Reduced
 
 # ----------------------------------------------------------------- the f-divergences of the table
 
@@ -74,13 +78,13 @@ terms.defjvp(_terms_jvp, symbolic_zeros=True)
 
 def f_divergence(
     generator: Generator,
-    p_logits: ArrayLike,
-    q_logits: ArrayLike,
+    p_logits: Logits,
+    q_logits: Logits,
     *,
     axis: int = -1,
     where: ArrayLike | None = None,
-) -> Array:
-    """`sum_i q_i f(p_i / q_i)` for any row of the table.
+) -> Reduced:
+    """`sum_i q_i f(p_i / q_i)` for any row, of the table or of your own.
 
     Shapes: `[..., n, ...]` twice, categories on `axis`, to the shape without it. A zero of p costs
     q f(0), a zero of q costs p f'(inf).
@@ -92,285 +96,59 @@ def f_divergence(
     Reference: Csiszar 1967; Cichocki and Amari 2010 for the table.
     """
     p_logits, q_logits = checks.logits_pair(p_logits, q_logits, axis, where)
-    generator = jax.tree.map(lambda x: jnp.asarray(x, p_logits.dtype), generator)
+    generator = checked_row(generator, p_logits.dtype)
     log_p, log_q, t = numerics.log_ratio(p_logits, q_logits)
     return jnp.sum(terms(generator, log_p, log_q, t), axis=-1)
 
 
-def kl(
-    p_logits: ArrayLike,
-    q_logits: ArrayLike,
-    *,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-) -> Array:
-    """Kullback-Leibler, `sum p log(p/q)`.
+def _named(make: type[Generator]) -> Callable[..., Array]:
+    """The divergence of a row of the table as a function: its name, signature and documentation."""
 
-    With p a policy and q its reference this is the field's reverse KL: mode seeking, infinite
-    where p has mass on a zero of q.
-    Shapes: `[..., n]` twice to `[...]`. Range: 0 to inf.
+    def divergence(
+        p_logits: Logits,
+        q_logits: Logits,
+        *,
+        axis: int = -1,
+        where: ArrayLike | None = None,
+        **parameters: ArrayLike,
+    ) -> Reduced:
+        generator = generators.get(make.name, **parameters)
+        return f_divergence(generator, p_logits, q_logits, axis=axis, where=where)
 
-    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
-    >>> print(f"{kl(p, q):.4f}")
-    0.5108
-
-    Reference: Kullback and Leibler 1951.
-    """
-    return f_divergence(generators.kl(), p_logits, q_logits, axis=axis, where=where)
-
-
-def reverse_kl(
-    p_logits: ArrayLike,
-    q_logits: ArrayLike,
-    *,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-) -> Array:
-    """Reverse Kullback-Leibler, `KL(q‖p) = sum q log(q/p)`.
-
-    With p a policy and q its reference this is the field's forward KL: mass covering, infinite
-    where p misses mass of q.
-    Shapes: `[..., n]` twice to `[...]`. Range: 0 to inf.
-
-    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
-    >>> print(f"{reverse_kl(p, q):.4f}")
-    0.3681
-
-    Reference: Kullback and Leibler 1951.
-    """
-    return f_divergence(generators.reverse_kl(), p_logits, q_logits, axis=axis, where=where)
-
-
-def jeffreys(
-    p_logits: ArrayLike,
-    q_logits: ArrayLike,
-    *,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-) -> Array:
-    """Jeffreys, `KL(p‖q) + KL(q‖p) = sum (p - q) log(p/q)`.
-
-    Symmetric; infinite unless the zeros agree. Not to be confused with Jensen-Shannon.
-    Shapes: `[..., n]` twice to `[...]`. Range: 0 to inf.
-
-    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
-    >>> print(f"{jeffreys(p, q):.4f}")
-    0.8789
-
-    Reference: Jeffreys 1946.
-    """
-    return f_divergence(generators.jeffreys(), p_logits, q_logits, axis=axis, where=where)
-
-
-def jensen_shannon(
-    p_logits: ArrayLike,
-    q_logits: ArrayLike,
-    *,
-    weight: ArrayLike = 0.5,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-) -> Array:
-    """Jensen-Shannon, `w KL(p‖m) + (1-w) KL(q‖m)` with `m = w p + (1-w) q`, 0 < w < 1.
-
-    Symmetric at w = 1/2; finite always. Divided by w it tends to KL(p‖q) as w -> 0; the weight
-    itself has to lie inside (0, 1), where the divergence does not vanish.
-    Shapes: `[..., n]` twice to `[...]`. Range: 0 to the entropy of (w, 1-w),
-    which disjoint supports reach.
-
-    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
-    >>> print(f"{jensen_shannon(p, q):.4f}")
-    0.1017
-
-    Reference: Lin 1991.
-    """
-    return f_divergence(
-        generators.jensen_shannon(weight), p_logits, q_logits, axis=axis, where=where
+    signature = inspect.signature(divergence)
+    p_logits, q_logits, *options, _ = signature.parameters.values()
+    own = [
+        inspect.Parameter(name, options[0].kind, default=known.default, annotation=ArrayLike)
+        for name, known in make.parameters().items()
+    ]
+    divergence.__name__ = divergence.__qualname__ = make.name
+    divergence.__doc__ = inspect.getdoc(make).replace(
+        "\n\n>>>", "\nShapes: `[..., n]` twice to `[...]`.\n\n>>>", 1
     )
+    divergence.__signature__ = signature.replace(parameters=[p_logits, q_logits, *own, *options])
+    divergence.__annotations__ |= {parameter.name: ArrayLike for parameter in own}
+    return divergence
 
 
-def skew_kl(
-    p_logits: ArrayLike,
-    q_logits: ArrayLike,
-    *,
-    skew: ArrayLike = 0.1,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-) -> Array:
-    """Skew Kullback-Leibler, `KL(p‖(1-s) p + s q)`, 0 < s < 1.
+TABLE: dict[str, Callable[..., Array]] = {
+    name: _named(make) for name, make in generators.TABLE.items()
+}
+"""The divergences of the table by name, which are functions of this module too."""
 
-    Finite always; tends to KL(p‖q) as s -> 1.
-    Shapes: `[..., n]` twice to `[...]`. Range: 0 to -log(1 - s), reached for disjoint supports.
-
-    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
-    >>> print(f"{skew_kl(p, q, skew=0.5):.4f}")
-    0.0872
-
-    Reference: Lee 1999.
-    """
-    return f_divergence(generators.skew_kl(skew), p_logits, q_logits, axis=axis, where=where)
-
-
-def total_variation(
-    p_logits: ArrayLike,
-    q_logits: ArrayLike,
-    *,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-) -> Array:
-    """Total variation, `sum |p - q| / 2`.
-
-    Symmetric. Its gradient is piecewise constant and takes 0 where p = q.
-    Shapes: `[..., n]` twice to `[...]`. Range: 0 to 1.
-
-    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
-    >>> print(f"{total_variation(p, q):.4f}")
-    0.4000
-
-    Reference: Csiszar 1967.
-    """
-    return f_divergence(generators.total_variation(), p_logits, q_logits, axis=axis, where=where)
-
-
-def squared_hellinger(
-    p_logits: ArrayLike,
-    q_logits: ArrayLike,
-    *,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-) -> Array:
-    """Squared Hellinger, `1 - sum sqrt(p q) = sum (sqrt p - sqrt q)^2 / 2`.
-
-    Symmetric; finite always.
-    Shapes: `[..., n]` twice to `[...]`. Range: 0 to 1.
-
-    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
-    >>> print(f"{squared_hellinger(p, q):.4f}")
-    0.1056
-
-    Reference: Hellinger 1909.
-    """
-    return f_divergence(generators.squared_hellinger(), p_logits, q_logits, axis=axis, where=where)
-
-
-def pearson_chi2(
-    p_logits: ArrayLike,
-    q_logits: ArrayLike,
-    *,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-) -> Array:
-    """Pearson's chi2, `sum (p - q)^2 / q`, also written chi2(p‖q).
-
-    Infinite where p has mass on a zero of q.
-    Shapes: `[..., n]` twice to `[...]`. Range: 0 to inf.
-
-    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
-    >>> print(f"{pearson_chi2(p, q):.4f}")
-    1.7778
-
-    Reference: Pearson 1900.
-    """
-    return f_divergence(generators.pearson_chi2(), p_logits, q_logits, axis=axis, where=where)
-
-
-def neyman_chi2(
-    p_logits: ArrayLike,
-    q_logits: ArrayLike,
-    *,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-) -> Array:
-    """Neyman's chi2, `sum (p - q)^2 / p`, which is chi2(q‖p).
-
-    Infinite where p misses mass of q.
-    Shapes: `[..., n]` twice to `[...]`. Range: 0 to inf.
-
-    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
-    >>> print(f"{neyman_chi2(p, q):.4f}")
-    0.6400
-
-    Reference: Neyman 1949.
-    """
-    return f_divergence(generators.neyman_chi2(), p_logits, q_logits, axis=axis, where=where)
-
-
-def le_cam(
-    p_logits: ArrayLike,
-    q_logits: ArrayLike,
-    *,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-) -> Array:
-    """Le Cam or triangular discrimination, `sum (p - q)^2 / (2 (p + q))`.
-
-    Symmetric; finite always.
-    Shapes: `[..., n]` twice to `[...]`. Range: 0 to 1.
-
-    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
-    >>> print(f"{le_cam(p, q):.4f}")
-    0.1905
-
-    Reference: Le Cam 1986.
-    """
-    return f_divergence(generators.le_cam(), p_logits, q_logits, axis=axis, where=where)
-
-
-def alpha(
-    p_logits: ArrayLike,
-    q_logits: ArrayLike,
-    *,
-    alpha: ArrayLike = 0.5,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-) -> Array:
-    """Cressie-Read alpha divergence, `(sum p^a q^(1-a) - 1) / (a (a - 1))`, any real a.
-
-    Tends to KL(p‖q) at a = 1 and KL(q‖p) at a = 0; both values are allowed. Infinite on a zero of
-    q for a >= 1, on a zero of p for a <= 0.
-    Shapes: `[..., n]` twice to `[...]`. Range: 0 to inf, or to 1/(a (1 - a)) for 0 < a < 1.
-
-    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
-    >>> print(f"{alpha(p, q, alpha=2.0):.4f}")
-    0.8889
-
-    Reference: Cressie and Read 1984.
-    """
-    return f_divergence(generators.alpha(alpha), p_logits, q_logits, axis=axis, where=where)
-
-
-def tsallis(
-    p_logits: ArrayLike,
-    q_logits: ArrayLike,
-    *,
-    q_index: ArrayLike = 2.0,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-) -> Array:
-    """Tsallis relative entropy, `(sum p^q q^(1-q) - 1) / (q - 1)` with index q > 0.
-
-    KL(p‖q) at index 1, Pearson's chi2 at 2. Infinite on a zero of q for an index of 1 or more.
-    Shapes: `[..., n]` twice to `[...]`. Range: 0 to inf, or to 1/(1 - index) below 1.
-
-    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
-    >>> print(f"{tsallis(p, q, q_index=2.0):.4f}")
-    1.7778
-
-    Reference: Tsallis 1998.
-    """
-    return f_divergence(generators.tsallis(q_index), p_logits, q_logits, axis=axis, where=where)
+globals().update(TABLE)
 
 
 # ------------------------------------------------------------------------ beyond the f-divergences
 
 
 def renyi(
-    p_logits: ArrayLike,
-    q_logits: ArrayLike,
+    p_logits: Logits,
+    q_logits: Logits,
     *,
     alpha: ArrayLike = 2.0,
     axis: int = -1,
     where: ArrayLike | None = None,
-) -> Array:
+) -> Reduced:
     """Renyi, `log(sum p^a q^(1-a)) / (a - 1)` with order a > 0.
 
     Equals KL(p‖q) at a = 1. Infinite for disjoint supports, and for a >= 1 on a zero of q. Where
@@ -410,8 +188,8 @@ def _log_power_sum(alpha: Array, p_logits: Array, q_logits: Array) -> Array:
 
 
 def bhattacharyya(
-    p_logits: ArrayLike, q_logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
-) -> Array:
+    p_logits: Logits, q_logits: Logits, *, axis: int = -1, where: ArrayLike | None = None
+) -> Reduced:
     """Bhattacharyya distance, `-log sum sqrt(p q)`: half the Renyi divergence of order 1/2.
 
     Symmetric; infinite for disjoint supports only.
@@ -427,8 +205,8 @@ def bhattacharyya(
 
 
 def cauchy_schwarz(
-    p_logits: ArrayLike, q_logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
-) -> Array:
+    p_logits: Logits, q_logits: Logits, *, axis: int = -1, where: ArrayLike | None = None
+) -> Reduced:
     """Cauchy-Schwarz divergence, `-log((sum p q)^2 / (sum p^2 sum q^2))`.
 
     With p2 and q2 proportional to p^2 and q^2 the ratio is `(sum sqrt(p2 q2))^2`, so this is the
@@ -446,13 +224,13 @@ def cauchy_schwarz(
 
 
 def bregman(
-    p_logits: ArrayLike,
-    q_logits: ArrayLike,
+    p_logits: Logits,
+    q_logits: Logits,
     *,
     alpha: ArrayLike = 2.0,
     axis: int = -1,
     where: ArrayLike | None = None,
-) -> Array:
+) -> Reduced:
     """Bregman divergence of the potential `x^a / (a (a - 1))`, for any real a.
 
     `sum phi(p) - phi(q) - phi'(q) (p - q)`, which is `sum q^a f_a(p/q)` with f_a of Cressie-Read:
@@ -468,7 +246,7 @@ def bregman(
     """
     generator = generators.alpha(alpha)
     p_logits, q_logits = checks.logits_pair(p_logits, q_logits, axis, where)
-    generator = jax.tree.map(lambda x: jnp.asarray(x, p_logits.dtype), generator)
+    generator = generator.astype(p_logits.dtype)
     a = generator.exponent
     log_p, log_q, t = numerics.log_ratio(p_logits, q_logits)
     p_zero, q_zero = log_p == -jnp.inf, log_q == -jnp.inf

@@ -345,7 +345,7 @@ def alpha(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, alpha: ArrayLike = 
     return jnp.where(infinite, jnp.inf, value * numerics.phi_1(-c * value) / order)
 
 
-def tsallis(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, q_index: ArrayLike = 2.0) -> Array:
+def tsallis(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, index: ArrayLike = 2.0) -> Array:
     """Tsallis relative entropy, `(int p^q q^(1-q) - 1) / (q - 1)` with index q > 0.
 
     KL(p‖q) at index 1, Pearson's chi2 at 2. Infinite where `q Q + (1 - q) P` is not positive
@@ -353,14 +353,14 @@ def tsallis(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, q_index: ArrayLik
     Shapes: batches `[...]` of p and q to `[...]`. Range: 0 to inf, or to 1/(1 - index) below 1.
 
     >>> p = Diagonal(jnp.zeros(1), jnp.ones(1))
-    >>> tsallis(p, Diagonal(jnp.ones(1), jnp.ones(1)), q_index=1.0)
+    >>> tsallis(p, Diagonal(jnp.ones(1), jnp.ones(1)), index=1.0)
     Array(0.5, dtype=float32)
 
     Reference: Tsallis 1998.
     """
-    _order("q_index", q_index, 0, "positive and finite")
-    value = alpha(p, q, alpha=q_index)
-    return jnp.asarray(q_index, value.dtype) * value
+    _order("index", index, 0, "positive and finite")
+    value = alpha(p, q, alpha=index)
+    return jnp.asarray(index, value.dtype) * value
 
 
 def pearson_chi2(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:

@@ -1,106 +1,58 @@
-"""The table of f-divergences: `D(p, q) = sum q f(p/q)`, one row for each.
+"""The table of f-divergences: `D(p, q) = sum q f(p/q)`, one class for each; `generator` says how.
 
-A row is a class whose fields are its parameters (they may be traced, so a sweep over alpha is a
-vmap) and whose methods are formulas in the logarithms of p and q and in `t = log p/q`:
+A class of the table is its own factory and has its name here in lower case, too:
+`generators.alpha(alpha=0.5)`, or `generators.get("alpha", alpha=0.5)`. Sums of rows are rows:
+`weighted_sum`, and `chi2_kl` of chi2-PO.
 
-=================  ================================================================================
-`perspective`      `q f(p/q)`, each term non-negative
-`perspective_p`    `p f'(p/q)`, its derivative by log p
-`perspective_q`    `q f(p/q) - p f'(p/q)`, its derivative by log q
-`shift(t, step)`   the log-ratio at which the slope f' is `step` more than at t
-`at_zero` ...      f(0), f'(0) and f'(inf), which settle every zero of p or q
-=================  ================================================================================
-
-Everything else in jdiv follows from these: the slope and its inverse, the convex conjugate, exact
-divergences and gradients (`categorical`), estimators, regularised policies (`regularized`).
-The generator of every row is the centred one, `f(u) - f'(1) (u - 1)`: it gives the same divergence,
-is nowhere negative, and has f(1) = f'(1) = 0. `slope_at_one` is what was taken out: f'(1) of the
-customary generator, which the docstring of each row states.
-
-To add a divergence, write a row and list it in `TABLE`.
+To add a divergence to the table write its class here, with `@listed`: the function
+`divergences.<name>`, its documentation, the ranges of its parameters and the tests follow. A row
+of your own needs no place in the table.
 """
 
-import abc
-import dataclasses
-import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import checks, numerics
+from jdiv import checks, numerics, roots
+from jdiv.divergences.generator import Generator, checked_row, parameter, row
+
+TABLE: dict[str, type[Generator]] = {}
+"""The rows by name."""
 
 
-def row(cls: type) -> type:
-    """A frozen dataclass that is a pytree of its parameters."""
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+def listed(cls: type) -> type:
+    """Decorator of a row of the table: its name in `TABLE` and in this module."""
+    cls = row(cls)
+    TABLE[cls.name] = globals()[cls.name] = cls
+    return cls
 
 
-class Generator(abc.ABC):
-    """What every row provides, and what follows from it. All arrays are elementwise."""
+def get(name: str, **parameters: ArrayLike) -> Generator:
+    """The row of this name, with its parameters.
 
-    at_zero: ArrayLike
-    """f(0); a zero of p under mass q costs q f(0)."""
-    slope_at_zero: ArrayLike
-    """f'(0); finite means that a regularised policy can drop actions."""
-    slope_at_infinity: ArrayLike
-    """f'(inf); mass p on a zero of q costs p f'(inf)."""
-    slope_at_one: ArrayLike = 0.0
-    """f'(1) of the customary generator, before centring."""
-
-    @abc.abstractmethod
-    def perspective(self, log_p: Array, log_q: Array, t: Array) -> Array:
-        """`q f(p/q)` for finite logarithms."""
-
-    @abc.abstractmethod
-    def perspective_p(self, log_p: Array, log_q: Array, t: Array) -> Array:
-        """`p f'(p/q)` for finite logarithms."""
-
-    @abc.abstractmethod
-    def perspective_q(self, log_p: Array, log_q: Array, t: Array) -> Array:
-        """`q f(p/q) - p f'(p/q)` for finite logarithms."""
-
-    @abc.abstractmethod
-    def shift(self, t: Array, step: Array) -> Array:
-        """The log-ratio whose slope is `slope(t) + step`: -inf below f'(0), inf above f'(inf)."""
-
-    def customary(self, log_p: Array, log_q: Array, t: Array) -> Array:
-        """`q f(p/q)` before centring, for finite logarithms: what plain estimators average.
-
-        A row overrides this sum where its customary f is much the smaller one, at 0 or at infinity.
-        """
-        difference = self.slope_at_one * numerics.probability_difference(log_p, log_q, t)
-        return self.perspective(log_p, log_q, t) + difference
-
-    def value(self, t: Array) -> Array:
-        """`f(e^t)`."""
-        return _at_ends(
-            t, self.at_zero, jnp.inf, lambda t: self.perspective(t, jnp.zeros_like(t), t)
-        )
-
-    def slope(self, t: Array) -> Array:
-        """`f'(e^t)`: the score of f-DPO, minus the pseudo-reward of f-DPG."""
-        ends = self.slope_at_zero, self.slope_at_infinity
-        return _at_ends(t, *ends, lambda t: self.perspective_p(jnp.zeros_like(t), -t, t))
-
-    def inverse_slope(self, s: Array) -> Array:
-        """The log-ratio t with `f'(e^t) = s`; -inf below the range of f', inf above it."""
-        return self.shift(jnp.zeros_like(s), s)
-
-    def conjugate(self, s: Array) -> Array:
-        """`f*(s) = max_u (s u - f(u))` over u >= 0."""
-        t = self.inverse_slope(s)
-        of_finite = lambda t: -self.perspective_q(t, jnp.zeros_like(t), t)
-        return _at_ends(t, -jnp.asarray(self.at_zero), jnp.inf, of_finite)
+    >>> print(f"{get('alpha', alpha=2.0).slope(jnp.log(3.0)):.4f}")
+    2.0000
+    >>> get("jensen_shanon")
+    Traceback (most recent call last):
+    ValueError: generator: no 'jensen_shanon'; did you mean jensen_shannon?
+    """
+    checks.known("generator", name, TABLE)
+    taken = TABLE[name].parameters()
+    for given in parameters:
+        if given not in taken:
+            allowed = f"it takes {', '.join(taken)}" if taken else "it takes none"
+            raise TypeError(f"{given} is not a parameter of {name}: {allowed}")
+    return TABLE[name](**parameters)
 
 
-def _at_ends(t: Array, at_minus_inf: ArrayLike, at_inf: ArrayLike, f: Callable) -> Array:
-    """`f(t)` with given values at t = -inf and t = inf; f sees finite numbers only."""
-    inside = f(jnp.where(jnp.isinf(t), 0, t))
-    at_minus_inf, at_inf = (jnp.asarray(x, t.dtype) for x in (at_minus_inf, at_inf))
-    return jnp.where(t == -jnp.inf, at_minus_inf, jnp.where(t == jnp.inf, at_inf, inside))
+def __getattr__(name: str) -> type[Generator]:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+# ---------------------------------------------------------------------------------- shared formulas
 
 
 def _kl_term(log_p: Array, log_q: Array, t: Array) -> Array:
@@ -128,10 +80,25 @@ def _power_shift(t: Array, step: Array, c: ArrayLike) -> Array:
     return jnp.where(far, jnp.where(size == 0, t, beyond), near)
 
 
-@row
-class KL(Generator):
-    """Kullback-Leibler, KL(p‖q): f(u) = u log u; `reverse KL` where p is the policy."""
+# -------------------------------------------------------------------------------------------- rows
 
+
+@listed
+class KL(Generator):
+    """Kullback-Leibler, `sum p log(p/q)`: f(u) = u log u.
+
+    With p a policy and q its reference this is the field's reverse KL: mode seeking, infinite
+    where p has mass on a zero of q. Range: 0 to inf.
+
+    >>> from jdiv import divergences as dv
+    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+    >>> print(f"{dv.kl(p, q):.4f}")
+    0.5108
+
+    Reference: Kullback and Leibler 1951.
+    """
+
+    unbounded = True
     at_zero = 1.0
     slope_at_zero = -jnp.inf
     slope_at_infinity = jnp.inf
@@ -158,9 +125,20 @@ class KL(Generator):
         return t + step
 
 
-@row
+@listed
 class ReverseKL(Generator):
-    """Reverse Kullback-Leibler, KL(q‖p): f(u) = -log u; `forward KL` where p is the policy."""
+    """Reverse Kullback-Leibler, `KL(q‖p) = sum q log(q/p)`: f(u) = -log u.
+
+    With p a policy and q its reference this is the field's forward KL: mass covering, infinite
+    where p misses mass of q. Range: 0 to inf.
+
+    >>> from jdiv import divergences as dv
+    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+    >>> print(f"{dv.reverse_kl(p, q):.4f}")
+    0.3681
+
+    Reference: Kullback and Leibler 1951.
+    """
 
     at_zero = jnp.inf
     slope_at_zero = -jnp.inf
@@ -188,9 +166,211 @@ class ReverseKL(Generator):
         return _power_shift(t, step, -1.0)
 
 
-@row
-class Power(Generator):
-    """`scale` times Cressie-Read: f(u) = (u^a - a u + a - 1) / (a (a - 1)).
+@listed
+class Jeffreys(Generator):
+    """Jeffreys, `KL(p‖q) + KL(q‖p) = sum (p - q) log(p/q)`: f(u) = (u - 1) log u.
+
+    Symmetric; infinite unless the zeros agree. Not to be confused with Jensen-Shannon.
+    Range: 0 to inf.
+
+    >>> from jdiv import divergences as dv
+    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+    >>> print(f"{dv.jeffreys(p, q):.4f}")
+    0.8789
+
+    Reference: Jeffreys 1946.
+    """
+
+    unbounded = True
+    at_zero = jnp.inf
+    slope_at_zero = -jnp.inf
+    slope_at_infinity = jnp.inf
+
+    def perspective(self, log_p, log_q, t):
+        """`(p - q) log(p/q)`."""
+        return numerics.probability_difference(log_p, log_q, t) * t
+
+    def perspective_p(self, log_p, log_q, t):
+        """`p log(p/q) + p - q`."""
+        return jnp.exp(log_p) * t + numerics.probability_difference(log_p, log_q, t)
+
+    def perspective_q(self, log_p, log_q, t):
+        """`q log(q/p) + q - p`."""
+        return -jnp.exp(log_q) * t - numerics.probability_difference(log_p, log_q, t)
+
+    def shift(self, t, step):
+        """`f' = log u + 1 - 1/u`; with v = 1/u, `log v + v` is the inverse of Wright's omega."""
+        guess = -numerics.log_wright_omega(jnp.exp(-t) - t - step)
+        # One Newton step on the slope itself restores the accuracy near u = 1.
+        safe = jnp.maximum(guess, -30)
+        error = safe - t + jnp.exp(-safe) * jnp.expm1(safe - t) - step
+        return jnp.where(guess > -30, safe - error / (1 + jnp.exp(-safe)), guess)
+
+
+@listed
+class JensenShannon(Generator):
+    """Jensen-Shannon, `w KL(p‖m) + (1-w) KL(q‖m)` with `m = w p + (1-w) q`, 0 < w < 1.
+
+    f(u) = w u log u - (w u + 1 - w) log(w u + 1 - w).
+    Symmetric at w = 1/2; finite always. Divided by w it tends to KL(p‖q) as w -> 0; the weight
+    itself has to lie inside (0, 1), where the divergence does not vanish. Range: 0 to the entropy
+    of (w, 1-w), which disjoint supports reach.
+
+    >>> from jdiv import divergences as dv
+    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+    >>> print(f"{dv.jensen_shannon(p, q):.4f}")
+    0.1017
+
+    Reference: Lin 1991.
+    """
+
+    weight: ArrayLike = parameter(0.5, 0, 1, "between 0 and 1, exclusive", example=0.3)
+
+    @property
+    def at_zero(self):
+        """-(1 - w) log(1 - w)."""
+        return -(1 - self.weight) * jnp.log1p(-jnp.asarray(self.weight))
+
+    slope_at_zero = -jnp.inf
+
+    @property
+    def slope_at_infinity(self):
+        """-w log w."""
+        return -self.weight * jnp.log(jnp.asarray(self.weight))
+
+    def perspective(self, log_p, log_q, t):
+        """`w (p log(p/m) - p + m) + (1 - w) (q log(q/m) - q + m)`."""
+        log_m, p_over_m, q_over_m = numerics.log_mixture(log_p, log_q, t, self.weight)
+        of_p, of_q = _kl_term(log_p, log_m, p_over_m), _kl_term(log_q, log_m, q_over_m)
+        return self.weight * of_p + (1 - self.weight) * of_q
+
+    def perspective_p(self, log_p, log_q, t):
+        """`w p log(p/m)`."""
+        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, self.weight)
+        return self.weight * jnp.exp(log_p) * p_over_m
+
+    def perspective_q(self, log_p, log_q, t):
+        """`(1 - w) q log(q/m)`."""
+        _, _, q_over_m = numerics.log_mixture(log_p, log_q, t, self.weight)
+        return (1 - self.weight) * jnp.exp(log_q) * q_over_m
+
+    def shift(self, t, step):
+        """`f' = w log(p/m)`, and w p/m is a logistic function of t."""
+        return _logistic_shift(t, step / self.weight, lambda y, step: y + step, 1 - self.weight)
+
+
+@listed
+class SkewKL(Generator):
+    """Skew Kullback-Leibler, `KL(p‖(1-s) p + s q)`, 0 < s < 1: f(u) = u log(u / ((1-s) u + s)).
+
+    Finite always; tends to KL(p‖q) as s -> 1. Range: 0 to -log(1 - s), reached for disjoint
+    supports.
+
+    >>> from jdiv import divergences as dv
+    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+    >>> print(f"{dv.skew_kl(p, q, skew=0.5):.4f}")
+    0.0872
+
+    Reference: Lee 1999.
+    """
+
+    skew: ArrayLike = parameter(0.1, 0, 1, "between 0 and 1, exclusive", example=0.2)
+
+    at_zero = property(lambda self: self.skew)
+    slope_at_zero = -jnp.inf
+    slope_at_one = property(lambda self: self.skew)
+
+    @property
+    def slope_at_infinity(self):
+        """-log(1 - s) - s."""
+        return -jnp.log1p(-jnp.asarray(self.skew)) - self.skew
+
+    def perspective(self, log_p, log_q, t):
+        """`p log(p/m) - p + m`."""
+        log_m, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew)
+        return _kl_term(log_p, log_m, p_over_m)
+
+    def perspective_p(self, log_p, log_q, t):
+        """`p log(p/m) - (1 - s) p (p - m)/m`."""
+        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew)
+        return jnp.exp(log_p) * (p_over_m - (1 - self.skew) * jnp.expm1(p_over_m))
+
+    def perspective_q(self, log_p, log_q, t):
+        """`-s q (p - m)/m`."""
+        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew)
+        return -self.skew * jnp.exp(log_q) * jnp.expm1(p_over_m)
+
+    def customary(self, log_p, log_q, t):
+        """`p log(p/m)`."""
+        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew)
+        return jnp.exp(log_p) * p_over_m
+
+    def shift(self, t, step):
+        """`f'(inf) - f' = e^y - 1 - y` with `y = log((1-s) p/m)`."""
+
+        def move(y, step):
+            rest = numerics.exp_residual(y) - step
+            return jnp.where(rest > 0, numerics.exp_residual_root(jnp.maximum(rest, 0)), 0)
+
+        return _logistic_shift(t, step, move, self.skew)
+
+
+def _logistic_shift(t: Array, step: Array, move: Callable, other: ArrayLike) -> Array:
+    """The t' that `move` reaches on the scale `y = -softplus(k - t)`, `k = log(other/(1-other))`.
+
+    On that scale y < 0 and y -> 0 as t -> inf, so nothing is lost where the slope saturates.
+    """
+    k = jnp.log(jnp.asarray(other, t.dtype)) - jnp.log1p(-jnp.asarray(other, t.dtype))
+    y = move(-jax.nn.softplus(k - t), step)
+    inside = y < 0
+    moved = k - numerics.log_expm1(-jnp.where(inside, y, -1))
+    # A step down cannot lead to infinity: where y underflows, the log-ratio stays.
+    return jnp.where(inside, moved, jnp.where(step > 0, jnp.inf, t))
+
+
+@listed
+class TotalVariation(Generator):
+    """Total variation, `sum |p - q| / 2`, half the L1 distance: f(u) = |u - 1| / 2.
+
+    Symmetric. Its gradient is piecewise constant and takes 0 where p = q. Range: 0 to 1.
+
+    >>> from jdiv import divergences as dv
+    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+    >>> print(f"{dv.total_variation(p, q):.4f}")
+    0.4000
+
+    Reference: Csiszar 1967.
+    """
+
+    invertible = False
+    at_zero = 0.5
+    slope_at_zero = -0.5
+    slope_at_infinity = 0.5
+
+    def perspective(self, log_p, log_q, t):
+        """`|p - q| / 2`."""
+        return jnp.abs(numerics.probability_difference(log_p, log_q, t)) / 2
+
+    def perspective_p(self, log_p, log_q, t):
+        """`p sign(p - q) / 2`."""
+        return jnp.exp(log_p) * jnp.sign(t) / 2
+
+    def perspective_q(self, log_p, log_q, t):
+        """`q sign(q - p) / 2`."""
+        return -jnp.exp(log_q) * jnp.sign(t) / 2
+
+    def shift(self, t, step):
+        """`f' = sign(t) / 2`: no function has this inverse, so u = 1 inside (-1/2, 1/2)."""
+        s = jnp.sign(t) / 2 + step
+        return jnp.where(jnp.abs(s) <= 0.5, 0, jnp.inf * jnp.sign(s))
+
+    def conjugate(self, s):
+        """`max(s, -1/2)` up to s = 1/2, then inf."""
+        return jnp.where(s > 0.5, jnp.inf, jnp.maximum(s, -0.5))
+
+
+class _CressieRead(Generator):
+    """`scale` times Cressie-Read with exponent a: f(u) = (u^a - a u + a - 1) / (a (a - 1)).
 
     With `g = a log p + (1 - a) log q`, q f(p/q) is t^2 times the second divided difference of exp
     at log p, log q and g. That is positive, symmetric and smooth in a, so KL (a = 1) and reverse
@@ -198,8 +378,7 @@ class Power(Generator):
     """
 
     exponent: ArrayLike
-    scale: ArrayLike = 1.0
-    slope_at_one: ArrayLike = 0.0
+    scale: ArrayLike
 
     @property
     def at_zero(self):
@@ -266,168 +445,74 @@ class Power(Generator):
         return _power_shift(t, step / self.scale, self.exponent - 1)
 
 
-@row
-class Jeffreys(Generator):
-    """Jeffreys, KL(p‖q) + KL(q‖p): f(u) = (u - 1) log u."""
+@listed
+class SquaredHellinger(_CressieRead):
+    """Squared Hellinger, `1 - sum sqrt(p q) = sum (sqrt p - sqrt q)^2 / 2`: f(u) = 1 - sqrt(u).
 
-    at_zero = jnp.inf
-    slope_at_zero = -jnp.inf
-    slope_at_infinity = jnp.inf
+    A quarter of alpha = 1/2. Symmetric; finite always. Range: 0 to 1.
 
-    def perspective(self, log_p, log_q, t):
-        """`(p - q) log(p/q)`."""
-        return numerics.probability_difference(log_p, log_q, t) * t
+    >>> from jdiv import divergences as dv
+    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+    >>> print(f"{dv.squared_hellinger(p, q):.4f}")
+    0.1056
 
-    def perspective_p(self, log_p, log_q, t):
-        """`p log(p/q) + p - q`."""
-        return jnp.exp(log_p) * t + numerics.probability_difference(log_p, log_q, t)
-
-    def perspective_q(self, log_p, log_q, t):
-        """`q log(q/p) + q - p`."""
-        return -jnp.exp(log_q) * t - numerics.probability_difference(log_p, log_q, t)
-
-    def shift(self, t, step):
-        """`f' = log u + 1 - 1/u`; with v = 1/u, `log v + v` is the inverse of Wright's omega."""
-        guess = -numerics.log_wright_omega(jnp.exp(-t) - t - step)
-        # One Newton step on the slope itself restores the accuracy near u = 1.
-        safe = jnp.maximum(guess, -30)
-        error = safe - t + jnp.exp(-safe) * jnp.expm1(safe - t) - step
-        return jnp.where(guess > -30, safe - error / (1 + jnp.exp(-safe)), guess)
-
-
-@row
-class JensenShannon(Generator):
-    """Jensen-Shannon with weight w: w KL(p‖m) + (1-w) KL(q‖m), m = w p + (1-w) q.
-
-    f(u) = w u log u - (w u + 1 - w) log(w u + 1 - w).
+    Reference: Hellinger 1909.
     """
 
-    weight: ArrayLike
-
-    @property
-    def at_zero(self):
-        """-(1 - w) log(1 - w)."""
-        return -(1 - self.weight) * jnp.log1p(-jnp.asarray(self.weight))
-
-    slope_at_zero = -jnp.inf
-
-    @property
-    def slope_at_infinity(self):
-        """-w log w."""
-        return -self.weight * jnp.log(jnp.asarray(self.weight))
-
-    def perspective(self, log_p, log_q, t):
-        """`w (p log(p/m) - p + m) + (1 - w) (q log(q/m) - q + m)`."""
-        log_m, p_over_m, q_over_m = numerics.log_mixture(log_p, log_q, t, self.weight)
-        of_p, of_q = _kl_term(log_p, log_m, p_over_m), _kl_term(log_q, log_m, q_over_m)
-        return self.weight * of_p + (1 - self.weight) * of_q
-
-    def perspective_p(self, log_p, log_q, t):
-        """`w p log(p/m)`."""
-        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, self.weight)
-        return self.weight * jnp.exp(log_p) * p_over_m
-
-    def perspective_q(self, log_p, log_q, t):
-        """`(1 - w) q log(q/m)`."""
-        _, _, q_over_m = numerics.log_mixture(log_p, log_q, t, self.weight)
-        return (1 - self.weight) * jnp.exp(log_q) * q_over_m
-
-    def shift(self, t, step):
-        """`f' = w log(p/m)`, and w p/m is a logistic function of t."""
-        return _logistic_shift(t, step / self.weight, lambda y, step: y + step, 1 - self.weight)
+    exponent = 0.5
+    scale = 0.25
+    slope_at_one = -0.5
 
 
-@row
-class SkewKL(Generator):
-    """Skew Kullback-Leibler with skew s: KL(p‖(1-s) p + s q); f(u) = u log(u / ((1-s) u + s))."""
+@listed
+class PearsonChi2(_CressieRead):
+    """Pearson's chi2, `sum (p - q)^2 / q`, also written chi2(p‖q): f(u) = (u - 1)^2.
 
-    skew: ArrayLike
+    Twice alpha = 2. Infinite where p has mass on a zero of q. Range: 0 to inf.
 
-    at_zero = property(lambda self: self.skew)
-    slope_at_zero = -jnp.inf
-    slope_at_one = property(lambda self: self.skew)
+    >>> from jdiv import divergences as dv
+    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+    >>> print(f"{dv.pearson_chi2(p, q):.4f}")
+    1.7778
 
-    @property
-    def slope_at_infinity(self):
-        """-log(1 - s) - s."""
-        return -jnp.log1p(-jnp.asarray(self.skew)) - self.skew
-
-    def perspective(self, log_p, log_q, t):
-        """`p log(p/m) - p + m`."""
-        log_m, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew)
-        return _kl_term(log_p, log_m, p_over_m)
-
-    def perspective_p(self, log_p, log_q, t):
-        """`p log(p/m) - (1 - s) p (p - m)/m`."""
-        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew)
-        return jnp.exp(log_p) * (p_over_m - (1 - self.skew) * jnp.expm1(p_over_m))
-
-    def perspective_q(self, log_p, log_q, t):
-        """`-s q (p - m)/m`."""
-        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew)
-        return -self.skew * jnp.exp(log_q) * jnp.expm1(p_over_m)
-
-    def customary(self, log_p, log_q, t):
-        """`p log(p/m)`."""
-        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew)
-        return jnp.exp(log_p) * p_over_m
-
-    def shift(self, t, step):
-        """`f'(inf) - f' = e^y - 1 - y` with `y = log((1-s) p/m)`."""
-
-        def move(y, step):
-            rest = numerics.exp_residual(y) - step
-            return jnp.where(rest > 0, numerics.exp_residual_root(jnp.maximum(rest, 0)), 0)
-
-        return _logistic_shift(t, step, move, self.skew)
-
-
-def _logistic_shift(t: Array, step: Array, move: Callable, other: ArrayLike) -> Array:
-    """The t' that `move` reaches on the scale `y = -softplus(k - t)`, `k = log(other/(1-other))`.
-
-    On that scale y < 0 and y -> 0 as t -> inf, so nothing is lost where the slope saturates.
+    Reference: Pearson 1900.
     """
-    k = jnp.log(jnp.asarray(other, t.dtype)) - jnp.log1p(-jnp.asarray(other, t.dtype))
-    y = move(-jax.nn.softplus(k - t), step)
-    inside = y < 0
-    moved = k - numerics.log_expm1(-jnp.where(inside, y, -1))
-    # A step down cannot lead to infinity: where y underflows, the log-ratio stays.
-    return jnp.where(inside, moved, jnp.where(step > 0, jnp.inf, t))
+
+    exponent = 2.0
+    scale = 2.0
 
 
-@row
-class TotalVariation(Generator):
-    """Total variation, half the L1 distance: f(u) = |u - 1| / 2."""
+@listed
+class NeymanChi2(_CressieRead):
+    """Neyman's chi2, `sum (p - q)^2 / p`, which is chi2(q‖p): f(u) = (u - 1)^2 / u.
 
-    at_zero = 0.5
-    slope_at_zero = -0.5
-    slope_at_infinity = 0.5
+    Twice alpha = -1. Infinite where p misses mass of q. Range: 0 to inf.
 
-    def perspective(self, log_p, log_q, t):
-        """`|p - q| / 2`."""
-        return jnp.abs(numerics.probability_difference(log_p, log_q, t)) / 2
+    >>> from jdiv import divergences as dv
+    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+    >>> print(f"{dv.neyman_chi2(p, q):.4f}")
+    0.6400
 
-    def perspective_p(self, log_p, log_q, t):
-        """`p sign(p - q) / 2`."""
-        return jnp.exp(log_p) * jnp.sign(t) / 2
+    Reference: Neyman 1949.
+    """
 
-    def perspective_q(self, log_p, log_q, t):
-        """`q sign(q - p) / 2`."""
-        return -jnp.exp(log_q) * jnp.sign(t) / 2
-
-    def shift(self, t, step):
-        """`f' = sign(t) / 2`: no function has this inverse, so u = 1 inside (-1/2, 1/2)."""
-        s = jnp.sign(t) / 2 + step
-        return jnp.where(jnp.abs(s) <= 0.5, 0, jnp.inf * jnp.sign(s))
-
-    def conjugate(self, s):
-        """`max(s, -1/2)` up to s = 1/2, then inf."""
-        return jnp.where(s > 0.5, jnp.inf, jnp.maximum(s, -0.5))
+    exponent = -1.0
+    scale = 2.0
 
 
-@row
+@listed
 class LeCam(Generator):
-    """Le Cam (triangular discrimination): f(u) = (u - 1)^2 / (2 (u + 1))."""
+    """Le Cam or triangular discrimination, `sum (p - q)^2 / (2 (p + q))`.
+
+    f(u) = (u - 1)^2 / (2 (u + 1)). Symmetric; finite always. Range: 0 to 1.
+
+    >>> from jdiv import divergences as dv
+    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+    >>> print(f"{dv.le_cam(p, q):.4f}")
+    0.1905
+
+    Reference: Le Cam 1986.
+    """
 
     at_zero = 0.5
     slope_at_zero = -1.5
@@ -457,109 +542,185 @@ class LeCam(Generator):
         return jnp.where(inside, moved, outside)
 
 
-# ------------------------------------------------------------------------------------ rows by name
+@listed
+class Alpha(_CressieRead):
+    """Cressie-Read alpha divergence, `(sum p^a q^(1-a) - 1) / (a (a - 1))`, any real a.
 
+    f(u) = (u^a - a u + a - 1) / (a (a - 1)).
+    Tends to KL(p‖q) at a = 1 and KL(q‖p) at a = 0; both values are allowed. Infinite on a zero of
+    q for a >= 1, on a zero of p for a <= 0. Range: 0 to inf, or to 1/(a (1 - a)) for 0 < a < 1.
 
-def kl() -> Generator:
-    """KL(p‖q). See `KL`."""
-    return KL()
+    >>> from jdiv import divergences as dv
+    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+    >>> print(f"{dv.alpha(p, q, alpha=2.0):.4f}")
+    0.8889
 
-
-def reverse_kl() -> Generator:
-    """KL(q‖p). See `ReverseKL`."""
-    return ReverseKL()
-
-
-def jeffreys() -> Generator:
-    """KL(p‖q) + KL(q‖p). See `Jeffreys`."""
-    return Jeffreys()
-
-
-def jensen_shannon(weight: ArrayLike = 0.5) -> Generator:
-    """Jensen-Shannon; 0 < weight < 1 is that of p. See `JensenShannon`."""
-    return JensenShannon(checks.in_range("weight", weight, 0, 1, "between 0 and 1, exclusive"))
-
-
-def skew_kl(skew: ArrayLike = 0.1) -> Generator:
-    """KL(p‖(1-skew) p + skew q), 0 < skew < 1. See `SkewKL`."""
-    return SkewKL(checks.in_range("skew", skew, 0, 1, "between 0 and 1, exclusive"))
-
-
-def total_variation() -> Generator:
-    """Half the L1 distance. See `TotalVariation`."""
-    return TotalVariation()
-
-
-def squared_hellinger() -> Generator:
-    """One minus the Bhattacharyya coefficient: f(u) = 1 - sqrt(u), a quarter of alpha = 1/2."""
-    return Power(0.5, 0.25, slope_at_one=-0.5)
-
-
-def pearson_chi2() -> Generator:
-    """sum (p - q)^2 / q: f(u) = (u - 1)^2, twice alpha = 2."""
-    return Power(2.0, 2.0)
-
-
-def neyman_chi2() -> Generator:
-    """sum (p - q)^2 / p: f(u) = (u - 1)^2 / u, twice alpha = -1."""
-    return Power(-1.0, 2.0)
-
-
-def le_cam() -> Generator:
-    """sum (p - q)^2 / (2 (p + q)). See `LeCam`."""
-    return LeCam()
-
-
-def alpha(alpha: ArrayLike = 0.5) -> Generator:
-    """Cressie-Read: f(u) = (u^a - a u + a - 1)/(a (a-1)); kl at 1, reverse_kl at 0. See `Power`."""
-    return Power(checks.in_range("alpha", alpha, -jnp.inf, jnp.inf, "a finite number"))
-
-
-def tsallis(q_index: ArrayLike = 2.0) -> Generator:
-    """Tsallis: f(u) = (u^q - u)/(q - 1), q times alpha = q; kl at 1, pearson_chi2 at 2."""
-    q = checks.positive("q_index", q_index)
-    return Power(q, q, slope_at_one=1.0)
-
-
-TABLE: dict[str, Callable[..., Generator]] = {
-    make.__name__: make
-    for make in (
-        kl,
-        reverse_kl,
-        jeffreys,
-        jensen_shannon,
-        skew_kl,
-        total_variation,
-        squared_hellinger,
-        pearson_chi2,
-        neyman_chi2,
-        le_cam,
-        alpha,
-        tsallis,
-    )
-}
-
-
-def get(name: str, **parameters: ArrayLike) -> Generator:
-    """The row of this name, with its parameters.
-
-    >>> print(f"{get('alpha', alpha=2.0).slope(jnp.log(3.0)):.4f}")
-    2.0000
-    >>> get("jensen_shanon")
-    Traceback (most recent call last):
-    ValueError: name must be a generator, got 'jensen_shanon'; did you mean 'jensen_shannon'?
+    Reference: Cressie and Read 1984.
     """
-    if name not in TABLE:
-        near = difflib.get_close_matches(name, TABLE, cutoff=0.5)
-        hint = (
-            f"did you mean {' or '.join(map(repr, near))}?"
-            if near
-            else f"there are {', '.join(TABLE)}"
+
+    alpha: ArrayLike = parameter(0.5, -jnp.inf, jnp.inf, "a finite number", example=0.7)
+
+    exponent = property(lambda self: self.alpha)
+    scale = 1.0
+
+
+@listed
+class Tsallis(_CressieRead):
+    """Tsallis relative entropy, `(sum p^k q^(1-k) - 1) / (k - 1)` with index k > 0.
+
+    f(u) = (u^k - u) / (k - 1), k times alpha = k: KL(p‖q) at index 1, Pearson's chi2 at 2.
+    Infinite on a zero of q for an index of 1 or more. Range: 0 to inf, or to 1/(1 - index) below 1.
+
+    >>> from jdiv import divergences as dv
+    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+    >>> print(f"{dv.tsallis(p, q, index=2.0):.4f}")
+    1.7778
+
+    Reference: Tsallis 1998.
+    """
+
+    index: ArrayLike = parameter(2.0, 0, jnp.inf, "positive and finite", example=1.6)
+
+    exponent = property(lambda self: self.index)
+    scale = property(lambda self: self.index)
+    slope_at_one = 1.0
+
+
+@row
+class Power(_CressieRead):
+    """`scale` times Cressie-Read with this exponent, for a sweep over both; not in the table."""
+
+    exponent: ArrayLike
+    scale: ArrayLike = 1.0
+
+
+# ------------------------------------------------------------------------------------ sums of rows
+
+Penalties = Sequence[tuple[ArrayLike, Generator]]
+"""Weights and rows: `((0.1, generators.kl()), (0.1, generators.reverse_kl()))`."""
+
+
+class _Sum(Generator):
+    """A weighted sum of rows, one of them kl or jeffreys, whose slopes take every value.
+
+    Rows of weight zero do not count, traced ones too.
+    """
+
+    unbounded = True
+
+    weights: tuple[ArrayLike, ...]
+    rows: tuple[Generator, ...]
+
+    def _sum(self, of: Callable[[Generator], ArrayLike]) -> ArrayLike:
+        return sum(weight * of(one) for weight, one in zip(self.weights, self.rows, strict=True))
+
+    at_zero = property(lambda self: self._sum(lambda one: one.at_zero))
+    slope_at_zero = -jnp.inf
+    slope_at_infinity = jnp.inf
+    slope_at_one = property(lambda self: self._sum(lambda one: one.slope_at_one))
+
+    def perspective(self, log_p, log_q, t):
+        """The sum of theirs."""
+        return self._sum(lambda one: one.perspective(log_p, log_q, t))
+
+    def perspective_p(self, log_p, log_q, t):
+        """The sum of theirs."""
+        return self._sum(lambda one: one.perspective_p(log_p, log_q, t))
+
+    def perspective_q(self, log_p, log_q, t):
+        """The sum of theirs."""
+        return self._sum(lambda one: one.perspective_q(log_p, log_q, t))
+
+    def shift(self, t, step):
+        """Between the least and the most of what the rows do with all the weight.
+
+        A bounded slope may have no answer to that; what an unbounded row does alone is enough.
+        """
+        t, step = jnp.broadcast_arrays(t, step)
+        together = jnp.stack([one.shift(t, step / sum(self.weights)) for one in self.rows])
+        low, high = jnp.min(together, axis=0), jnp.max(together, axis=0)
+        for weight, one in zip(self.weights, self.rows, strict=True):
+            if one.unbounded:
+                alone = one.shift(t, step / jnp.where(weight > 0, weight, 1))
+                counts = jnp.asarray(weight) > 0
+                low = jnp.where(counts & (step < 0), jnp.maximum(low, alone), low)
+                high = jnp.where(counts & (step > 0), jnp.minimum(high, alone), high)
+        low, high = jax.lax.stop_gradient((low, high))
+        target = self.slope(t) + step
+        return roots.implicit(lambda x: self.slope(x) - target, (low + high) / 2, low, high).x
+
+
+@row
+class WeightedSum(_Sum):
+    """A weighted sum of rows; made by `weighted_sum`, which checks them."""
+
+    weights: tuple[ArrayLike, ...]
+    rows: tuple[Generator, ...]
+
+
+def weighted_sum(penalties: Penalties) -> Generator:
+    """`sum_i w_i D_i` as one row, so that all that is made for a row has it.
+
+    >>> from jdiv import generators
+    >>> both = weighted_sum(((0.5, generators.kl()), (0.5, generators.reverse_kl())))
+    >>> print(f"{both.slope(jnp.log(2.0)):.4f}")  # half of jeffreys: (log 2 + 1 - 1/2) / 2
+    0.5966
+    """
+    weights, rows = zip(*penalties, strict=True)
+    for weight in weights:
+        if not isinstance(weight, jax.core.Tracer) and not 0 <= weight < jnp.inf:
+            raise ValueError(f"weights must be non-negative and finite, got {weight}")
+    if not any(one.unbounded for one in rows):
+        raise ValueError(
+            "penalties must have kl or jeffreys among them, whose slopes are unbounded"
         )
-        raise ValueError(f"name must be a generator, got {name!r}; {hint}")
-    taken = TABLE[name].__code__.co_varnames[: TABLE[name].__code__.co_argcount]
-    for parameter in parameters:
-        if parameter not in taken:
-            allowed = f"it takes {', '.join(taken)}" if taken else "it takes none"
-            raise TypeError(f"{parameter} is not a parameter of {name}: {allowed}")
-    return TABLE[name](**parameters)
+    for one in rows:
+        checked_row(one, invertible=True)
+    return WeightedSum(tuple(weights), tuple(rows))
+
+
+@listed
+class Chi2KL(_Sum):
+    """Half of Pearson's chi2 plus gamma KL: f(u) = (u^2 - 1)/2 + gamma (u log u - u + 1).
+
+    Its slope before centering is chi2-PO's link `u + gamma log u`. Infinite where p has mass on a
+    zero of q. Range: 0 to inf.
+
+    >>> from jdiv import divergences as dv
+    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+    >>> print(f"{dv.chi2_kl(p, q, gamma=1.0):.4f}")
+    1.3997
+
+    Reference: Huang et al. 2024 (arXiv:2407.13399), equation 8.
+    """
+
+    gamma: ArrayLike = parameter(1.0, 0, jnp.inf, "positive and finite", example=0.6)
+
+    weights = property(lambda self: (1.0, self.gamma))
+    rows = Alpha(2.0), KL()
+    slope_at_one = 1.0
+
+    def shift(self, t, step):
+        """`f' = u - 1 + gamma log u`, whose inverse is Wright's omega."""
+        gamma = jnp.asarray(self.gamma, t.dtype)
+        guess = log_inverse_link(jnp.exp(t) + gamma * t + step, gamma=gamma)
+        # One Newton step on the slope itself restores the accuracy near t.
+        move = guess - t
+        error = jnp.exp(t) * jnp.expm1(move) + gamma * move - step
+        return guess - error / (jnp.exp(guess) + gamma)
+
+
+def log_inverse_link(s: ArrayLike, *, gamma: ArrayLike = 1.0) -> Array:
+    """`log z` of the z with `z + gamma log z = s`: for gamma 1, log W(e^s), W Lambert's.
+
+    In logarithms: e^s overflows from 709 on. Shapes: any to the same.
+
+    >>> print(f"{log_inverse_link(jnp.array(1.0)):.4f} {log_inverse_link(jnp.array(5000.0)):.4f}")
+    0.0000 8.5155
+
+    Reference: Huang et al. 2024 (arXiv:2407.13399), equation 8.
+    """
+    checks.positive("gamma", gamma)
+    s = checks.as_float("s", s)
+    gamma = jnp.asarray(gamma, s.dtype)
+    return jnp.log(gamma) + numerics.log_wright_omega(s / gamma - jnp.log(gamma))

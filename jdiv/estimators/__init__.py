@@ -12,14 +12,14 @@ from jdiv.estimators.kernels import (
     squared_mmd_unbiased,
 )
 from jdiv.estimators.monte_carlo import (
-    centred_from_p,
-    centred_from_q,
+    centered_from_p,
+    centered_from_q,
     kl_k1,
     kl_k2,
     kl_k3,
     plain_from_p,
     plain_from_q,
-    self_normalised_mean,
+    self_normalized_mean,
 )
 from jdiv.estimators.neighbours import knn_kl
 from jdiv.estimators.variational import (
@@ -36,8 +36,8 @@ from jdiv.estimators.variational import (
 
 __all__ = [
     "cauchy_schwarz",
-    "centred_from_p",
-    "centred_from_q",
+    "centered_from_p",
+    "centered_from_q",
     "donsker_varadhan",
     "energy_distance",
     "f_divergence_bound",
@@ -55,7 +55,7 @@ __all__ = [
     "nwj",
     "plain_from_p",
     "plain_from_q",
-    "self_normalised_mean",
+    "self_normalized_mean",
     "smile",
     "squared_mmd_biased",
     "squared_mmd_unbiased",

@@ -126,7 +126,7 @@ def kl_k3(log_p: ArrayLike, log_q: ArrayLike) -> Array:
 # --------------------------------------------------------------------- any generator, four ways
 
 
-def centred_from_p(
+def centered_from_p(
     generator: generators.Generator,
     log_p: ArrayLike,
     log_q: ArrayLike,
@@ -143,7 +143,7 @@ def centred_from_p(
     Shapes: any, twice or three times the same, to the same. Zeros: f'(inf) where q is zero, 0
     where the weight is; a sample of positive weight that p excludes gives inf.
 
-    >>> print(f"{centred_from_p(generators.kl(), jnp.array(-1.0), jnp.array(-2.0)):.4f}")
+    >>> print(f"{centered_from_p(generators.kl(), jnp.array(-1.0), jnp.array(-2.0)):.4f}")
     0.3679
 
     Reference: Schulman 2020, Approximating KL divergence, for the control variate.
@@ -177,7 +177,7 @@ def plain_from_p(
     return _from_p(_customary_terms, generator, log_p, log_q, log_weights)
 
 
-def centred_from_q(
+def centered_from_q(
     generator: generators.Generator,
     log_p: ArrayLike,
     log_q: ArrayLike,
@@ -194,7 +194,7 @@ def centred_from_q(
     Shapes: any, twice or three times the same, to the same. Zeros: f(0) where p is zero, 0 where
     the weight is; a sample of positive weight that q excludes gives inf.
 
-    >>> print(f"{centred_from_q(generators.reverse_kl(), jnp.array(-2.0), jnp.array(-1.0)):.4f}")
+    >>> print(f"{centered_from_q(generators.reverse_kl(), jnp.array(-2.0), jnp.array(-1.0)):.4f}")
     0.3679
 
     Reference: Schulman 2020, Approximating KL divergence, for the control variate.
@@ -255,7 +255,7 @@ def _weighted(generator, log_p, log_q, log_weights):
         log_w = jnp.zeros_like(log_p)
     else:
         log_p, log_q, log_w = _per_sample(log_p=log_p, log_q=log_q, log_weights=log_weights)
-    return log_p, log_q, log_w, jax.tree.map(lambda x: jnp.asarray(x, log_p.dtype), generator)
+    return log_p, log_q, log_w, generator.astype(log_p.dtype)
 
 
 def _customary_terms(
@@ -275,7 +275,7 @@ def _customary_terms(
 # ----------------------------------------------------------------------------------- averages
 
 
-def self_normalised_mean(values: ArrayLike, log_weights: ArrayLike, *, axis: int = -1) -> Array:
+def self_normalized_mean(values: ArrayLike, log_weights: ArrayLike, *, axis: int = -1) -> Array:
     """`sum w v / sum w` along an axis: importance weights known up to a factor.
 
     Biased by the order of 1/n, but always within the range of the values, however uneven the
@@ -283,7 +283,7 @@ def self_normalised_mean(values: ArrayLike, log_weights: ArrayLike, *, axis: int
     Shapes: `[..., n, ...]` twice, to the shape without the axis. A sample of weight zero does not
     count, whatever its value; NaN if all weights are zero.
 
-    >>> self_normalised_mean(jnp.array([1.0, 4.0]), jnp.log(jnp.array([20.0, 10.0])))
+    >>> self_normalized_mean(jnp.array([1.0, 4.0]), jnp.log(jnp.array([20.0, 10.0])))
     Array(2., dtype=float32)
 
     Reference: Owen 2013, Monte Carlo theory, methods and examples, chapter 9.

@@ -26,7 +26,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
-from jdiv.divergences.generators import Generator
+from jdiv.divergences.generator import Generator
 
 
 def _scores(scores: ArrayLike) -> Array:
@@ -244,7 +244,7 @@ def f_divergence_bound(generator: Generator, p_scores: ArrayLike, q_scores: Arra
     (arXiv:1606.00709).
     """
     p_scores, q_scores = _critic_pair(p_scores, q_scores)
-    generator = jax.tree.map(lambda x: jnp.asarray(x, q_scores.dtype), generator)
+    generator = generator.astype(q_scores.dtype)
     return jnp.mean(p_scores, axis=-1) - jnp.mean(generator.conjugate(q_scores), axis=-1)
 
 
@@ -265,7 +265,7 @@ def log_ratio_bound(generator: Generator, p_scores: ArrayLike, q_scores: ArrayLi
     right range.
     """
     p_scores, q_scores = _critic_pair(p_scores, q_scores)
-    generator = jax.tree.map(lambda x: jnp.asarray(x, q_scores.dtype), generator)
+    generator = generator.astype(q_scores.dtype)
     finite = jnp.isfinite(q_scores)
     t = jnp.where(finite, q_scores, 0)
     at_ends = jnp.where(q_scores < 0, jnp.asarray(generator.at_zero, t.dtype), -jnp.inf)

@@ -1,4 +1,4 @@
-"""Preference games on finite answer sets: matrices, exploitability, regularised equilibria.
+"""Preference games on finite answer sets: matrices, exploitability, regularized equilibria.
 
 `preference[a, b]` is the probability that answer a beats b, and two players choose answers to win:
 a symmetric game of value 1/2. With a penalty each player has the payoff
@@ -6,9 +6,12 @@ a symmetric game of value 1/2. With a penalty each player has the payoff
     P(pi, other) - beta D(pi‖ref) + beta D(other‖ref)
 
 and for a strictly convex row of the table one equilibrium, the same policy for both players. It is
-`greedy` against its own answers: `pi = argmax <., P pi> - beta D(.‖ref)`. How much a best response
-gains, the regularised exploitability, is 0 there and positive elsewhere: a certificate for any
+`greedy` against its own answers: `pi = argmax <., P pi> - beta D(.‖ref)`. The gain of a best
+response, the regularized exploitability, is 0 there and positive elsewhere: a certificate for any
 policy, wherever it comes from.
+
+Arguments come in the order `(log_policy, preference, ref_logits)`; policies need not be
+normalized, every function does that.
 """
 
 import functools
@@ -22,13 +25,14 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
 from jdiv.divergences import categorical
-from jdiv.divergences.generators import Generator, TotalVariation
+from jdiv.divergences.generator import Generator, checked_row
 from jdiv.regularized import greedy
+from jdiv.types import Logits, Preference, RandomKey, Values
 
 # ---------------------------------------------------------------------------------------- matrices
 
 
-def checked(preference: ArrayLike) -> Array:
+def checked(preference: Preference) -> Array:
     """The matrix as an array, `[..., n, n]`; refuses one that is no preference.
 
     Values are looked at where they are known, not under jit.
@@ -54,13 +58,13 @@ def checked(preference: ArrayLike) -> Array:
 def rock_paper_scissors() -> Array:
     """`[3, 3]`: 1 beats 0, 2 beats 1, 0 beats 2.
 
-    >>> print(against(rock_paper_scissors(), jnp.array([0.0, -jnp.inf, -jnp.inf])))
+    >>> print(answer_win_rates(jnp.array([0.0, -jnp.inf, -jnp.inf]), rock_paper_scissors()))
     [0.5 1.  0. ]
     """
     return jnp.array([[0.5, 0.0, 1.0], [1.0, 0.5, 0.0], [0.0, 1.0, 0.5]])
 
 
-def sigmoid_game(scores: ArrayLike, skew: ArrayLike) -> Array:
+def sigmoid_game(scores: Values, skew: ArrayLike) -> Array:
     """`P = sigmoid(score_a - score_b + skew_ab)`: Bradley-Terry where the skew is 0.
 
     Shapes: scores `[..., n]`, skew `[..., n, n]` with `skew + skew^T = 0`, to `[..., n, n]`.
@@ -76,7 +80,7 @@ def sigmoid_game(scores: ArrayLike, skew: ArrayLike) -> Array:
 
 
 def random_game(
-    key: Array, actions: int, *, scale: ArrayLike = 1.0, skew: ArrayLike = 1.0
+    actions: int, key: RandomKey, *, scale: ArrayLike = 1.0, skew: ArrayLike = 1.0
 ) -> Array:
     """A sigmoid game of normal scores and of a normal antisymmetric skew, `[actions, actions]`.
 
@@ -89,11 +93,11 @@ def random_game(
     return sigmoid_game(scale * jax.random.normal(of_scores, (actions,)), skew * (upper - upper.T))
 
 
-# ------------------------------------------------------------------------------------------- play
+# -------------------------------------------------------------------------------------- win rates
 
 
-def _matched(preference: ArrayLike, **policies: ArrayLike) -> list[Array]:
-    """The matrix and log-probabilities, all in one precision and of one number of answers."""
+def _matched(preference: Preference, **policies: Logits) -> list[Array]:
+    """The checked matrix and normalized policies, in one precision, of one number of answers."""
     preference = checked(preference)
     policies = {name: checks.as_float(name, x) for name, x in policies.items()}
     dtype = functools.reduce(jnp.promote_types, (x.dtype for x in (preference, *policies.values())))
@@ -107,47 +111,56 @@ def _matched(preference: ArrayLike, **policies: ArrayLike) -> list[Array]:
     return [preference.astype(dtype), *logs]
 
 
-def against(preference: ArrayLike, log_opponent: ArrayLike) -> Array:
-    """`P pi'`: how often each answer beats the opponent. Shapes: `[..., n, n]`, `[..., n]`."""
+def answer_win_rates(log_opponent: Logits, preference: Preference) -> Values:
+    """`P pi'`: the probability of each answer to beat the opponent.
+
+    Shapes: `[..., n]` and `[..., n, n]`, to `[..., n]`.
+    """
     preference, log_opponent = _matched(preference, log_opponent=log_opponent)
     return jnp.einsum("...ab,...b->...a", preference, jnp.exp(log_opponent), precision="highest")
 
 
-def win_rate(preference: ArrayLike, log_policy: ArrayLike, log_opponent: ArrayLike) -> Array:
-    """`<pi, P pi'>`. Shapes: `[..., n, n]` and twice `[..., n]`, to `[...]`."""
+def win_rate(log_policy: Logits, preference: Preference, log_opponent: Logits) -> Array:
+    """`<pi, P pi'>`: the probability of the policy to beat the opponent.
+
+    Shapes: `[..., n]`, `[..., n, n]` and `[..., n]`, to `[...]`.
+    """
     preference, log_policy, log_opponent = _matched(
         preference, log_policy=log_policy, log_opponent=log_opponent
     )
-    return jnp.sum(jnp.exp(log_policy) * against(preference, log_opponent), axis=-1)
+    return jnp.sum(jnp.exp(log_policy) * answer_win_rates(log_opponent, preference), axis=-1)
 
 
-def exploitability(preference: ArrayLike, log_policy: ArrayLike) -> Array:
-    """`max_a (P pi)_a - 1/2`: what the best answer wins against the policy, 0 to 1/2.
+def exploitability(log_policy: Logits, preference: Preference) -> Array:
+    """`max_a (P pi)_a - 1/2`: the gain of the best answer against the policy, 0 to 1/2.
 
-    Shapes: `[..., n, n]` and `[..., n]`, to `[...]`. Twice that is the duality gap.
+    Twice that is the duality gap. Shapes: `[..., n]` and `[..., n, n]`, to `[...]`.
     """
-    return jnp.max(against(preference, log_policy), axis=-1) - 0.5
+    return jnp.max(answer_win_rates(log_policy, preference), axis=-1) - 0.5
 
 
-def regularised_exploitability(
-    preference: ArrayLike,
-    log_policy: ArrayLike,
-    ref_logits: ArrayLike,
+def regularized_exploitability(
+    log_policy: Logits,
+    preference: Preference,
+    ref_logits: Logits,
     beta: ArrayLike,
+    *,
     generator: Generator,
 ) -> Array:
     """`max_pi' P(pi', pi) - beta D(pi'‖ref) - (1/2 - beta D(pi‖ref))`, 0 at the equilibrium only.
 
     At least `beta` times the Bregman divergence, by D, from the policy to its best response; for KL
-    it is `beta KL(pi‖best response)`. Infinite where D is. Shapes: `[..., n, n]`, twice `[..., n]`,
-    beta a number or `[...]`, to `[...]`.
+    it is `beta KL(pi‖best response)`. Infinite where D is. Shapes: `[..., n]`, `[..., n, n]` and
+    `[..., n]`, beta a number or `[...]`, to `[...]`.
 
-    Reference: Munos et al. 2023 (arXiv:2312.00886), the regularised game; any row for its KL.
+    Reference: Munos et al. 2023 (arXiv:2312.00886), the regularized game; any row for its KL.
     """
     preference, log_policy, log_ref = _matched(
         preference, log_policy=log_policy, ref_logits=ref_logits
     )
-    best = greedy(against(preference, log_policy), log_ref, beta, generator).value
+    best = greedy(
+        answer_win_rates(log_policy, preference), log_ref, beta, generator=generator
+    ).value
     penalty = categorical.f_divergence(generator, log_policy, log_ref)
     return best - 0.5 + jnp.asarray(beta, best.dtype) * penalty
 
@@ -156,24 +169,24 @@ def regularised_exploitability(
 
 
 class Equilibrium(NamedTuple):
-    """The regularised equilibrium, with the evidence that it is one."""
+    """Equilibrium of the regularized game, with the evidence that it is one."""
 
     log_policy: Array
     """`[n]` log-probabilities."""
     gap: Array
-    """`[]` its regularised exploitability: what any other policy could gain at most."""
+    """`[]` its regularized exploitability: the most that any other policy could gain."""
     residual: Array
     """`[]` `max |v - P greedy(v)|`, v the win rates that the policy is greedy for."""
     iterations: Array
-    """Steps of Newton's method."""
+    """`[]` steps of Newton's method."""
     converged: Array
     """`[]` whether the gap is zero up to rounding of the payoffs."""
 
 
 def nash(
-    preference: ArrayLike, ref_logits: ArrayLike, beta: ArrayLike, generator: Generator
+    preference: Preference, ref_logits: Logits, beta: ArrayLike, *, generator: Generator
 ) -> Equilibrium:
-    """The policy that no other beats by more than the difference of their penalties.
+    """The equilibrium: no policy beats it by more than the difference of their penalties.
 
     Newton's method for the win rates v of the answers, `v = P greedy(v)`. Its matrix `I - P J`, J
     the symmetric derivative of `greedy`, has eigenvalues `1 + i x`: P is antisymmetric but for a
@@ -184,15 +197,14 @@ def nash(
     `[n, n]`, `[n]`, a number; vmap over games. Not for total variation, with several equilibria.
 
     >>> from jdiv import generators
-    >>> found = nash(rock_paper_scissors(), jnp.zeros(3), 0.1, generators.kl())
+    >>> found = nash(rock_paper_scissors(), jnp.zeros(3), 0.1, generator=generators.kl())
     >>> [f"{p:.4f}" for p in jnp.exp(found.log_policy)], bool(found.converged)
     (['0.3333', '0.3333', '0.3333'], True)
 
-    Reference: Munos et al. 2023 (arXiv:2312.00886), the regularised game, for KL; the solver is
+    Reference: Munos et al. 2023 (arXiv:2312.00886), the regularized game, for KL; the solver is
     derived here.
     """
-    if isinstance(generator, TotalVariation):
-        raise TypeError("generator must be strictly convex, got total_variation")
+    checked_row(generator, invertible=True)
     preference, log_ref = _matched(preference, ref_logits=ref_logits)
     if preference.ndim != 2 or log_ref.ndim != 1:
         raise ValueError(
@@ -201,36 +213,38 @@ def nash(
         )
     checks.positive("beta", beta)
 
-    game = preference, log_ref, jnp.asarray(beta, log_ref.dtype), generator
+    beta = jnp.asarray(beta, log_ref.dtype)
+    game = preference, log_ref, beta, generator
 
     def missing(values: Array) -> Array:
-        return values - against(preference, greedy(values, *game[1:]).log_policy)
+        best = greedy(values, log_ref, beta, generator=generator).log_policy
+        return values - answer_win_rates(best, preference)
 
     values, (residual, iterations) = jax.lax.custom_root(
         missing,
         jnp.full_like(log_ref, 0.5),
-        lambda _, start: _damped_newton(jax.lax.stop_gradient(game), start),
+        lambda _, start: _halving_newton(jax.lax.stop_gradient(game), start),
         lambda f, y: jnp.linalg.solve(jax.jacfwd(f)(y), y),
         has_aux=True,
     )
-    log_policy = greedy(values, *game[1:]).log_policy
-    gap = regularised_exploitability(preference, log_policy, *game[1:])
+    log_policy = greedy(values, log_ref, beta, generator=generator).log_policy
+    gap = regularized_exploitability(log_policy, preference, log_ref, beta, generator=generator)
     gap, residual, iterations = jax.lax.stop_gradient((gap, residual, iterations))
     rounding = 16 * jnp.finfo(gap.dtype).eps
     return Equilibrium(log_policy, gap, residual, iterations.astype(jnp.int32), gap <= rounding)
 
 
-def _damped_newton(game: tuple, start: Array):
+def _halving_newton(game: tuple, start: Array) -> tuple[Array, tuple[Array, Array]]:
     """Newton's method, each step the best of its lengths 1, 1/2, 1/4, ... until none helps."""
     preference, log_ref, beta, generator = game
     lengths = 0.5 ** jnp.arange(16, dtype=start.dtype)
 
     def evaluate(values):
-        """How far v is from P greedy(v), and Newton's step."""
-        best = greedy(values, log_ref, beta, generator)
-        missing = values - against(preference, best.log_policy)
+        """The distance of v from P greedy(v), and Newton's step."""
+        best = greedy(values, log_ref, beta, generator=generator)
+        missing = values - answer_win_rates(best.log_policy, preference)
         kept = best.log_policy > -jnp.inf
-        slope = jnp.where(kept, (values - best.normaliser) / beta, 0)
+        slope = jnp.where(kept, (values - best.normalizer) / beta, 0)
         _, by_slope = jax.jvp(generator.inverse_slope, (slope,), (jnp.ones_like(slope),))
         weight = jnp.where(kept, jnp.exp(best.log_policy) * by_slope, 0) / beta
         derivative = jnp.diag(weight) - jnp.outer(weight, weight) / jnp.sum(weight)

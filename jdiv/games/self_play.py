@@ -1,17 +1,19 @@
 """Self-play on preference games: each algorithm is one step, `step(log_policy, ...) -> log_policy`.
 
-What almost all of them do is one proximal step (`proximal`) in some direction v of win rates:
+Almost all of them are one proximal step (`proximal`) in some direction v of win rates:
 
     argmax_pi <pi, v> - beta D(pi‖ref) - B(pi, pi_k) / step_size
 
 with B the Bregman divergence of D(.‖ref); for KL it is KL(pi‖pi_k), and any strictly convex row of
 the table is one line through `regularized.greedy`. They differ in v: against oneself
-(`mirror_descent`), against where that leads (`mirror_prox`), against a mixture with the reference
-(`nash_md`). `play` runs a step. Beside the closed forms are the losses per example which language
-models are trained with, `inpo_loss`, `sppo_loss`, `rspo_loss`, `spin_loss`: log-probabilities of
-whole answers, `[...]` to `[...]`, nothing averaged.
+(`online_mirror_descent`), against where that leads (`mirror_prox`), against a mixture with the
+reference (`nash_md`). `play` runs a step. Beside the closed forms are the losses per example which
+language models are trained with, `nash_md_loss`, `inpo_loss`, `sppo_loss`, `rspo_loss`,
+`spin_loss`: log-probabilities of whole answers, `[...]` to `[...]`, nothing averaged.
 
-Policies are `[..., n]` log-probabilities, the preference `[..., n, n]` as in `preferences`.
+`beta` is the weight of a divergence from the reference, `step_size` the reciprocal of the weight of
+that from the last policy. Policies are `[..., n]` log-probabilities, normalized, the preference
+`[..., n, n]` as in `preferences`.
 """
 
 import functools
@@ -25,10 +27,20 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, estimators, numerics
 from jdiv.alignment import preference as preference_losses
-from jdiv.divergences import generators, sums
-from jdiv.divergences.generators import KL, Generator, TotalVariation
-from jdiv.games.preferences import against
+from jdiv.divergences import generators
+from jdiv.divergences.generator import Generator, checked_row
+from jdiv.divergences.generators import KL
+from jdiv.games.preferences import answer_win_rates
 from jdiv.regularized import greedy
+from jdiv.types import (
+    Logits,
+    LogPolicy,
+    PerPair,
+    PerSequence,
+    Preference,
+    SequenceLogProbs,
+    Values,
+)
 
 _KL = generators.kl()
 
@@ -39,7 +51,7 @@ def play(
     iterations: int,
     measure: Callable[[Array], Array] = lambda state: state,
 ) -> Array:
-    """What `measure` finds in the start and after each step, `[iterations + 1, ...]`.
+    """Runs a step and measures the start and every iterate, `[iterations + 1, ...]`.
 
     >>> halved = play(lambda x: x / 2, jnp.array(8.0), 3)
     >>> halved.tolist()
@@ -55,33 +67,32 @@ def play(
 
 
 def _positive(**parameters: ArrayLike) -> None:
+    """Refuses parameters that are not positive and finite, by their names."""
     for name, value in parameters.items():
         checks.positive(name, value)
 
 
-def _slope(log_policy: Array, ref_logits: Array, generator: Generator) -> Array:
+def _slope(log_policy: LogPolicy, ref_logits: Logits, generator: Generator) -> Array:
     """`f'(pi/ref)`, f'(0) where the policy is zero."""
-    if isinstance(generator, TotalVariation):
-        raise TypeError("generator must be strictly convex, got total_variation")
     log_policy, _, t = numerics.log_ratio(log_policy, ref_logits)
-    generator = jax.tree.map(lambda x: jnp.asarray(x, t.dtype), generator)
+    generator = checked_row(generator, t.dtype, invertible=True)
     return generator.slope(jnp.where(log_policy == -jnp.inf, -jnp.inf, t))
 
 
 def proximal(
-    values: ArrayLike,
-    log_policy: ArrayLike,
-    ref_logits: ArrayLike,
+    values: Values,
+    log_policy: LogPolicy,
+    ref_logits: Logits,
     *,
     beta: ArrayLike,
     step_size: ArrayLike,
     generator: Generator = _KL,
-) -> Array:
+) -> LogPolicy:
     """`argmax_pi <pi, v> - beta D(pi‖ref) - B(pi, pi_k) / step_size`, B Bregman's for D(.‖ref).
 
     `(beta + 1/step_size) f'(pi/ref) = v + f'(pi_k/ref) / step_size + constant`: greedy once more.
     KL, with `B = KL(pi‖pi_k)`: `log pi = (v + beta log ref + log pi_k / step_size) / (beta +
-    1/step_size)`, normalised. Shapes: `[..., n]` three times to the same.
+    1/step_size)`, normalized. Shapes: `[..., n]` three times to the same.
 
     >>> uniform = jnp.zeros(2)
     >>> new = proximal(jnp.array([1.0, 0.0]), uniform, uniform, beta=0.5, step_size=2.0)
@@ -96,60 +107,60 @@ def proximal(
     ref_logits = checks.as_float("ref_logits", ref_logits).astype(values.dtype)
     checks.same_shape(values=values, log_policy=log_policy, ref_logits=ref_logits)
     values += _slope(log_policy, ref_logits, generator) / step_size
-    return greedy(values, ref_logits, beta + 1 / step_size, generator).log_policy
+    return greedy(values, ref_logits, beta + 1 / step_size, generator=generator).log_policy
 
 
-def mirror_descent(
-    log_policy: Array,
-    preference: Array,
-    ref_logits: Array,
+def online_mirror_descent(
+    log_policy: LogPolicy,
+    preference: Preference,
+    ref_logits: Logits,
     *,
     beta: ArrayLike,
     step_size: ArrayLike,
     generator: Generator = _KL,
-) -> Array:
-    """Online mirror descent: the proximal step against oneself, `v = P pi_k`.
+) -> LogPolicy:
+    """The proximal step against oneself, `v = P pi_k`.
 
     For a large step_size and a small beta it runs in growing circles: see `mirror_prox`.
 
     Reference: Zhang et al. 2024 (arXiv:2407.00617), equation of the update, for KL.
     """
     step = functools.partial(proximal, beta=beta, step_size=step_size, generator=generator)
-    return step(against(preference, log_policy), log_policy, ref_logits)
+    return step(answer_win_rates(log_policy, preference), log_policy, ref_logits)
 
 
 def mirror_prox(
-    log_policy: Array,
-    preference: Array,
-    ref_logits: Array,
+    log_policy: LogPolicy,
+    preference: Preference,
+    ref_logits: Logits,
     *,
     beta: ArrayLike,
     step_size: ArrayLike = 2.0,
     generator: Generator = _KL,
-) -> Array:
+) -> LogPolicy:
     """Nash mirror prox: half a step against oneself, and from pi_k again against where it led.
 
     Two queries of the preference. With KL and step_size 2, `KL(pi*‖pi_k)` falls at least by the
     factor `1 + 2 beta` in each iteration, for any number of answers.
 
-    Reference: Tiapkin et al. 2025 (arXiv:2505.19731), the rate; step_size 2 and the factor are of
-    a secondary note, tested here.
+    Reconstructed: step_size 2 and the factor are from a note on the paper; tests confirm them.
+    Reference: Tiapkin et al. 2025 (arXiv:2505.19731), the rate.
     """
     step = functools.partial(proximal, beta=beta, step_size=step_size, generator=generator)
-    half = step(against(preference, log_policy), log_policy, ref_logits)
-    return step(against(preference, half), log_policy, ref_logits)
+    half = step(answer_win_rates(log_policy, preference), log_policy, ref_logits)
+    return step(answer_win_rates(half, preference), log_policy, ref_logits)
 
 
 def nash_md(
-    log_policy: Array,
-    preference: Array,
-    ref_logits: Array,
+    log_policy: LogPolicy,
+    preference: Preference,
+    ref_logits: Logits,
     *,
     beta: ArrayLike,
     step_size: ArrayLike,
     generator: Generator = _KL,
-) -> Array:
-    """Nash-MD: against a mixture with the reference, and from there.
+) -> LogPolicy:
+    """Nash-MD: a step against a mixture with the reference, and from there.
 
     `f'(mix/ref) = (1 - step_size beta) f'(pi_k/ref)`, a geometric mixture for KL, then
     `argmax_pi <pi, P mix> - B(pi, mix) / step_size`. It needs `step_size beta < 1`.
@@ -159,144 +170,198 @@ def nash_md(
     _positive(beta=beta, step_size=step_size)
     checks.in_range("step_size * beta", step_size * beta, 0, 1, "below 1")
     kept = (1 - step_size * beta) * _slope(log_policy, ref_logits, generator)
-    mixture = greedy(kept, ref_logits, 1.0, generator).log_policy
-    values = step_size * against(preference, mixture) + kept
-    return greedy(values, ref_logits, 1.0, generator).log_policy
+    mixture = greedy(kept, ref_logits, 1.0, generator=generator).log_policy
+    values = step_size * answer_win_rates(mixture, preference) + kept
+    return greedy(values, ref_logits, 1.0, generator=generator).log_policy
+
+
+def nash_md_loss(
+    log_probs: SequenceLogProbs,
+    ref_log_probs: SequenceLogProbs,
+    win_probability: PerSequence,
+    *,
+    beta: ArrayLike,
+) -> PerSequence:
+    """`-(P(y > y') - 1/2 - beta log(pi/ref)) log pi`, everything but the last `log pi` held fixed.
+
+    y is an answer of the policy and y' one of the mixture `pi^(1 - share) ref^share`, see
+    `geometric_mixture`; `share` is `step_size beta` in `nash_md`. The mean gradient by softmax
+    logits is `-pi (d - <pi, d>)` with `d = P mix - beta log(pi/ref)`, the direction
+    `(nash_md - log pi) / step_size`. P may be the outcome of one comparison, 0 or 1. Only the
+    gradient has a meaning, the value has none. For language models the mixture is usually taken
+    token by token, which is another one. Shapes: `[...]` three times to `[...]`.
+
+    Reference: Munos et al. 2023 (arXiv:2312.00886), section 7, Nash-MD-PG; TRL's NashMDTrainer.
+    """
+    _positive(beta=beta)
+    log_probs, ref_log_probs, win_probability = checks.alike(
+        log_probs=log_probs, ref_log_probs=ref_log_probs, win_probability=win_probability
+    )
+    penalty = jnp.asarray(beta, log_probs.dtype) * (log_probs - ref_log_probs)
+    return -jax.lax.stop_gradient(win_probability - 0.5 - penalty) * log_probs
 
 
 # -------------------------------------------------------------------------------------------- INPO
 
 
 def inpo(
-    log_policy: Array, preference: Array, ref_logits: Array, *, eta: ArrayLike, tau: ArrayLike
-) -> Array:
-    """`exp(P(y > pi_t) / eta) ref^(tau/eta) pi_t^(1 - tau/eta)`: what `inpo_loss` fits.
+    log_policy: LogPolicy,
+    preference: Preference,
+    ref_logits: Logits,
+    *,
+    beta: ArrayLike,
+    step_size: ArrayLike,
+) -> LogPolicy:
+    """`pi_k^(1 - share) ref^share exp(step_size P(y > pi_k))`, share = beta step_size.
 
-    It is `mirror_descent` with `beta = tau` and `step_size = 1 / (eta - tau)`; 0 < tau < eta.
+    The policy that `inpo_loss` fits; `online_mirror_descent` with the step
+    `step_size / (1 - share)`. The paper's tau is beta, its eta `1/step_size`; beta step_size < 1.
 
     Reference: Zhang et al. 2024 (arXiv:2407.00617), the update.
     """
-    return mirror_descent(log_policy, preference, ref_logits, beta=tau, step_size=1 / (eta - tau))
+    _positive(beta=beta, step_size=step_size)
+    checks.in_range("beta * step_size", beta * step_size, 0, 1, "below 1")
+    longer = 1 / (1 / step_size - beta)
+    return online_mirror_descent(log_policy, preference, ref_logits, beta=beta, step_size=longer)
 
 
 def inpo_loss(
-    chosen: ArrayLike,
-    rejected: ArrayLike,
-    ref_chosen: ArrayLike,
-    ref_rejected: ArrayLike,
-    previous_chosen: ArrayLike,
-    previous_rejected: ArrayLike,
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
+    old_chosen: PerPair,
+    old_rejected: PerPair,
     *,
-    eta: ArrayLike,
-    tau: ArrayLike,
-) -> Array:
-    """`(D - tau/eta D_ref - (1 - tau/eta) D_previous - 1/(2 eta))^2`, D = log pi_w - log pi_l.
+    beta: ArrayLike,
+    step_size: ArrayLike,
+) -> PerPair:
+    """`(D - share D_ref - (1 - share) D_old - step_size/2)^2`, D = log pi_w - log pi_l.
 
-    For pairs of answers of the previous policy, its minimiser over all policies is `inpo`.
-    Shapes: `[...]` six times to `[...]`.
+    For pairs of answers of the previous policy, with share = beta step_size; its minimizer over all
+    policies is `inpo`. The paper's tau is beta, its eta `1/step_size`. Shapes: `[...]` six times to
+    `[...]`.
 
-    Reference: Zhang et al. 2024 (arXiv:2407.00617), from code for arXiv:2606.01382.
+    Reconstructed: from code for arXiv:2606.01382, not from the paper.
+    Reference: Zhang et al. 2024 (arXiv:2407.00617).
     """
-    _positive(eta=eta, tau=tau)
-    chosen, rejected, ref_chosen, ref_rejected, previous_chosen, previous_rejected = checks.alike(
+    _positive(beta=beta, step_size=step_size)
+    chosen, rejected, ref_chosen, ref_rejected, old_chosen, old_rejected = checks.alike(
         chosen=chosen,
         rejected=rejected,
         ref_chosen=ref_chosen,
         ref_rejected=ref_rejected,
-        previous_chosen=previous_chosen,
-        previous_rejected=previous_rejected,
+        old_chosen=old_chosen,
+        old_rejected=old_rejected,
     )
-    share = jnp.asarray(tau / eta, chosen.dtype)
-    anchor = share * (ref_chosen - ref_rejected)
-    anchor += (1 - share) * (previous_chosen - previous_rejected)
-    return (chosen - rejected - anchor - jnp.asarray(1 / (2 * eta), chosen.dtype)) ** 2
+    share = jnp.asarray(beta * step_size, chosen.dtype)
+    anchor = share * (ref_chosen - ref_rejected) + (1 - share) * (old_chosen - old_rejected)
+    return (chosen - rejected - anchor - jnp.asarray(step_size / 2, chosen.dtype)) ** 2
 
 
 # ---------------------------------------------------------------------------------- SPPO and RSPO
 
 
 def sppo(
-    log_policy: Array, preference: Array, *, eta: ArrayLike, generator: Generator = _KL
-) -> Array:
-    """`argmax_pi <pi, P pi_t> - D(pi‖pi_t) / eta`; KL: `pi_t exp(eta P pi_t)`, multiplicative.
+    log_policy: LogPolicy,
+    preference: Preference,
+    *,
+    step_size: ArrayLike,
+    generator: Generator = _KL,
+) -> LogPolicy:
+    """`argmax_pi <pi, P pi_k> - D(pi‖pi_k) / step_size`; KL: `pi_k exp(step_size P pi_k)`.
 
-    Without a reference it does not come to rest: in cyclic games it spirals to the border.
+    Without a reference it does not come to rest: in cyclic games it spirals to the border. The
+    paper's eta is `step_size`.
 
     Reference: Wu et al. 2024 (arXiv:2405.00675), the update, for KL.
     """
-    _positive(eta=eta)
-    return greedy(against(preference, log_policy), log_policy, 1 / eta, generator).log_policy
+    _positive(step_size=step_size)
+    values = answer_win_rates(log_policy, preference)
+    return greedy(values, log_policy, 1 / step_size, generator=generator).log_policy
 
 
 def sppo_loss(
-    log_prob: ArrayLike, previous: ArrayLike, win_probability: ArrayLike, *, eta: ArrayLike
-) -> Array:
-    """`(log pi/pi_t - eta (P(y > pi_t) - 1/2))^2` for an answer y of pi_t.
+    log_probs: SequenceLogProbs,
+    old_log_probs: SequenceLogProbs,
+    win_probability: PerSequence,
+    *,
+    step_size: ArrayLike,
+) -> PerSequence:
+    """`(log pi/pi_k - step_size (P(y > pi_k) - 1/2))^2` for an answer y of pi_k.
 
-    eta/2 stands for the logarithm of the normaliser: over functions that need not be normalised the
-    minimiser is `sppo` times a constant; among policies it is so up to the square of eta.
-    `alignment.preference.sppo` is the form for pairs with a certain winner. Shapes: `[...]` three
-    times to `[...]`.
+    step_size/2 stands for the logarithm of the normalizer: over functions that need not be
+    normalized the minimizer is `sppo` times a constant; among policies it is so up to the square of
+    step_size. `alignment.preference.sppo_hard` is the form for pairs with a certain winner.
+    Shapes: `[...]` three times to `[...]`.
 
     Reference: Wu et al. 2024 (arXiv:2405.00675), the objective, from the authors' code.
     """
-    _positive(eta=eta)
-    log_prob, previous, win_probability = checks.alike(
-        log_prob=log_prob, previous=previous, win_probability=win_probability
+    _positive(step_size=step_size)
+    log_probs, old_log_probs, win_probability = checks.alike(
+        log_probs=log_probs, old_log_probs=old_log_probs, win_probability=win_probability
     )
-    return (log_prob - previous - jnp.asarray(eta, log_prob.dtype) * (win_probability - 0.5)) ** 2
+    target = jnp.asarray(step_size, log_probs.dtype) * (win_probability - 0.5)
+    return (log_probs - old_log_probs - target) ** 2
 
 
 def rspo(
-    log_policy: Array,
-    preference: Array,
-    ref_logits: Array,
+    log_policy: LogPolicy,
+    preference: Preference,
+    ref_logits: Logits,
     *,
-    eta: ArrayLike,
-    penalties: sums.Penalties,
-) -> Array:
-    """`argmax_pi <pi, P pi_t> - KL(pi‖pi_t) / eta - sum_i w_i D_i(pi‖ref)`: SPPO, regularised.
+    step_size: ArrayLike,
+    penalties: generators.Penalties,
+) -> LogPolicy:
+    """`argmax_pi <pi, P pi_k> - KL(pi‖pi_k) / step_size - sum_i w_i D_i(pi‖ref)`.
 
-    A fixed point is the equilibrium of the game with these penalties. As `KL(pi‖pi_t)` is
-    `KL(pi‖ref) + <pi, log ref/pi_t>`, this is greedy for the sum of all rows.
+    SPPO, regularized: a fixed point is the equilibrium of the game with these penalties. As
+    `KL(pi‖pi_k)` is `KL(pi‖ref) + <pi, log ref/pi_k>`, this is greedy for the sum of all rows.
 
-    Reference: RSPO (arXiv:2503.00030), abstract: SPPO with a penalty, forward and reverse KL. The
-    exact step is inferred.
+    Reconstructed: the exact step is inferred from the abstract: SPPO with a penalty, forward and
+    reverse KL.
+    Reference: RSPO (arXiv:2503.00030), abstract.
     """
-    _positive(eta=eta)
-    values = against(preference, log_policy)
-    values += _slope(log_policy, ref_logits, _KL) / eta
+    _positive(step_size=step_size)
+    values = answer_win_rates(log_policy, preference)
+    values += _slope(log_policy, ref_logits, _KL) / step_size
     others = tuple(penalty for penalty in penalties if not isinstance(penalty[1], KL))
-    own = 1 / eta + sum(weight for weight, row in penalties if isinstance(row, KL))
+    own = 1 / step_size + sum(weight for weight, row in penalties if isinstance(row, KL))
     if not others:
-        return greedy(values, ref_logits, own, _KL).log_policy
-    row = sums.weighted_sum(((own, _KL), *others))
-    return greedy(values, ref_logits, 1.0, row).log_policy
+        return greedy(values, ref_logits, own, generator=_KL).log_policy
+    row = generators.weighted_sum(((own, _KL), *others))
+    return greedy(values, ref_logits, 1.0, generator=row).log_policy
 
 
 def rspo_loss(
-    log_prob: ArrayLike,
-    previous: ArrayLike,
-    ref: ArrayLike,
-    win_probability: ArrayLike,
+    log_probs: SequenceLogProbs,
+    old_log_probs: SequenceLogProbs,
+    ref_log_probs: SequenceLogProbs,
+    win_probability: PerSequence,
     *,
-    eta: ArrayLike,
-    penalties: sums.Penalties,
-) -> Array:
-    """`sppo_loss + sum_i w_i D_i(pi‖ref)`, the divergences from the same answers of pi_t.
+    step_size: ArrayLike,
+    penalties: generators.Penalties,
+) -> PerSequence:
+    """`sppo_loss + sum_i w_i D_i(pi‖ref)`, the divergences from the same answers of pi_k.
 
-    They are centred estimates weighted by pi/pi_t: value and gradient are right in the mean. At
-    `pi = pi_t` the mean gradient is that of `-2 eta (P(pi > pi_t) - sum_i w_i D_i / (2 eta))`: it
-    rests at the equilibrium whose penalties are `1 / (2 eta)` of these. Shapes: `[...]` four times
-    to `[...]`.
+    They are centred estimates weighted by pi/pi_k: value and gradient are right in the mean. At
+    `pi = pi_k` the mean gradient is that of `-2 s (P(pi > pi_k) - sum_i w_i D_i / (2 s))`, s the
+    step size: it rests at the equilibrium whose penalties are `1 / (2 s)` of these. Shapes: `[...]`
+    four times to `[...]`.
 
-    Reference: RSPO (arXiv:2503.00030), abstract. The exact loss is unknown; that it is a squared
-    loss plus a penalty is from a secondary note, and how the penalty is estimated is chosen here.
+    Reconstructed: that it is a squared loss plus a penalty is from a note on the paper; how the
+    penalty is estimated is chosen here.
+    Reference: RSPO (arXiv:2503.00030), abstract.
     """
-    loss = sppo_loss(log_prob, previous, win_probability, eta=eta)
-    log_prob, previous, ref = checks.alike(log_prob=log_prob, previous=previous, ref=ref)
+    loss = sppo_loss(log_probs, old_log_probs, win_probability, step_size=step_size)
+    log_probs, old_log_probs, ref_log_probs = checks.alike(
+        log_probs=log_probs, old_log_probs=old_log_probs, ref_log_probs=ref_log_probs
+    )
+    log_weights = log_probs - old_log_probs
     for weight, row in penalties:
-        estimate = estimators.centred_from_p(row, log_prob, ref, log_weights=log_prob - previous)
+        estimate = estimators.centered_from_p(
+            row, log_probs, ref_log_probs, log_weights=log_weights
+        )
         loss += jnp.asarray(weight, loss.dtype) * estimate.astype(loss.dtype)
     return loss
 
@@ -304,99 +369,103 @@ def rspo_loss(
 # -------------------------------------------------------------------------------------------- SPIN
 
 
-def geometric_mixture(log_policy: ArrayLike, log_base: ArrayLike, share: ArrayLike) -> Array:
-    """`pi^(1 - share) base^share`, normalised. Shapes: `[..., n]` twice to the same."""
-    log_policy, log_base = checks.alike(log_policy=log_policy, log_base=log_base)
+def geometric_mixture(log_policy: LogPolicy, ref_logits: Logits, share: ArrayLike) -> LogPolicy:
+    """`pi^(1 - share) ref^share`, normalized. Shapes: `[..., n]` twice to the same.
+
+    With share 0 or 1 a zero of the other one does not count.
+    """
+    log_policy, ref_logits = checks.alike(log_policy=log_policy, ref_logits=ref_logits)
     share = jnp.asarray(share, log_policy.dtype)
     mixed = [
-        jnp.where(weight > 0, weight * log, 0)
-        for weight, log in ((1 - share, log_policy), (share, log_base))
+        jnp.where(weight > 0, weight * logits, 0)
+        for weight, logits in ((1 - share, log_policy), (share, ref_logits))
     ]
     return numerics.log_softmax(mixed[0] + mixed[1])
 
 
 def spin_loss(
-    real: ArrayLike,
-    generated: ArrayLike,
-    previous_real: ArrayLike,
-    previous_generated: ArrayLike,
-    base_real: ArrayLike,
-    base_generated: ArrayLike,
+    real: PerPair,
+    generated: PerPair,
+    old_real: PerPair,
+    old_generated: PerPair,
+    ref_real: PerPair,
+    ref_generated: PerPair,
     *,
     beta: ArrayLike,
     share: ArrayLike = 0.0,
-) -> Array:
-    """DPO of real answers over generated ones, the reference `previous^(1 - share) base^share`.
+) -> PerPair:
+    """DPO of real answers over generated ones, with the reference `old^(1 - share) ref^share`.
 
     SPIN for share 0; for 1 the reference is fixed, as in DPO. Answers are generated by the previous
-    policy, or by one drawn from the history (fictitious play). Shapes: `[...]` six times to
+    policy, or by one drawn from the history (`fictitious_play`). Shapes: `[...]` six times to
     `[...]`.
 
-    Reference: Chen et al. 2024 (arXiv:2401.01335), SPIN; arXiv:2404.04291, abstract, for the
-    mixture and the history.
+    Reconstructed: the mixture and the history are from the abstract of arXiv:2404.04291.
+    Reference: Chen et al. 2024 (arXiv:2401.01335), SPIN.
     """
-    real, generated, previous_real, previous_generated, base_real, base_generated = checks.alike(
+    real, generated, old_real, old_generated, ref_real, ref_generated = checks.alike(
         real=real,
         generated=generated,
-        previous_real=previous_real,
-        previous_generated=previous_generated,
-        base_real=base_real,
-        base_generated=base_generated,
+        old_real=old_real,
+        old_generated=old_generated,
+        ref_real=ref_real,
+        ref_generated=ref_generated,
     )
     share = jnp.asarray(share, real.dtype)
     anchors = (
-        previous + share * (base - previous)
-        for previous, base in ((previous_real, base_real), (previous_generated, base_generated))
+        old + share * (ref - old)
+        for old, ref in ((old_real, ref_real), (old_generated, ref_generated))
     )
     return preference_losses.dpo(real, generated, *anchors, beta=beta)
 
 
 def spin(
-    log_policy: Array,
-    log_data: Array,
-    log_base: Array,
+    log_policy: LogPolicy,
+    log_data: LogPolicy,
+    ref_logits: Logits,
     *,
     beta: ArrayLike,
     share: ArrayLike = 0.0,
-    log_opponent: Array | None = None,
-) -> Array:
-    """`reference (data / opponent)^(1/beta)`: the minimiser of `spin_loss` over all policies.
+    log_opponent: LogPolicy | None = None,
+) -> LogPolicy:
+    """`mixture (data / opponent)^(1/beta)`: the minimizer of `spin_loss` over all policies.
 
-    The opponent that generates is the previous policy unless another is given. With share s it
-    comes to rest at the mixture `base^(s beta) data`, to the power `1 / (1 + s beta)`; without, and
-    with beta 1, it is the data after one step. From far away it gets there if
-    `|1 - s - 1/beta| < 1`. Opponents must cover the data. Shapes: `[..., n]`.
+    The mixture is `pi_k^(1 - share) ref^share`; the opponent that generates is the previous policy
+    unless another is given. With share s it comes to rest at `ref^(s beta) data`, to the power
+    `1 / (1 + s beta)`; without, and with beta 1, it is the data after one step. From far away it
+    gets there if `|1 - s - 1/beta| < 1`. Opponents must cover the data. Shapes: `[..., n]`.
 
-    Reference: as `spin_loss`; the closed form is derived here.
+    Reference: Chen et al. 2024 (arXiv:2401.01335), SPIN; the closed form is derived here.
     """
     opponent = log_policy if log_opponent is None else log_opponent
-    anchor = geometric_mixture(log_policy, log_base, share)
+    anchor = geometric_mixture(log_policy, ref_logits, share)
     _, _, advantage = numerics.log_ratio(*checks.alike(log_data=log_data, log_opponent=opponent))
     advantage = jnp.where(log_data == -jnp.inf, -jnp.inf, advantage)
-    return greedy(advantage, anchor, beta, _KL).log_policy
+    return greedy(advantage, anchor, beta, generator=_KL).log_policy
 
 
 class History(NamedTuple):
-    """What fictitious play remembers."""
+    """State of fictitious play: the last policy and the average of all."""
 
     log_policy: Array
     """`[..., n]` the last policy."""
     log_average: Array
     """`[..., n]` the average of all so far."""
     rounds: Array
-    """How many."""
+    """`[]` the number of policies so far."""
 
 
-def remember(log_policy: Array) -> History:
-    """The history of a first policy."""
+def first_history(log_policy: LogPolicy) -> History:
+    """The history that consists of a first policy."""
     return History(log_policy, log_policy, jnp.ones((), log_policy.dtype))
 
 
-def fictitious(state: History, step: Callable[[Array, Array], Array]) -> History:
-    """Fictitious play: `step(log_policy, log_opponent)` against the average of all policies so far.
+def fictitious_play(state: History, step: Callable[[LogPolicy, LogPolicy], LogPolicy]) -> History:
+    """One round of `step(log_policy, log_opponent)` against the average of all policies so far.
 
-    Reference: arXiv:2404.04291, abstract, an opponent that averages over previous policies to
-    smooth the learning; Brown 1951 for the average.
+    Reconstructed: the abstract of arXiv:2404.04291 has an opponent that averages over previous
+    policies to smooth the learning.
+    Reference: Brown 1951, for the average.
     """
     new = step(state.log_policy, state.log_average)
     kept = jnp.log(state.rounds / (state.rounds + 1))

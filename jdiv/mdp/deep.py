@@ -1,9 +1,10 @@
-"""Deep regularised Q-learning: the schemes of `operators` with networks, replay and environments.
+"""Deep regularized Q-learning: the schemes of `operators` with networks, replay and environments.
 
-`init` and `step` are pure functions of a state of arrays. What a sweep varies is traced (`Hyper`),
-so all cells of a heat map and all their seeds are one vmapped program. One step is one move in each
-of the parallel environments and one gradient step. With weight and temperature 0 the Munchausen
-variant is DQN.
+`init` and `step` are pure functions of a state of arrays. The hyperparameters that a sweep varies
+are traced (`Hyperparameters`), so all cells of a heat map and all their seeds are one vmapped
+program; a `Method` of the table `METHODS` is static, and one's own is a pair of functions. One step
+is one move in each of the parallel environments and one gradient step. With weight and temperature
+0 Munchausen's method is DQN.
 """
 
 import itertools
@@ -20,56 +21,36 @@ from jax.typing import ArrayLike
 from jdiv import numerics
 from jdiv.divergences import categorical
 from jdiv.mdp import operators
+from jdiv.types import Indices, Logits, PerSequence, RandomKey, Scalar, Values
 
-VARIANTS = ("munchausen", "tsallis", "mirror_direct", "mirror_indirect", "dual_averaging")
 
-
-class Hyper(NamedTuple):
-    """What may be traced; the penalty on policies is `kl KL(pi‖previous) - entropy H(pi)`."""
+class Hyperparameters(NamedTuple):
+    """Traced hyperparameters: the penalty is `kl_weight KL(pi‖old) - entropy_weight H(pi)`."""
 
     weight: ArrayLike
-    """`kl / (kl + entropy)`: 0 is entropy alone, 1 is KL alone; Munchausen's alpha."""
+    """`kl_weight / temperature`: 0 is entropy alone, 1 is KL alone; Munchausen's alpha."""
     temperature: ArrayLike
-    """`kl + entropy`; with 0, weight 0 is DQN and weight > 0 advantage learning."""
+    """`kl_weight + entropy_weight`; with 0, weight 0 is DQN and weight > 0 advantage learning."""
     index: ArrayLike = 2.0
-    """Of Tsallis' entropy, in the entmax convention: 1 is softmax, 2 sparsemax."""
+    """Tsallis' index, as in `operators.tsallis`: 1 is softmax, 2 sparsemax."""
     floor: ArrayLike = -1.0
     """Least value of the Munchausen bonus before its weight."""
     evaluation: ArrayLike = 1.0
     """Mirror descent and dual averaging: 1 if targets contain the penalty, 0 if not."""
 
     @property
-    def kl(self) -> Array:
-        """Coefficient of KL to the previous policy."""
+    def kl_weight(self) -> Array:
+        """Weight of KL to the old policy."""
         return jnp.asarray(self.weight * self.temperature)
 
     @property
-    def entropy(self) -> Array:
-        """Coefficient of the entropy."""
+    def entropy_weight(self) -> Array:
+        """Weight of the entropy."""
         return jnp.asarray((1 - self.weight) * self.temperature)
 
 
-class Settings(NamedTuple):
-    """What shapes the program."""
-
-    variant: str = "munchausen"
-    hidden: tuple[int, ...] = (64, 64)
-    environments: int = 8
-    """That run in parallel: moves per gradient step."""
-    capacity: int = 8192
-    """Moves that the replay buffer holds."""
-    batch: int = 32
-    target_every: int = 50
-    """Gradient steps between updates of the target network."""
-    learning_rate: float = 1e-3
-    adam_epsilon: float = 3.125e-4
-    discount: float = 0.99
-    exploration: float = 0.05
-    """Probability of a uniform action, constant."""
-
-
-class Moved(NamedTuple):
-    """What a move in an environment leads to."""
+class TimeStep(NamedTuple):
+    """Observation, reward and end of an episode after a move in an environment."""
 
     observation: Array
     """The next one to act on: of a new episode if this one has ended."""
@@ -87,8 +68,8 @@ class Environment(NamedTuple):
 
     reset: Callable[[Array], tuple[Array, Any]]
     """`reset(key) -> (observation, state)`"""
-    step: Callable[[Array, Any, Array], tuple[Moved, Any]]
-    """`step(key, state, action) -> (moved, state)`"""
+    step: Callable[[Array, Any, Array], tuple[TimeStep, Any]]
+    """`step(key, state, action) -> (time_step, state)`"""
     features: int
     """Length of an observation."""
     actions: int
@@ -105,12 +86,13 @@ class Transition(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that a run needs to go on."""
+    """Everything that a run needs to go on."""
 
     params: dict[str, Any]
     target: dict[str, Any]
-    optimiser: Any
+    optimizer: Any
     updates: Array
+    """`[]` gradient steps so far."""
     replay: Transition
     """`[capacity, ...]`"""
     world: Any
@@ -128,8 +110,12 @@ class State(NamedTuple):
 # -------------------------------------------------------------------------------------- networks
 
 
-def mlp_init(key: Array, sizes: tuple[int, ...]) -> list[dict[str, Array]]:
-    """Layers of a perceptron, with He's normal weights and zero biases."""
+def mlp_init(sizes: tuple[int, ...], key: RandomKey) -> list[dict[str, Array]]:
+    """Layers of a perceptron, with He's normal weights and zero biases.
+
+    >>> [layer["weight"].shape for layer in mlp_init((4, 16, 2), jax.random.key(0))]
+    [(4, 16), (16, 2)]
+    """
     shapes = list(itertools.pairwise(sizes))
     counts = [rows * columns for rows, columns in shapes]
     # One draw for all layers: a draw is most of what there is to compile.
@@ -141,7 +127,12 @@ def mlp_init(key: Array, sizes: tuple[int, ...]) -> list[dict[str, Array]]:
 
 
 def mlp(layers: list[dict[str, Array]], x: Array) -> Array:
-    """`[..., features]` to `[..., outputs]`, with rectified linear units in between."""
+    """`[..., features]` to `[..., outputs]`, with rectified linear units in between.
+
+    >>> layers = [{"weight": jnp.eye(2), "bias": jnp.zeros(2)}] * 2
+    >>> mlp(layers, jnp.array([3.0, -1.0]))
+    Array([3., 0.], dtype=float32)
+    """
     for number, layer in enumerate(layers):
         x = x @ layer["weight"]
         x = x + layer["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
@@ -152,13 +143,13 @@ def mlp(layers: list[dict[str, Array]], x: Array) -> Array:
 # --------------------------------------------------------------------------------------- targets
 
 
-def bootstrapped(batch: Transition, value: Array, discount: float) -> Array:
+def bootstrapped(batch: Transition, value: PerSequence, discount: float) -> Array:
     """`r + discount v(final)`, `[batch]`: no value after a terminal state, one after a cut."""
     return batch.reward + discount * jnp.where(batch.terminated, 0, value)
 
 
 def munchausen_target(
-    hyper: Hyper, batch: Transition, q: Array, q_next: Array, discount: float
+    hyper: Hyperparameters, batch: Transition, q: Values, q_next: Values, discount: float
 ) -> Array:
     """`r + alpha max(T log pi(a|s), floor) + discount <pi', q' - T log pi'>`, `pi = softmax(q/T)`.
 
@@ -168,146 +159,221 @@ def munchausen_target(
 
     Reference: Vieillard, Pietquin and Geist 2020 (arXiv:2007.14430), equation 1 and section 4.
     """
-    here, after = (
-        operators.soft(x, jnp.zeros_like(x), 0.0, hyper.temperature) for x in (q, q_next)
-    )
-    bonus = taken(q, batch.action) - here.value
+    now, after = (operators.soft(x, jnp.zeros_like(x), 0.0, hyper.temperature) for x in (q, q_next))
+    bonus = entry_of_action(q, batch.action) - now.value
     bonus = hyper.weight * jnp.maximum(bonus, hyper.floor)
     return bootstrapped(batch, after.value, discount) + bonus
 
 
 def tsallis_target(
-    hyper: Hyper, batch: Transition, q: Array, q_next: Array, discount: float
+    hyper: Hyperparameters, batch: Transition, q: Values, q_next: Values, discount: float
 ) -> Array:
     """MVI(q): `r + alpha max(q(s, a) - <pi, q>, floor) + discount (<pi', q'> + T H(pi'))`.
 
-    The policy is entmax of q/T, and H is Tsallis' entropy with the same index.
+    Policy and entropy are those of `operators.tsallis`, greedy at temperature 0.
 
-    Reference: Zhu et al. 2023 (arXiv:2301.11476), MVI(q), with the entmax convention.
+    Reference: Zhu et al. 2023 (arXiv:2301.11476), MVI(q).
+    Reconstructed: the bonus, from a secondary source.
     """
-    here, after = (_sparse(hyper, x) for x in (q, q_next))
-    bonus = taken(q, batch.action) - jnp.sum(jnp.exp(here.log_policy) * q, axis=-1)
+    now, after = (operators.tsallis(x, hyper.temperature, hyper.index) for x in (q, q_next))
+    bonus = entry_of_action(q, batch.action) - jnp.sum(jnp.exp(now.log_policy) * q, axis=-1)
     bonus = hyper.weight * jnp.maximum(bonus, hyper.floor)
     return bootstrapped(batch, after.value, discount) + bonus
 
 
-def _sparse(hyper: Hyper, q: Array) -> operators.Step:
-    """`argmax <pi, q> + T H(pi)` with its value, greedy at temperature 0."""
-    hard = jnp.asarray(hyper.temperature) == 0
-    best = operators.tsallis(q, jnp.where(hard, 1, hyper.temperature), hyper.index)
-    return jax.tree.map(lambda hard_x, x: jnp.where(hard, hard_x, x), operators.greedy(q), best)
-
-
 def mirror_target(
-    hyper: Hyper,
+    hyper: Hyperparameters,
     batch: Transition,
-    logits_next: Array,
-    previous_next: Array,
-    q_next: Array,
+    logits_next: Logits,
+    old_logits_next: Logits,
+    q_next: Values,
     discount: float,
 ) -> Array:
-    """`r + discount (<pi', q'> - evaluation (kl KL(pi'‖previous') - entropy H(pi')))`.
+    """`r + discount (<pi', q'> - evaluation (kl_weight KL(pi'‖old) - entropy_weight H(pi')))`.
 
     Shapes: logits of the policy and of the one before, and action values, `[batch, actions]`.
 
     Reference: Vieillard et al. 2020 (arXiv:2003.14089), equation 2.
     """
-    paid = hyper.evaluation
-    value = penalised(paid * hyper.kl, paid * hyper.entropy, logits_next, previous_next, q_next)
+    weights = hyper.evaluation * hyper.kl_weight, hyper.evaluation * hyper.entropy_weight
+    value = penalized_value(*weights, logits_next, old_logits_next, q_next)
     return bootstrapped(batch, value, discount)
 
 
-def penalised(kl: ArrayLike, entropy: ArrayLike, logits: Array, previous: Array, q: Array) -> Array:
-    """`<pi, q> - kl KL(pi‖previous) + entropy H(pi)`, `[..., actions]` to `[...]`."""
+def penalized_value(
+    kl_weight: Scalar, entropy_weight: Scalar, logits: Logits, old_logits: Logits, q: Values
+) -> Array:
+    """`<pi, q> - kl_weight KL(pi‖old) + entropy_weight H(pi)`, `[..., actions]` to `[...]`.
+
+    >>> even = jnp.zeros(2)
+    >>> print(f"{penalized_value(0.0, 1.0, even, even, jnp.array([0.0, 1.0])):.4f}")
+    1.1931
+    """
     policy = jnp.exp(numerics.log_softmax(logits))
     most = jnp.log(jnp.asarray(q.shape[-1], q.dtype))
-    spread = most - categorical.kl(logits, jnp.zeros_like(logits))
-    # A greedy policy may leave the support of the previous one, which without a penalty is free.
-    moved = jnp.where(kl == 0, 0, categorical.kl(logits, previous))
-    return jnp.sum(policy * q, axis=-1) - kl * moved + entropy * spread
+    entropy = most - categorical.kl(logits, jnp.zeros_like(logits))
+    # A greedy policy may leave the support of the old one, which without a penalty is free.
+    distance = jnp.where(kl_weight == 0, 0, categorical.kl(logits, old_logits))
+    return jnp.sum(policy * q, axis=-1) - kl_weight * distance + entropy_weight * entropy
 
 
-def averaging(hyper: Hyper, number: Array) -> tuple[Array, Array, Array, Array]:
-    """`(keep, add, temperature, previous temperature)` of dual averaging at update `number`.
+def averaging_schedule(
+    hyper: Hyperparameters, number: ArrayLike
+) -> tuple[Array, Array, Array, Array]:
+    """`(keep, add, temperature, old temperature)` of dual averaging at update `number`.
 
     `h_k = keep h_(k-1) + add q_k`, `pi_(k+1) = softmax(h_k / temperature)`. With entropy h is a
-    moving average, at temperature `entropy`; without, the plain average of all k + 1 action
-    values, at `kl / (k + 1)`; without both, q itself.
+    moving average, at temperature `entropy_weight`; without, the plain average of all k + 1 action
+    values, at `kl_weight / (k + 1)`; without both, q itself.
+
+    >>> [x.item() for x in averaging_schedule(Hyperparameters(1.0, 2.0), jnp.asarray(3))]
+    [0.75, 0.25, 0.5, 0.6666666865348816]
 
     Reference: Vieillard et al. 2020 (arXiv:2003.14089), equation 4.
     """
-    kl, entropy = hyper.kl, hyper.entropy
-    count = number.astype(kl.dtype)
-    plain = entropy == 0
+    kl_weight, entropy_weight = hyper.kl_weight, hyper.entropy_weight
+    count = jnp.asarray(number).astype(kl_weight.dtype)
+    plain = entropy_weight == 0
     keep = jnp.where(plain, count / (count + 1), hyper.weight)
-    keep = jnp.where(kl == 0, 0, keep)
-    previous = jnp.where(plain, kl / jnp.maximum(count, 1), entropy)
-    return keep, 1 - keep, jnp.where(plain, kl / (count + 1), entropy), previous
+    keep = jnp.where(kl_weight == 0, 0, keep)
+    temperature = jnp.where(plain, kl_weight / (count + 1), entropy_weight)
+    old_temperature = jnp.where(plain, kl_weight / jnp.maximum(count, 1), entropy_weight)
+    return keep, 1 - keep, temperature, old_temperature
 
 
-def taken(x: Array, action: Array) -> Array:
-    """Of `[..., actions]` the entry of the action, `[...]`."""
+def entry_of_action(x: Values, action: Indices) -> Array:
+    """`x[..., action]`, `[..., actions]` and `[...]` to `[...]`.
+
+    >>> entry_of_action(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([1, 0]))
+    Array([2., 3.], dtype=float32)
+    """
     return jnp.take_along_axis(x, action[..., None], axis=-1)[..., 0]
 
 
 # ---------------------------------------------------------------------------------------- losses
 
 
-def td_loss(q: Array, action: Array, target: Array) -> Array:
-    """Mean Huber loss of the action values of the actions taken."""
-    return jnp.mean(optax.huber_loss(taken(q, action), target))
+def td_loss(q: Values, action: Indices, target: PerSequence) -> Array:
+    """Mean Huber loss of the action values of the actions taken.
+
+    >>> td_loss(jnp.array([[0.0, 3.0]]), jnp.array([1]), jnp.array([1.0])).item()
+    1.5
+    """
+    return jnp.mean(optax.huber_loss(entry_of_action(q, action), target))
 
 
-def _loss(
-    settings: Settings,
-    hyper: Hyper,
-    params: dict[str, Any],
-    target: dict[str, Any],
-    batch: Transition,
-    number: Array,
-) -> tuple[Array, Array]:
-    """The loss of a batch in which the target network was updated `number` times, and its q."""
-    both = jnp.stack([batch.observation, batch.final])
-    q, (q_old, q_next) = mlp(params["q"], batch.observation), mlp(target["q"], both)
-    if settings.variant in ("munchausen", "tsallis"):
-        td_target = {"munchausen": munchausen_target, "tsallis": tsallis_target}[settings.variant]
-        wanted = td_target(hyper, batch, q_old, q_next, settings.discount)
+class Method(NamedTuple):
+    """A member of the family: the loss of a batch, and whether the policy has a network."""
+
+    loss: Callable[..., tuple[Array, Array]]
+    """`loss(hyper, params, target, batch, number, discount)`: the loss of a batch in which the
+    target network was updated `number` times, and the action values `[batch, actions]`."""
+    actor: bool
+
+
+def value_method(target: Callable[..., Array]) -> Method:
+    """Regression to `target(hyper, batch, q, q_next, discount)`; the policy follows from q."""
+
+    def loss(hyper, params, target_params, batch, number, discount):
+        q = mlp(params["q"], batch.observation)
+        q_old, q_next = mlp(target_params["q"], _both(batch))
+        wanted = target(hyper, batch, q_old, q_next, discount)
         return td_loss(q, batch.action, wanted), q
 
-    # The actor's two networks: the policy that is learned, and the previous one.
-    actor, previous = mlp(params["actor"], both), mlp(target["actor"], both)
-    if settings.variant == "dual_averaging":
-        keep, add, temperature, temperature_before = averaging(hyper, number)
-        previous = jnp.where(number == 0, 0, previous)
-        wanted = keep * previous[0] + add * q_old
-        improvement = jnp.mean(jnp.sum(optax.huber_loss(actor[0], wanted), axis=-1))
-        actor, previous = _over(actor, temperature), _over(previous, temperature_before)
-    elif settings.variant == "mirror_direct":
-        payoff = penalised(hyper.kl, hyper.entropy, actor[0], previous[0], q_old)
-        improvement = -jnp.mean(payoff)
-    else:
-        log_previous = numerics.log_softmax(previous[0])
-        best = jnp.exp(operators.soft(q_old, log_previous, hyper.kl, hyper.entropy).log_policy)
-        improvement = -jnp.mean(jnp.sum(best * numerics.log_softmax(actor[0]), axis=-1))
-    actor = jax.lax.stop_gradient(actor[1])
-    wanted = mirror_target(hyper, batch, actor, previous[1], q_next, settings.discount)
-    return td_loss(q, batch.action, wanted) + improvement, q
+    return Method(loss, actor=False)
 
 
-def _over(values: Array, temperature: Array) -> Array:
+def policy_method(improvement: Callable[..., tuple[Array, Array, Array]]) -> Method:
+    """Regression to `mirror_target`, with a network for the policy that has a loss of its own.
+
+    `improvement(hyper, actor, old_actor, q, number)` takes what the network of the policy and its
+    target give for observations and final ones, `[2, batch, actions]`, and the action values of the
+    first, to the loss and the logits of both policies.
+    """
+
+    def loss(hyper, params, target_params, batch, number, discount):
+        both = _both(batch)
+        q, (q_old, q_next) = mlp(params["q"], batch.observation), mlp(target_params["q"], both)
+        actor, old_actor = mlp(params["actor"], both), mlp(target_params["actor"], both)
+        actor_loss, logits, old_logits = improvement(hyper, actor, old_actor, q_old, number)
+        logits_next = jax.lax.stop_gradient(logits[1])
+        wanted = mirror_target(hyper, batch, logits_next, old_logits[1], q_next, discount)
+        return td_loss(q, batch.action, wanted) + actor_loss, q
+
+    return Method(loss, actor=True)
+
+
+def _both(batch: Transition) -> Array:
+    """`[2, batch, features]` observations before and after the moves."""
+    return jnp.stack([batch.observation, batch.final])
+
+
+def _direct(hyper, actor, old_actor, q, number):
+    """Ascent of the penalized value itself."""
+    value = penalized_value(hyper.kl_weight, hyper.entropy_weight, actor[0], old_actor[0], q)
+    return -jnp.mean(value), actor, old_actor
+
+
+def _indirect(hyper, actor, old_actor, q, number):
+    """Cross-entropy to the policy that maximizes the penalized value."""
+    old_log_policy = numerics.log_softmax(old_actor[0])
+    best = operators.soft(q, old_log_policy, hyper.kl_weight, hyper.entropy_weight).log_policy
+    cross_entropy = -jnp.sum(jnp.exp(best) * numerics.log_softmax(actor[0]), axis=-1)
+    return jnp.mean(cross_entropy), actor, old_actor
+
+
+def _dual_averaging(hyper, actor, old_actor, q, number):
+    """Regression to the average of the action values, of which the policy is a softmax."""
+    keep, add, temperature, old_temperature = averaging_schedule(hyper, number)
+    old_actor = jnp.where(number == 0, 0, old_actor)
+    wanted = keep * old_actor[0] + add * q
+    loss = jnp.mean(jnp.sum(optax.huber_loss(actor[0], wanted), axis=-1))
+    return loss, _divided(actor, temperature), _divided(old_actor, old_temperature)
+
+
+def _divided(values: Array, temperature: Array) -> Array:
     """Logits `values / temperature`; at temperature 0 those of the greedy policy."""
     hard = temperature == 0
     logits = values / jnp.where(hard, 1, temperature)
     return jnp.where(hard, operators.greedy(values).log_policy, logits)
 
 
+METHODS: dict[str, Method] = {
+    "munchausen": value_method(munchausen_target),
+    "tsallis": value_method(tsallis_target),
+    "mirror_direct": policy_method(_direct),
+    "mirror_indirect": policy_method(_indirect),
+    "dual_averaging": policy_method(_dual_averaging),
+}
+"""The methods by name: M-DQN, MVI(q), and the two kinds of MD-VI and DA-VI of Vieillard et al."""
+
+
 # ---------------------------------------------------------------------------------------- training
 
 
-def init(settings: Settings, environment: Environment, key: Array) -> State:
+class Settings(NamedTuple):
+    """Static hyperparameters; changing one recompiles."""
+
+    method: Method = METHODS["munchausen"]
+    hidden: tuple[int, ...] = (64, 64)
+    environments: int = 8
+    """Environments that run in parallel: moves per gradient step."""
+    capacity: int = 8192
+    """Moves that the replay buffer holds."""
+    batch: int = 32
+    target_every: int = 50
+    """Gradient steps between updates of the target network."""
+    learning_rate: float = 1e-3
+    adam_epsilon: float = 3.125e-4
+    discount: float = 0.99
+    exploration: float = 0.05
+    """Probability of a uniform action, constant."""
+
+
+def init(settings: Settings, environment: Environment, key: RandomKey) -> State:
     """Random networks, an empty buffer, all environments at their start."""
-    if settings.variant not in VARIANTS:
-        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {settings.variant!r}")
+    if not isinstance(settings.method, Method):
+        raise TypeError(f"method must be a Method, as in METHODS, got {settings.method!r}")
     if settings.capacity % settings.environments:
         raise ValueError(
             f"capacity must be a multiple of environments, got {settings.capacity} and"
@@ -315,9 +381,9 @@ def init(settings: Settings, environment: Environment, key: Array) -> State:
         )
     q_key, actor_key, world_key = jax.random.split(key, 3)
     sizes = (environment.features, *settings.hidden, environment.actions)
-    params = {"q": mlp_init(q_key, sizes)}
-    if settings.variant not in ("munchausen", "tsallis"):
-        params["actor"] = mlp_init(actor_key, sizes)
+    params = {"q": mlp_init(sizes, q_key)}
+    if settings.method.actor:
+        params["actor"] = mlp_init(sizes, actor_key)
     keys = jax.random.split(world_key, settings.environments)
     observation, world = jax.vmap(environment.reset)(keys)
     zeros = jnp.zeros(settings.environments)
@@ -325,7 +391,7 @@ def init(settings: Settings, environment: Environment, key: Array) -> State:
     return State(
         params=params,
         target=params,
-        optimiser=_optimiser(settings).init(params),
+        optimizer=_optimizer(settings).init(params),
         updates=jnp.zeros((), jnp.int32),
         replay=Transition(
             observation=rows,
@@ -343,7 +409,11 @@ def init(settings: Settings, environment: Environment, key: Array) -> State:
 
 
 def step(
-    settings: Settings, environment: Environment, hyper: Hyper, state: State, key: Array
+    settings: Settings,
+    environment: Environment,
+    hyper: Hyperparameters,
+    state: State,
+    key: RandomKey,
 ) -> tuple[State, dict[str, Array]]:
     """A move in every environment and a gradient step.
 
@@ -353,34 +423,42 @@ def step(
     act_key, world_key, sample_key = jax.random.split(key, 3)
     action = act(settings, state, act_key)
     keys = jax.random.split(world_key, settings.environments)
-    moved, world = jax.vmap(environment.step)(keys, state.world, action)
-    moves = Transition(state.observation, action, moved.reward, moved.terminated, moved.final)
+    time_step, world = jax.vmap(environment.step)(keys, state.world, action)
+    ended = time_step.terminated | time_step.truncated
+    moves = Transition(
+        observation=state.observation,
+        action=action,
+        reward=time_step.reward,
+        terminated=time_step.terminated,
+        final=time_step.final,
+    )
     replay = _stored(state.replay, moves, state.updates * settings.environments)
 
     held = jnp.minimum((state.updates + 1) * settings.environments, settings.capacity)
     chosen = _any_below(held, jax.random.uniform(sample_key, (settings.batch,)))
     batch = jax.tree.map(lambda x: x[chosen], replay)
     number = state.updates // settings.target_every
-    loss = lambda params: _loss(settings, hyper, params, state.target, batch, number)
+    loss = lambda params: settings.method.loss(
+        hyper, params, state.target, batch, number, settings.discount
+    )
     (value, q), slope = jax.value_and_grad(loss, has_aux=True)(state.params)
     with _lenient():
-        change, optimiser = _optimiser(settings).update(slope, state.optimiser, state.params)
+        change, optimizer = _optimizer(settings).update(slope, state.optimizer, state.params)
     params = optax.apply_updates(state.params, change)
     updates = state.updates + 1
     due = updates % settings.target_every == 0
     target = jax.tree.map(lambda new, old: jnp.where(due, new, old), params, state.target)
 
-    ended = moved.terminated | moved.truncated
-    running = state.running + moved.reward
+    running = state.running + time_step.reward
     first = state.episodes == 0
     following = State(
         params=params,
         target=target,
-        optimiser=optimiser,
+        optimizer=optimizer,
         updates=updates,
         replay=replay,
         world=_typed(world),
-        observation=moved.observation,
+        observation=time_step.observation,
         running=jnp.where(ended, 0, running),
         score=jnp.where(ended | first, running, state.score),
         episodes=state.episodes + ended.astype(jnp.int32),
@@ -390,10 +468,10 @@ def step(
     return following, {"score": jnp.mean(state.score), "gap": gap, "loss": value}
 
 
-def act(settings: Settings, state: State, key: Array) -> Array:
+def act(settings: Settings, state: State, key: RandomKey) -> Array:
     """Actions `[environments]`: the best ones of the policy, or with some probability any."""
-    judge = state.params.get("actor", state.params["q"])
-    preferences = mlp(judge, state.observation)
+    network = state.params.get("actor", state.params["q"])
+    preferences = mlp(network, state.observation)
     count, actions = preferences.shape
     best = jnp.argmax(preferences, axis=-1).astype(jnp.int32)
     explores, which = jax.random.uniform(key, (2, count))
@@ -406,12 +484,12 @@ def _any_below(count: ArrayLike, uniform: Array) -> Array:
     return jnp.minimum((uniform * count.astype(uniform.dtype)).astype(jnp.int32), count - 1)
 
 
-def _optimiser(settings: Settings) -> optax.GradientTransformation:
+def _optimizer(settings: Settings) -> optax.GradientTransformation:
     return optax.adam(settings.learning_rate, eps=settings.adam_epsilon)
 
 
 def _stored(replay: Transition, moves: Transition, written: Array) -> Transition:
-    """With the moves in the place of the oldest."""
+    """The buffer with the moves in the place of the oldest."""
 
     def store(buffer: Array, rows: Array) -> Array:
         at = written % len(buffer)
@@ -442,14 +520,14 @@ def from_gymnax(name: str) -> Environment:
             observation, state = made.reset(key, jax.tree.map(jnp.asarray, default))
         return _flat(observation), state
 
-    def step(key: Array, state: Any, action: Array) -> tuple[Moved, Any]:
+    def step(key: Array, state: Any, action: Array) -> tuple[TimeStep, Any]:
         with _lenient():
             observation, state, reward, terminated, truncated, info = made.step(
                 key, state, action, jax.tree.map(jnp.asarray, default)
             )
         final = _flat(info["final_observation"])
         reward = jnp.asarray(reward, final.dtype)
-        return Moved(_flat(observation), reward, terminated, truncated, final), state
+        return TimeStep(_flat(observation), reward, terminated, truncated, final), state
 
     observation, _ = jax.eval_shape(reset, jax.random.key(0))
     return Environment(reset, step, observation.size, made.num_actions)

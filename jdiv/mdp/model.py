@@ -2,7 +2,17 @@
 
 Both forms have the same methods, `expectation`, `flow` and `policy_transition`, and everything else
 is written in terms of these. Policies are probabilities `[S, A]`, values `[S]`, action values
-`[S, A]`; occupancy measures are normalised, `(1 - discount) sum_t discount^t P(s_t, a_t)`.
+`[S, A]`; occupancy measures are normalized, `(1 - discount) sum_t discount^t P(s_t, a_t)`.
+Arrays are taken as they are; `validate` is what checks a process.
+
+>>> stay_or_go = Mdp(
+...     transition=jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]]),
+...     reward=jnp.array([[0.0, 1.0], [2.0, 2.0]]),
+...     discount=0.5,
+...     start=jnp.array([1.0, 0.0]),
+... )
+>>> policy_value(stay_or_go, jnp.array([[0.0, 1.0], [1.0, 0.0]])).tolist()
+[3.0, 4.0]
 """
 
 from typing import NamedTuple
@@ -12,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+
+from jdiv.types import PerState, Scalar, StateActions
 
 # ------------------------------------------------------------------------------------- two forms
 
@@ -28,15 +40,15 @@ class Mdp(NamedTuple):
     start: Array
     """`[S]` probabilities of the first state."""
 
-    def expectation(self, value: Array) -> Array:
+    def expectation(self, value: PerState) -> Array:
         """`E[value(s') | s, a]`, from `[S]` to `[S, A]`."""
         return self.transition @ value
 
-    def flow(self, mass: Array) -> Array:
-        """Where mass on states and actions goes, from `[S, A]` to `[S]`: the adjoint."""
+    def flow(self, mass: StateActions) -> Array:
+        """The mass that arrives in each state, from `[S, A]` to `[S]`: the adjoint."""
         return jnp.einsum("sa,sat->t", mass, self.transition)
 
-    def policy_transition(self, policy: Array) -> Array:
+    def policy_transition(self, policy: StateActions) -> Array:
         """`[S, S]` transition matrix of the chain that a policy makes."""
         return jnp.einsum("sa,sat->st", policy, self.transition)
 
@@ -55,16 +67,16 @@ class SparseMdp(NamedTuple):
     start: Array
     """`[S]` probabilities of the first state."""
 
-    def expectation(self, value: Array) -> Array:
+    def expectation(self, value: PerState) -> Array:
         """`E[value(s') | s, a]`, from `[S]` to `[S, A]`."""
         return jnp.sum(self.probability * value[self.successor], axis=-1)
 
-    def flow(self, mass: Array) -> Array:
-        """Where mass on states and actions goes, from `[S, A]` to `[S]`: the adjoint."""
+    def flow(self, mass: StateActions) -> Array:
+        """The mass that arrives in each state, from `[S, A]` to `[S]`: the adjoint."""
         arriving = mass[..., None] * self.probability
         return jnp.zeros_like(self.start).at[self.successor].add(arriving)
 
-    def policy_transition(self, policy: Array) -> Array:
+    def policy_transition(self, policy: StateActions) -> Array:
         """`[S, S]` transition matrix of the chain that a policy makes."""
         states = jnp.arange(self.start.shape[0])[:, None, None]
         matrix = jnp.zeros(2 * self.start.shape, self.probability.dtype)
@@ -75,7 +87,15 @@ AnyMdp = Mdp | SparseMdp
 
 
 def dense(mdp: AnyMdp) -> Mdp:
-    """The same process by its full tensor."""
+    """The same process by its full tensor.
+
+    >>> twice = SparseMdp(
+    ...     successor=jnp.array([[[0, 0]]]), probability=jnp.array([[[0.25, 0.75]]]),
+    ...     reward=jnp.zeros((1, 1)), discount=0.9, start=jnp.ones(1),
+    ... )
+    >>> dense(twice).transition.tolist()
+    [[[1.0]]]
+    """
     if isinstance(mdp, Mdp):
         return mdp
     states, actions, _ = mdp.successor.shape
@@ -86,7 +106,7 @@ def dense(mdp: AnyMdp) -> Mdp:
 
 
 def validate(mdp: AnyMdp) -> None:
-    """Refuses what is no process, in one line; for arrays with values, not under jit.
+    """Refuses arrays that are no process, in one line; for arrays with values, not under jit.
 
     >>> validate(Mdp(np.ones((1, 1, 1)), np.zeros((1, 1)), 1.0, np.ones(1)))
     Traceback (most recent call last):
@@ -126,7 +146,7 @@ def validate(mdp: AnyMdp) -> None:
 
 
 def _refuse_no_distribution(name: str, rows: np.ndarray) -> None:
-    """Rows have to be non-negative and sum to one, to the precision of their type."""
+    """Refuses rows that are negative or do not sum to one, to the precision of their type."""
     if not (rows >= 0).all():
         where = tuple(int(i) for i in np.argwhere(~(rows >= 0))[0])
         raise ValueError(f"{name} must not be negative, got {rows[where]} at {where}")
@@ -141,15 +161,20 @@ def _refuse_no_distribution(name: str, rows: np.ndarray) -> None:
 # ---------------------------------------------------------------------------------- exact oracles
 
 
-def action_values(mdp: AnyMdp, value: Array) -> Array:
-    """`q(s, a) = r(s, a) + discount E[v(s')]`, from `[S]` to `[S, A]`."""
+def action_values(mdp: AnyMdp, value: PerState) -> Array:
+    """`q(s, a) = r(s, a) + discount E[v(s')]`, from `[S]` to `[S, A]`.
+
+    >>> from jdiv.mdp import environments
+    >>> action_values(environments.chain(length=3, slip=0.0), jnp.zeros(3)).tolist()
+    [[0.10000000149011612, 0.0], [0.0, 0.0], [0.0, 1.0]]
+    """
     return mdp.reward + mdp.discount * mdp.expectation(value)
 
 
-def policy_value(mdp: AnyMdp, policy: Array, bonus: Array | None = None) -> Array:
+def policy_value(mdp: AnyMdp, policy: StateActions, bonus: PerState | None = None) -> Array:
     """`[S]` value of a policy, `(1 - discount P_pi)^-1 r_pi`, by a linear solve.
 
-    `bonus`, `[S]`, is added to the reward of every step: minus a regulariser, for instance.
+    `bonus`, `[S]`, is added to the reward of every step: minus a regularizer, for instance.
     """
     reward = jnp.sum(policy * mdp.reward, axis=-1)
     reward = reward if bonus is None else reward + bonus
@@ -157,15 +182,20 @@ def policy_value(mdp: AnyMdp, policy: Array, bonus: Array | None = None) -> Arra
     return jnp.linalg.solve(jnp.eye(len(reward)) - mdp.discount * chain, reward)
 
 
-def policy_action_values(mdp: AnyMdp, policy: Array) -> Array:
+def policy_action_values(mdp: AnyMdp, policy: StateActions) -> Array:
     """`[S, A]` action values of a policy."""
     return action_values(mdp, policy_value(mdp, policy))
 
 
-def occupancy(mdp: AnyMdp, policy: Array) -> Array:
-    """`[S, A]` normalised discounted occupancy measure of a policy, by a linear solve.
+def occupancy(mdp: AnyMdp, policy: StateActions) -> Array:
+    """`[S, A]` normalized discounted occupancy measure of a policy, by a linear solve.
 
     `sum mu r = (1 - discount) * return`.
+
+    >>> from jdiv.mdp import environments
+    >>> chain = environments.chain(length=2, slip=0.0, discount=0.5)
+    >>> occupancy(chain, jnp.array([[0.0, 1.0], [0.0, 1.0]])).tolist()
+    [[0.0, 0.5], [0.0, 0.5]]
     """
     chain = mdp.policy_transition(policy)
     system = jnp.eye(len(chain)) - mdp.discount * chain.T
@@ -173,7 +203,7 @@ def occupancy(mdp: AnyMdp, policy: Array) -> Array:
     return states[:, None] * policy
 
 
-def expected_return(mdp: AnyMdp, policy: Array) -> Array:
+def expected_return(mdp: AnyMdp, policy: StateActions) -> Array:
     """`[]` value of a policy at the start."""
     return mdp.start @ policy_value(mdp, policy)
 
@@ -186,15 +216,20 @@ class Optimum(NamedTuple):
     value: Array
     """`[S]` the optimal value."""
     iterations: Array
-    """Steps of policy iteration."""
+    """`[]` steps of policy iteration."""
     residual: Array
-    """`max |T v - v|` of the value that is returned."""
+    """`[]` `max |T v - v|` of the value that is returned."""
 
 
 def optimum(mdp: AnyMdp) -> Optimum:
     """The optimal policy by policy iteration with exact evaluation.
 
     Ends when no action is better than the policy's by more than rounding.
+
+    >>> from jdiv.mdp import environments
+    >>> best = optimum(environments.chain(length=3, slip=0.0, discount=0.5))
+    >>> best.policy.argmax(axis=1).tolist(), best.value.tolist()
+    ([1, 1, 1], [0.5, 1.0, 2.0])
 
     Reference: Howard 1960, Dynamic programming and Markov processes.
     """
@@ -227,9 +262,15 @@ def optimum(mdp: AnyMdp) -> Optimum:
 
 
 def finite_horizon_value(
-    mdp: AnyMdp, policy: Array, horizon: int, *, discount: ArrayLike = 1.0
+    mdp: AnyMdp, policy: StateActions, horizon: int, *, discount: Scalar = 1.0
 ) -> Array:
-    """`[S]` expected sum of `horizon` rewards of a stationary policy, discounted if asked for."""
+    """`[S]` expected sum of `horizon` rewards of a stationary policy, discounted if asked for.
+
+    >>> from jdiv.mdp import environments
+    >>> right = jnp.array([[0.0, 1.0], [0.0, 1.0]])
+    >>> finite_horizon_value(environments.chain(length=2, slip=0.0), right, 3).tolist()
+    [2.0, 3.0]
+    """
 
     def back(value, _):
         q = mdp.reward + discount * mdp.expectation(value)
@@ -239,10 +280,15 @@ def finite_horizon_value(
 
 
 def finite_horizon_optimum(
-    mdp: AnyMdp, horizon: int, *, discount: ArrayLike = 1.0
+    mdp: AnyMdp, horizon: int, *, discount: Scalar = 1.0
 ) -> tuple[Array, Array]:
-    """Optimal value `[S]` over `horizon` steps, and action values `[horizon, S, A]`, the first
-    step's first."""
+    """Optimal value `[S]` over `horizon` steps, and action values `[horizon, S, A]` in order.
+
+    >>> from jdiv.mdp import environments
+    >>> value, q = finite_horizon_optimum(environments.chain(length=2, slip=0.0), 3)
+    >>> value.tolist(), q.shape
+    ([2.0, 3.0], (3, 2, 2))
+    """
 
     def back(value, _):
         q = mdp.reward + discount * mdp.expectation(value)

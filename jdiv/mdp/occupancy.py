@@ -20,9 +20,9 @@ from jax import Array
 from jax.scipy.linalg import cho_factor, cho_solve
 from jax.typing import ArrayLike
 
-from jdiv import checks, numerics
+from jdiv import checks, numerics, roots
 from jdiv.divergences import categorical, generators
-from jdiv.divergences.generators import Generator, TotalVariation
+from jdiv.divergences.generator import Generator
 from jdiv.estimators import variational
 from jdiv.mdp import operators
 from jdiv.mdp.model import (
@@ -302,10 +302,7 @@ def _checked(
     mdp: AnyMdp, ref_logits: ArrayLike, temperature: ArrayLike, generator: Generator
 ) -> tuple[Array, Array]:
     """The normalized reference and the temperature, in one precision."""
-    if not isinstance(generator, Generator):
-        raise TypeError(f"generator must be a row of generators.TABLE, got {generator!r}")
-    if isinstance(generator, TotalVariation):
-        raise ValueError("generator must be differentiable, got total_variation")
+    generators.checked_row(generator, invertible=True)
     ref_logits = checks.as_float("ref_logits", ref_logits)
     if ref_logits.shape != mdp.reward.shape:
         raise ValueError(
@@ -495,37 +492,30 @@ def _solve_root(problem: Problem) -> tuple[PrimalDual, Array, Array]:
     so much that no cell is dropped: there g is at its largest.
     """
     temperature = problem.temperature
-    resolution = jnp.finfo(temperature.dtype).eps ** 0.6
 
-    def unfinished(state):
-        *_, excess, _, count = state
-        return (jnp.abs(excess) > resolution) & (count < 60)
-
-    def step(state):
-        _, log_t, low, high, _, steps, count = state
-        chi2_problem = problem._replace(temperature=jnp.exp(log_t))
+    def excess(minus_log_t, kept):
+        chi2_problem = problem._replace(temperature=jnp.exp(-minus_log_t))
         point, more = chi2_problem.solve()
         # Derivative of mu_t by t: dmu = D (A dV - f') dt, in balance.
         gain, slope, inverse = chi2_problem.system(point)
         length = problem.length(slope)  # 2 sqrt(chi2)
-        excess = log_t + jnp.log(length / temperature)
         value = inverse(problem.imbalance(gain * slope))
         change = jnp.sum(slope * gain * (problem.advantage_change(value) - slope))
-        derivative = jnp.clip(1 + 2 * jnp.exp(log_t) * change / length**2, 0.05, 1)
-        low, high = jnp.where(excess < 0, log_t, low), jnp.where(excess > 0, log_t, high)
-        newton = log_t - excess / derivative
-        inside = (newton > low) & (newton < high)
-        following = jnp.where(inside, newton, jnp.clip(log_t - excess, low, high))
-        # Below 0 where it is largest: the reference is the optimum.
-        excess = jnp.where((count == 0) & (excess < 0), 0, excess)
-        log_t = jnp.where(jnp.abs(excess) <= resolution, log_t, following)
-        return point, log_t, low, high, excess, steps + more, count + 1
+        derivative = jnp.clip(1 + 2 * chi2_problem.temperature * change / length**2, 0.05, 1)
+        excess = jnp.log(length / temperature) - minus_log_t
+        return excess, -derivative, (point, kept[1] + more)
 
+    # Below 0 where it is largest: the reference is the optimum.
     largest = jnp.log(problem.spread() / (1 - problem.mdp.discount))
-    infinity = jnp.full_like(largest, jnp.inf)
-    start = problem.initial(), largest, -infinity, infinity, infinity, jnp.asarray(0), 0
-    point, log_t, *_, steps, _ = jax.lax.while_loop(unfinished, step, start)
-    return point, jnp.exp(log_t), steps
+    minus_log_t, (point, steps) = roots.decreasing(
+        excess,
+        -largest,
+        None,
+        (problem.initial(), jnp.asarray(0)),
+        tolerance=jnp.finfo(temperature.dtype).eps ** 0.6,
+        limit=60,
+    )
+    return point, jnp.exp(-minus_log_t), steps
 
 
 def _step_length(point: PrimalDual, move: PrimalDual, share: float) -> Array:

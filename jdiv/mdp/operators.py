@@ -17,7 +17,8 @@ from jax.typing import ArrayLike
 
 from jdiv import numerics, regularized
 from jdiv.divergences import generators
-from jdiv.divergences.generators import KL, Generator
+from jdiv.divergences.generator import Generator
+from jdiv.divergences.generators import KL
 from jdiv.mdp.model import AnyMdp, action_values, policy_action_values, policy_value
 from jdiv.types import Logits, LogPolicy, Reduced, Scalar, StateActions, Values
 

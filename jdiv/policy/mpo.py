@@ -63,7 +63,7 @@ def e_step(
     drop = jnp.where(supported, values - best, 0)
     mean = lambda rows: jnp.sum(weights * rows)
 
-    def excess(log_eta: Array):
+    def excess(log_eta: Array, _):
         """`log(KL/radius)`, and `-d KL/d log eta = Var_q(value)/eta^2` of a row."""
         scaled = drop * jnp.exp(-log_eta)
         log_sum = jax.nn.logsumexp(log_prior + scaled, axis=-1, keepdims=True)
@@ -78,7 +78,11 @@ def e_step(
     widest = -jnp.min(drop)
     high = jnp.log(jnp.where(widest > 0, widest, 1) / jnp.sqrt(8 * jnp.asarray(radius, dtype)))
     log_eta, (log_q, kl, log_sum) = roots.decreasing(
-        excess, high - 100, high, 64 * jnp.finfo(dtype).eps, (log_prior, high, best[..., 0])
+        excess,
+        high - 100,
+        high,
+        (log_prior, high, best[..., 0]),
+        tolerance=64 * jnp.finfo(dtype).eps,
     )
 
     # The best of the supported actions alone, if they are near enough.
@@ -138,7 +142,7 @@ def m_step(
     log_target, log_old = numerics.log_softmax(log_target), numerics.log_softmax(log_old)
     weights = _row_weights(weights, log_target)
 
-    def excess(x: Array):
+    def excess(x: Array, _):
         """`log(KL/radius)`; by x the KL has the slope -chi2(old‖mixture)."""
         mixture = _log_mixture(log_target, log_old, x)
         kl = jnp.sum(weights * categorical.kl(log_old, mixture))
@@ -149,7 +153,9 @@ def m_step(
     # KL(old‖(1 - s) old + s target) <= -log(1 - s).
     high = -jnp.log(-jnp.expm1(-jnp.asarray(radius, log_old.dtype)))
     all_of_it = jnp.sum(weights * categorical.kl(log_old, log_target)) <= radius
-    x, _ = roots.decreasing(excess, jnp.zeros_like(high), high, 64 * jnp.finfo(high.dtype).eps)
+    x, _ = roots.decreasing(
+        excess, jnp.zeros_like(high), high, tolerance=64 * jnp.finfo(high.dtype).eps
+    )
     x = jnp.where(all_of_it, 0, x)
     mixture = jnp.where(all_of_it, log_target, _log_mixture(log_target, log_old, x))
     return MStep(mixture, jnp.exp(-x), jnp.sum(weights * categorical.kl(log_old, mixture)))

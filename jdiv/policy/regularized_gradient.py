@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv.divergences.generators import Generator
+from jdiv.divergences.generator import Generator
 from jdiv.estimators import monte_carlo
 from jdiv.policy.clipped import ClipDiagnostics
 from jdiv.policy.tokens import TokenLoss, masked
@@ -53,7 +53,7 @@ def _divergence(
     """`f(w)` at samples of old, or `total f(w)` with the centred f."""
     if total is None:
         return monte_carlo.plain_from_q(generator, log_probs, old)
-    return total * monte_carlo.centred_from_q(generator, log_probs, old)
+    return total * monte_carlo.centered_from_q(generator, log_probs, old)
 
 
 def _objective(

@@ -60,7 +60,7 @@ def reps(mdp: AnyMdp, log_reference: Array, radius: ArrayLike) -> RepsStep:
     seen = jnp.where(log_reference < jnp.log(jnp.finfo(dtype).tiny), -jnp.inf, log_reference)
     problem = occupancy.Problem(mdp, seen, jnp.ones((), dtype), kl)
 
-    def excess(log_eta: Array):
+    def excess(log_eta: Array, _):
         """`log(KL/radius)`, and how the mass follows eta: `dp = D (A dv - log p/q) d eta`."""
         here = problem._replace(temperature=jnp.exp(log_eta))
         at, _ = here.solve()
@@ -75,7 +75,11 @@ def reps(mdp: AnyMdp, log_reference: Array, radius: ArrayLike) -> RepsStep:
     high = jnp.log(spread / jnp.sqrt(2 * radius))
     floor = jnp.log(1e-6 * spread)
     log_eta, value = roots.decreasing(
-        excess, floor, high, jnp.finfo(dtype).eps ** 0.6, jnp.zeros(shape[0], dtype)
+        excess,
+        floor,
+        high,
+        jnp.zeros(shape[0], dtype),
+        tolerance=jnp.finfo(dtype).eps ** 0.6,
     )
     eta = jnp.exp(log_eta)
 

@@ -26,11 +26,11 @@ def test_cumulants_are_derivatives_of_the_generating_function():
         sum(mpmath.mpf(q) * mpmath.exp(t * r) for q, r in zip(ref, rewards, strict=True))
     )
     derivatives = [float(mpmath.diff(function, t, k)) for k in (1, 2, 3, 4)]
-    target = tilts.tilted(jnp.asarray(rewards), jnp.log(ref), 1 / t, KL)
+    target = tilts.tilted(jnp.asarray(rewards), jnp.log(ref), 1 / t, generator=KL)
     np.testing.assert_allclose(
         asymptotics.cumulants(jnp.asarray(rewards), target.log_policy), derivatives, rtol=1e-10
     )
-    assert t * target.normaliser == pytest.approx(float(function(t)), rel=1e-13)
+    assert t * target.normalizer == pytest.approx(float(function(t)), rel=1e-13)
 
 
 def test_the_renyi_cross_entropy():

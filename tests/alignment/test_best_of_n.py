@@ -81,7 +81,8 @@ def test_table_1_of_yang_et_al():
 
 def test_best_of_n_is_bonds_law():
     """`ref F^(N-1) sum_i (F_</F)^(i-1)`: the same with ties, written otherwise."""
-    rewards, ref = np.array([0.0, 2.0, 2.0, 1.0, 5.0, 1.0]), RNG.dirichlet(np.ones(6))
+    rewards = np.array([0.0, 2.0, 2.0, 1.0, 5.0, 1.0])
+    ref = np.random.default_rng(1).dirichlet(np.ones(6))
     at_most = np.array([ref[rewards <= r].sum() for r in rewards])
     below = np.array([ref[rewards < r].sum() for r in rewards])
     for n in (2, 5, 17):

@@ -46,14 +46,14 @@ def by_enumeration(logits, target, proposal):
         def expected(logits):
             log_policy = jax.nn.log_softmax(logits)
             q = log_policy if log_proposal is None else log_proposal
-            loss = dpg.dpg_loss(log_policy, log_target, q, row, baseline)
+            loss = dpg.dpg_loss(log_policy, log_target, q, generator=row, baseline=baseline)
             return jnp.sum(jax.lax.stop_gradient(jnp.exp(q)) * loss)
 
         return jax.grad(expected)(logits)
 
     return {
         name: (
-            dpg.pseudo_reward(jax.nn.log_softmax(logits), log_target, row),
+            dpg.pseudo_reward(jax.nn.log_softmax(logits), log_target, generator=row),
             gradient(row, None, 0.0),
             gradient(row, log_proposal, 0.0),
             gradient(row, log_proposal, 0.7),
@@ -108,7 +108,7 @@ def test_the_published_table():
         return {
             name: (
                 divergences.f_divergence(row, log_policy, log_target),
-                dpg.pseudo_reward(log_policy, log_target, row),
+                dpg.pseudo_reward(log_policy, log_target, generator=row),
             )
             for name, row in rows.items()
         }
@@ -133,11 +133,11 @@ def test_zeros_are_exact():
         "pearson_chi2": (-np.inf, 2, 0),
     }
     for name, expected in ends.items():
-        got = dpg.pseudo_reward(log_pi, log_p, generators.get(name))
+        got = dpg.pseudo_reward(log_pi, log_p, generator=generators.get(name))
         np.testing.assert_allclose(got, expected, rtol=1e-15, atol=1e-15)
 
     def gradient(name):
-        loss = lambda x: dpg.dpg_loss(x, log_p, jnp.zeros(3), generators.get(name)).sum()
+        loss = lambda x: dpg.dpg_loss(x, log_p, jnp.zeros(3), generator=generators.get(name)).sum()
         return jax.grad(loss)(log_pi)
 
     # Of -(pi/q) r by log pi; nothing where pi = 0.
@@ -149,8 +149,8 @@ def test_a_ratio_that_overflows_costs_nothing():
     """p/pi = e^110 is no float32, (pi/q) (p/pi) = p/q is one."""
     log_pi, log_p, log_q = (jnp.float32(x) for x in (-120.0, -10.0, -9.0))
     row = jax.tree.map(jnp.float32, generators.reverse_kl())
-    assert np.isinf(dpg.pseudo_reward(log_pi, log_p, row))
-    score = jax.grad(lambda x: dpg.dpg_loss(x, log_p, log_q, row))(log_pi)
+    assert np.isinf(dpg.pseudo_reward(log_pi, log_p, generator=row))
+    score = jax.grad(lambda x: dpg.dpg_loss(x, log_p, log_q, generator=row))(log_pi)
     np.testing.assert_allclose(score, -np.exp(-1), rtol=1e-6)
 
 
@@ -163,9 +163,9 @@ def test_a_baseline_from_the_others_is_unbiased():
 
     def expected(logits, baseline):
         log_policy = jax.nn.log_softmax(logits)
-        rewards = dpg.pseudo_reward(log_policy, log_target, row)[pairs]
+        rewards = dpg.pseudo_reward(log_policy, log_target, generator=row)[pairs]
         log_pi, log_p = log_policy[pairs], log_target[pairs]
-        loss = dpg.dpg_loss(log_pi, log_p, log_pi, row, baseline(rewards))
+        loss = dpg.dpg_loss(log_pi, log_p, log_pi, generator=row, baseline=baseline(rewards))
         weight = jax.lax.stop_gradient(jnp.exp(log_pi.sum(axis=-1)))
         return jnp.sum(weight * loss.mean(axis=-1))
 
@@ -243,7 +243,7 @@ def test_accepted_samples_have_that_law():
     of_draws, of_coins = jax.random.split(jax.random.key(0))
     log_q = jax.nn.log_softmax(logits)
     x = np.asarray(jax.random.categorical(of_draws, log_q, shape=(40_000,)))
-    kept = np.asarray(dpg.accept(of_coins, log_target[x], log_q[x], 2.0))
+    kept = np.asarray(dpg.accept(log_target[x], log_q[x], 2.0, of_coins))
     law, acceptance, _ = dpg.quasi_rejection(log_target, logits, 2.0)
     for share, expected, count in (
         (kept.mean(), acceptance, x.size),
@@ -254,15 +254,15 @@ def test_accepted_samples_have_that_law():
 
 def test_batching(same_everywhere):
     arrays = [jax.nn.log_softmax(jnp.asarray(x[:8])) for x in cases()]
-    same_everywhere(lambda *x: dpg.dpg_loss(*x, ROWS["skew_kl"], 0.3), *arrays)
+    same_everywhere(lambda *x: dpg.dpg_loss(*x, generator=ROWS["skew_kl"], baseline=0.3), *arrays)
 
 
 def test_refusals():
     row, x = generators.kl(), jnp.log(jnp.array([0.5, 0.5]))
-    refused(ValueError, ["log_policy", "shape"], lambda: dpg.pseudo_reward(x, x[:1], row))
-    refused(TypeError, ["log_target"], lambda: dpg.pseudo_reward(x, jnp.arange(2), row))
+    refused(ValueError, ["log_policy", "shape"], lambda: dpg.pseudo_reward(x, x[:1], generator=row))
+    refused(TypeError, ["log_target"], lambda: dpg.pseudo_reward(x, jnp.arange(2), generator=row))
     none = jnp.array([-jnp.inf, 0.0])
-    refused(ValueError, ["log_proposal"], lambda: dpg.dpg_loss(x, x, none, row))
+    refused(ValueError, ["log_proposal"], lambda: dpg.dpg_loss(x, x, none, generator=row))
     refused(ValueError, ["beta", "positive"], lambda: dpg.quasi_rejection(x, x, 0.0))
     refused(ValueError, ["beta", "positive"], lambda: dpg.log_acceptance(x, x, -1.0))
     refused(ValueError, ["rewards", "two"], lambda: dpg.mean_of_others(x[:1]))

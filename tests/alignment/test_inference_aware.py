@@ -125,8 +125,8 @@ def solved(sign):
     @jax.vmap
     def solve(n, budget):
         slope = lambda log_policy: transform(u, log_policy, ref, n)
-        found = inference_aware.aligned_to(slope, ref, budget, KL)
-        again = inference_aware.aligned(slope, ref, found.beta, KL)
+        found = inference_aware.aligned_to(slope, ref, budget, generator=KL)
+        again = inference_aware.aligned(slope, ref, found.beta, generator=KL)
         return found, again, rate(u, found.log_policy, ref, n)
 
     n, budget = jnp.array([1.0, 2, 4, 4]), jnp.array([0.5, 0.5, 0.5, 2.0])
@@ -144,7 +144,7 @@ def test_the_fixed_point_is_stationary(sign):
     np.testing.assert_allclose(jnp.exp(found.log_policy), jnp.exp(again.log_policy), atol=1e-9)
     for i, n in enumerate((1, 2, 4, 4)):
         slope = transform(u, found.log_policy[i], ref, n)
-        tilt = tilts.tilted(slope, ref, found.beta[i], KL)
+        tilt = tilts.tilted(slope, ref, found.beta[i], generator=KL)
         np.testing.assert_allclose(
             jnp.exp(tilt.log_policy), jnp.exp(found.log_policy[i]), atol=1e-10
         )
@@ -171,7 +171,9 @@ def test_no_policy_wins_more():
                 jnp.asarray(rewards), log_policy, jnp.log(ref), 3
             )
 
-        found = jax.jit(lambda g: inference_aware.aligned(slope, jnp.log(ref), 0.3, g))(generator)
+        found = jax.jit(lambda g: inference_aware.aligned(slope, jnp.log(ref), 0.3, generator=g))(
+            generator
+        )
         assert found.converged
         at_most = (rewards[:, None] >= rewards[None]).astype(float)
         below = (rewards[:, None] > rewards[None]).astype(float)

@@ -43,11 +43,11 @@ def test_robust_is_unbiased_under_flips():
     np.testing.assert_allclose(mean, margins.logistic(x), rtol=1e-12)
 
 
-def test_exo_and_conservative_are_two_directions():
+def test_exo_and_label_smoothed_are_two_directions():
     """Both have their minimum where sigmoid(x) = 1 - e, at 0 and at the entropy of e."""
     at = jnp.log(jnp.array(0.9 / 0.1))
     assert jax.jit(margins.exo(0.1))(at) == pytest.approx(0, abs=1e-15)
     entropy = -(0.1 * np.log(0.1) + 0.9 * np.log(0.9))
-    assert margins.conservative(0.1)(at) == pytest.approx(entropy)
-    for margin in (margins.exo(0.1), margins.conservative(0.1)):
+    assert margins.label_smoothed(0.1)(at) == pytest.approx(entropy)
+    for margin in (margins.exo(0.1), margins.label_smoothed(0.1)):
         assert jax.jit(jax.grad(margin))(at) == pytest.approx(0, abs=1e-12)

@@ -12,7 +12,6 @@ from scipy.special import lambertw
 
 from jdiv import generators
 from jdiv.alignment import margins, preference
-from jdiv.divergences import sums
 from tests.checks import refused
 
 ROWS = json.loads(
@@ -58,7 +57,7 @@ def ours(row, pair, beta):
         "robust": functools.partial(preference.robust, **smoothing),
         "nca_pair": preference.nca,
         "bco_pair": preference.bco,
-        "sppo_hard": preference.sppo,
+        "sppo_hard": preference.sppo_hard,
         "aot": functools.partial(preference.aot, **smoothing),
         "aot_unpaired": functools.partial(preference.aot_unpaired, **smoothing),
         "apo_zero": preference.apo_zero,
@@ -139,6 +138,8 @@ def test_identities():
     equal(preference.h_dpo(*pair(), beta=b, alpha=0.7),
           np.logaddexp(0, b * (ref_chosen - ref_rejected - 0.7 * (chosen - rejected))))  # fmt: skip
     equal(preference.robust(*pair(), beta=b, label_smoothing=0.0), dpo)
+    equal(preference.dpo(*pair(), beta=b, label_smoothing=0.2),
+          0.8 * np.logaddexp(0, -b * (w - l)) + 0.2 * np.logaddexp(0, b * (w - l)))  # fmt: skip
     equal(preference.ipo(*pair(), beta=b), (w - l - 1 / (2 * b)) ** 2)
     equal(preference.slic(*pair(), beta=b), np.maximum(0, 1 - b * (w - l)))
     ones = (jnp.ones(7),) * 2
@@ -200,7 +201,7 @@ def test_extreme_log_ratios(dtype):
     t_w, t_l = (x.ravel() for x in jnp.meshgrid(extremes, extremes))
     rows = {name: generators.get(name) for name in ("kl", "reverse_kl", "jensen_shannon")}
     rows |= {"alpha": generators.alpha(0.7), "chi2": generators.pearson_chi2()}
-    rows |= {"chi2_kl": sums.chi2_kl()}
+    rows |= {"chi2_kl": generators.chi2_kl()}
 
     keys = [("f_dpo", of) for of in rows] + [(name, "reverse_kl") for name in LOSSES]
 
@@ -295,20 +296,20 @@ def test_f_sft_has_its_minimum_at_the_data(name):
 def test_the_link_of_chi2_po():
     s = np.array([-1e4, -745.0, -40.0, -1.0, 0.0, 0.5, 1.0, 3.0, 40.0, 710.0, 1e6, 1e300])
     for gamma in (1.0, 0.3, 5.0):
-        log_z = np.asarray(sums.log_inverse_link(jnp.asarray(s), gamma=gamma))
+        log_z = np.asarray(generators.log_inverse_link(jnp.asarray(s), gamma=gamma))
         assert np.isfinite(log_z).all()
         np.testing.assert_allclose(np.exp(log_z) + gamma * log_z, s, rtol=1e-12, atol=1e-14)
     middle = s[3:9]
-    log_z = sums.log_inverse_link(jnp.asarray(middle))
+    log_z = generators.log_inverse_link(jnp.asarray(middle))
     np.testing.assert_allclose(np.exp(log_z), lambertw(np.exp(middle)).real, rtol=1e-14)
-    slope = jax.jit(jax.vmap(jax.grad(sums.log_inverse_link)))(jnp.asarray(s))
-    z = np.exp(np.asarray(sums.log_inverse_link(jnp.asarray(s))))
+    slope = jax.jit(jax.vmap(jax.grad(generators.log_inverse_link)))(jnp.asarray(s))
+    z = np.exp(np.asarray(generators.log_inverse_link(jnp.asarray(s))))
     np.testing.assert_allclose(slope, 1 / (1 + z), rtol=1e-12)
 
 
 def test_the_row_of_chi2_po():
     """f, f' and what follows from them, at u from e^-6 to e^6."""
-    row, gamma = sums.chi2_kl(0.6), 0.6
+    row, gamma = generators.chi2_kl(0.6), 0.6
     t = np.linspace(-6, 6, 41)
     u = np.exp(t)
     f = (u - 1) ** 2 / 2 + gamma * (u * t - u + 1)
@@ -331,17 +332,17 @@ REF, REWARD = np.array([0.05, 0.15, 0.2, 0.25, 0.35]), np.array([1, 0.2, -0.5, 0
 
 
 @pytest.mark.parametrize(
-    ("beta", "normaliser", "policy"),
+    ("beta", "normalizer", "policy"),
     [
         (0.5, -0.693615, (0.12396, 0.21446, 0.14364, 0.38734, 0.13059)),
         (0.1, 0.061423, (0.36931, 0.18028, 0.00073, 0.44968, 0.00001)),
     ],
 )
-def test_the_policy_of_chi2_po(beta, normaliser, policy):
+def test_the_policy_of_chi2_po(beta, normalizer, policy):
     best = chi2_po_policy(jnp.asarray(REWARD), jnp.log(REF), beta=jnp.asarray(beta))
     found = np.exp(best.log_policy)
     np.testing.assert_allclose(found, policy, atol=5.1e-6)
-    assert float(best.normaliser) - beta == pytest.approx(normaliser, abs=5.1e-7)
+    assert float(best.normalizer) - beta == pytest.approx(normalizer, abs=5.1e-7)
     assert float(best.residual) < 1e-14
     assert bool(best.converged)
     link = found / REF + np.log(found / REF)
@@ -350,7 +351,7 @@ def test_the_policy_of_chi2_po(beta, normaliser, policy):
     root = optimize.brentq(
         lambda x: np.sum(REF * lambertw(np.exp((REWARD - x) / beta)).real) - 1, -3, 3, xtol=1e-15
     )
-    assert float(best.normaliser) - beta == pytest.approx(root, abs=1e-12)
+    assert float(best.normalizer) - beta == pytest.approx(root, abs=1e-12)
 
 
 def test_chi2_po_clips():
@@ -372,6 +373,36 @@ def test_chi2_po_clips():
     np.testing.assert_allclose(
         open_ended, np.logaddexp(0, -0.5 * (np.exp(t[:4]) - 1 + t[:4])), rtol=1e-14
     )
+
+
+def test_smoothed_dpo_fits_the_flipped_labels():
+    """All pairs of three answers: its minimum has the odds of labels that are wrong in one of ten,
+    and the mean of its losses is that of DPO under these labels."""
+    log_ref, reward, flip = np.log([0.2, 0.5, 0.3]), np.array([1.0, -0.5, 0.2]), 0.1
+    first, second = np.nonzero(~np.eye(3, dtype=bool))
+    win = 1 / (1 + np.exp(reward[second] - reward[first]))
+    flipped = (1 - flip) * win + flip * (1 - win)
+
+    def mean_loss(log_pi, label_smoothing, weight):
+        pair = (x[i] for x in (log_pi, jnp.asarray(log_ref)) for i in (first, second))
+        return jnp.sum(weight * preference.dpo(*pair, beta=0.5, label_smoothing=label_smoothing))
+
+    both = jax.jit(lambda x: (mean_loss(x, flip, win), mean_loss(x, 0.0, flipped)))
+    for at in np.random.default_rng(2).normal(size=(5, 3)):
+        smoothed, relabeled = both(at)
+        assert smoothed == pytest.approx(float(relabeled), rel=1e-13)
+    # For two answers the fit is exact: logit of the flipped probability.
+    x = np.log(flipped[0] / (1 - flipped[0]))
+    zero = jnp.zeros(())
+
+    @jax.jit
+    @jax.grad
+    def slope(t):
+        losses = (preference.dpo(s * t, zero, zero, zero, beta=1.0, label_smoothing=flip)
+                  for s in (1, -1))  # fmt: skip
+        return sum(w * loss for w, loss in zip((win[0], 1 - win[0]), losses, strict=True))
+
+    assert abs(slope(jnp.asarray(x))) < 1e-15
 
 
 def test_h_dpo_is_fitted_by_its_optimum():
@@ -413,7 +444,7 @@ def test_refusals():
     kl, fkl = generators.kl(), generators.reverse_kl()
     for error, words, call in (
         (TypeError, ("total_variation", "inverse"), lambda: f_dpo(*four, beta=1.0, generator=tv)),
-        (TypeError, ("generator", "TABLE"), lambda: f_dpo(*four, beta=1.0, generator="kl")),
+        (TypeError, ("generator", "row"), lambda: f_dpo(*four, beta=1.0, generator="kl")),
         (ValueError, ("beta", "positive"), lambda: preference.dpo(*four, beta=0.0)),
         (ValueError, ("beta", "(3,)"), lambda: preference.dpo(*four, beta=jnp.ones(2))),
         (ValueError, ("rejected", "(2,)"), lambda: preference.dpo(a, a[:2], a, a, beta=1.0)),
@@ -422,7 +453,7 @@ def test_refusals():
         (ValueError, ("label_smoothing",), lambda: margins.robust(0.5)),
         (ValueError, ("label_smoothing",), lambda: margins.exo(-0.1)),
         (ValueError, ("temperature",), lambda: margins.discopop(0.0)),
-        (ValueError, ("gamma",), lambda: sums.chi2_kl(0.0)),
+        (ValueError, ("gamma",), lambda: generators.chi2_kl(0.0)),
         (ValueError, ("gamma",), lambda: preference.chi2_po(*four, beta=1.0, gamma=-1.0)),
         (ValueError, ("r_max",), lambda: preference.chi2_po(*four, beta=1.0, r_max=0.0)),
         (ValueError, ("lengths", "positive"),
@@ -432,17 +463,17 @@ def test_refusals():
         (ValueError, ("sampled", "'n'"),
          lambda: preference.hypo(*four, a, a, beta=1.0, coefficient=1.0)),
         (ValueError, ("chosen", "axis"), lambda: preference.aot(*(a[0],) * 4, beta=1.0)),
-        (TypeError, ("normaliser", "length", "ReverseKL"),
+        (TypeError, ("normalizer", "length", "reverse_kl"),
          lambda: preference.ipo(*four, beta=1.0, generator=fkl, lengths=one)),
-        (TypeError, ("normaliser", "length"),
+        (TypeError, ("normalizer", "length"),
          lambda: preference.sigmoid_norm(*four, beta=1.0, generator=fkl, lengths=one)),
     ):  # fmt: skip
         refused(error, words, call)
-    for name in ("nca", "bco", "sppo", "apo_zero", "apo_down", "aot", "aot_unpaired"):
+    for name in ("nca", "bco", "sppo_hard", "apo_zero", "apo_down", "aot", "aot_unpaired"):
         loss = getattr(preference, name)
         refused(
             TypeError,
-            ("generator", name, "normaliser", "difference"),
+            ("generator", name, "normalizer", "difference"),
             functools.partial(loss, *four, beta=1.0, generator=fkl),
         )
         assert loss(*four, beta=1.0, generator=kl).shape == (3,)

@@ -62,7 +62,7 @@ def test_the_recursion_agrees_with_the_law_for_kl_and_with_a_grid_for_another_ro
     by_law = q_sharp.q_values(CHILDREN, law, np.array([-0.5, 0.3, 1.0]), eta)
     by_recursion = jax.jit(
         lambda: q_sharp.regularized_values(
-            CHILDREN, LOG_REF, returns, eta, generators.kl(), depth=DEPTH
+            CHILDREN, LOG_REF, returns, eta, generator=generators.kl(), depth=DEPTH
         )
     )()
     np.testing.assert_allclose(by_recursion.q, by_law, rtol=1e-12)
@@ -72,7 +72,7 @@ def test_the_recursion_agrees_with_the_law_for_kl_and_with_a_grid_for_another_ro
     values = jax.jit(
         lambda: q_sharp.regularized_values(
             children, jnp.log(jnp.broadcast_to(ref, (5, 2))), returns, 2.0,
-            generators.pearson_chi2(), depth=2,
+            generator=generators.pearson_chi2(), depth=2,
         )
     )()  # fmt: skip
     p = np.linspace(0, 1, 100001)
@@ -121,5 +121,5 @@ def test_wrong_input_is_refused():
     refused(
         ValueError, ("log_returns", "7"), lambda: laws(CHILDREN, LOG_REF, LOG_RETURNS[0], depth=3)
     )
-    refused(ValueError, ("eta",), lambda: values(CHILDREN, law, SUPPORT, 0.0))
+    refused(ValueError, ("beta",), lambda: values(CHILDREN, law, SUPPORT, 0.0))
     refused(ValueError, ("support",), lambda: values(CHILDREN, law, SUPPORT[:2], 1.0))

@@ -97,7 +97,7 @@ def test_ensembles(same_everywhere):
         lambda x: rewards.uncertainty_weighted(x, 0.3, unbiased=True): (
             members.mean(axis=1) - 0.3 * np.var(members, axis=1, ddof=1)
         ),
-        lambda x: rewards.deviation_penalised(x, 0.7): (
+        lambda x: rewards.deviation_penalized(x, 0.7): (
             members.mean(axis=1) - 0.7 * np.std(members, axis=1)
         ),
     }

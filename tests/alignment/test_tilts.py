@@ -29,14 +29,16 @@ def test_the_tilt_of_a_budget_spends_it(name):
     rewards = jnp.asarray(RNG.normal(size=(6, 5)))
     ref = jnp.log(jnp.asarray(RNG.dirichlet(np.ones(5), 6))).at[:, 4].set(-jnp.inf)
     budget = jnp.array([1e-9, 1e-3, 0.01, 0.03, 0.1, 40.0])
-    found = compiled(lambda r, p, b: tilts.tilted_to(r, p, b, generator))(rewards, ref, budget)
+    found = compiled(lambda r, p, b: tilts.tilted_to(r, p, b, generator=generator))(
+        rewards, ref, budget
+    )
     assert found.converged.tolist() == [True] * 5 + [False]
     np.testing.assert_allclose(found.divergence[1:5], budget[1:5], rtol=1e-11)
     np.testing.assert_allclose(found.divergence[0], budget[0], rtol=1e-8)  # of rounded log-ratios
     # Out of reach: all mass on the best answer there is.
     assert jnp.exp(found.log_policy[5]).max() == pytest.approx(1)
     assert jnp.argmax(found.log_policy[5]) == jnp.argmax(rewards[5, :4])
-    at_beta = tilts.tilted(rewards[:5], ref[:5], found.beta[:5], generator).log_policy
+    at_beta = tilts.tilted(rewards[:5], ref[:5], found.beta[:5], generator=generator).log_policy
     np.testing.assert_allclose(jnp.exp(at_beta), jnp.exp(found.log_policy[:5]), atol=1e-14)
     q, r = np.exp(np.asarray(ref[3, :4])), np.asarray(rewards[3, :4])
     q = q / q.sum()
@@ -63,7 +65,7 @@ def test_the_gradient_by_the_budget_is_the_temperature():
     rewards, ref = jnp.array([1.0, 0.2, -0.5, 0.3]), jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4]))
 
     def earned(budget):
-        found = tilts.tilted_to(rewards, ref, budget, KL)
+        found = tilts.tilted_to(rewards, ref, budget, generator=KL)
         return jnp.sum(jnp.exp(found.log_policy) * rewards), found.beta
 
     slope, beta = compiled(jax.grad(earned, has_aux=True))(0.3)
@@ -73,13 +75,21 @@ def test_the_gradient_by_the_budget_is_the_temperature():
 def test_tilts_refuse():
     r, p = jnp.zeros(2), jnp.zeros(2)
     infinite = jnp.array([jnp.inf, 0.0])
-    refused(ValueError, ["rewards", "finite"], lambda: tilts.tilted(infinite, p, 1.0, KL))
-    refused(ValueError, ["beta", "positive"], lambda: tilts.tilted(r, p, 0.0, KL))
-    refused(ValueError, ["rewards", "finite"], lambda: tilts.tilted_to(infinite, p, 1.0, KL))
-    refused(ValueError, ["budget", "positive"], lambda: tilts.tilted_to(r, p, 0.0, KL))
+    refused(ValueError, ["rewards", "finite"], lambda: tilts.tilted(infinite, p, 1.0, generator=KL))
+    refused(ValueError, ["beta", "positive"], lambda: tilts.tilted(r, p, 0.0, generator=KL))
+    refused(
+        ValueError, ["rewards", "finite"], lambda: tilts.tilted_to(infinite, p, 1.0, generator=KL)
+    )
+    refused(ValueError, ["budget", "positive"], lambda: tilts.tilted_to(r, p, 0.0, generator=KL))
     tv = generators.total_variation()
-    refused(TypeError, ["generator", "total_variation"], lambda: tilts.tilted_to(r, p, 1.0, tv))
-    refused(ValueError, ["rewards", "ref_logits"], lambda: tilts.tilted_to(r, p[:1], 1.0, KL))
+    refused(
+        TypeError,
+        ["generator", "total_variation"],
+        lambda: tilts.tilted_to(r, p, 1.0, generator=tv),
+    )
+    refused(
+        ValueError, ["rewards", "ref_logits"], lambda: tilts.tilted_to(r, p[:1], 1.0, generator=KL)
+    )
 
 
 # ------------------------------------------------------------------------------ energy-based models
@@ -100,7 +110,7 @@ def test_pointwise_is_the_product_and_the_preference_target_a_tilt():
     rewards = jnp.asarray(RNG.normal(size=(3, 5)))
     np.testing.assert_allclose(
         jnp.exp(tilts.pointwise(jnp.log(ref), jnp.where(ref > 0, rewards / 0.3, -jnp.inf))),
-        jnp.exp(tilts.tilted(rewards, jnp.log(ref), 0.3, KL).log_policy),
+        jnp.exp(tilts.tilted(rewards, jnp.log(ref), 0.3, generator=KL).log_policy),
         atol=1e-15,
     )
     nothing, everything = jnp.full(2, -jnp.inf), jnp.full(2, jnp.inf)

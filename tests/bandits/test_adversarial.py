@@ -68,7 +68,8 @@ def test_mirror_descent_is_its_two_steps(name):
     def played(losses):
         return [
             adversarial.full_information(
-                adversarial.mirror_descent(generator, rate, optimistic=optimistic), losses
+                adversarial.online_mirror_descent(rate, generator=generator, optimistic=optimistic),
+                losses,
             ).log_policy
             for optimistic in (False, True)
         ]
@@ -85,13 +86,13 @@ def test_mirror_descent_is_its_two_steps(name):
 @pytest.mark.parametrize("generator", [generators.pearson_chi2(), generators.le_cam()])
 def test_leader_where_arms_are_dropped(generator):
     """Against SLSQP, with the regulariser written down again."""
-    learner = adversarial.ftrl(generator, lambda arms, t: 0.4)
+    learner = adversarial.ftrl(lambda arms, t: 0.4, generator=generator)
     state = learner.init(4)._replace(losses=jnp.array([0.1, 0.9, 0.2, 3.0]))
     p = jnp.exp(jax.jit(learner.act)(state))
 
     def objective(p):
         q = 1 / 4
-        chi2 = isinstance(generator, generators.Power)
+        chi2 = isinstance(generator, generators.PearsonChi2)
         f = (p - q) ** 2 / q if chi2 else (p - q) ** 2 / (2 * (p + q))
         return p @ np.asarray(state.losses) + 0.4 * f.sum()
 
@@ -206,7 +207,7 @@ def test_tsallis_inf_regret():
 
     def run(key):
         played = adversarial.bandit(
-            adversarial.tsallis_inf(), losses, key, adversarial.importance_weighting()
+            adversarial.tsallis_inf(), losses, adversarial.importance_weighting(), key
         )
         return adversarial.regret(played, losses)[-1]
 
@@ -265,7 +266,7 @@ def test_bandit_is_the_plain_replay(name):
     }[name]
     estimator = adversarial.importance_weighting(bias=bias)
     key = jax.random.key(5)
-    played = jax.jit(lambda key: adversarial.bandit(learner, losses, key, estimator))(key)
+    played = jax.jit(lambda key: adversarial.bandit(learner, losses, estimator, key))(key)
 
     total = np.zeros(arms)
     for t in range(horizon):
@@ -295,7 +296,7 @@ def test_bandit_is_the_plain_replay(name):
 def test_same_under_vmap(same_everywhere):
     def run(losses):
         play = lambda losses: adversarial.full_information(
-            adversarial.mirror_descent(generators.alpha(0.3), 0.5), losses
+            adversarial.online_mirror_descent(0.5, generator=generators.alpha(0.3)), losses
         )
         return jax.vmap(play)(losses) if losses.ndim == 3 else play(losses)
 
@@ -356,7 +357,9 @@ def test_optimistic_descent_has_the_recomputed_regrets():
     assert round(float(run(alternating, False)), 1) == 28.8
 
 
-@pytest.mark.parametrize("loss", ["squared", "absolute"])
+@pytest.mark.parametrize(
+    "loss", [adversarial.SQUARED, adversarial.ABSOLUTE], ids=["squared", "absolute"]
+)
 def test_implicit_steps_minimise(loss):
     """Each point is the least of loss plus squared distance: `H` is its dual."""
     features = RNG.normal(size=(30, 3))
@@ -371,7 +374,7 @@ def test_implicit_steps_minimise(loss):
             )(features, targets)
             for implicit in (True, False)
         ]
-        value = np.abs if loss == "absolute" else (lambda r: r**2 / 2)
+        value = np.abs if loss is adversarial.ABSOLUTE else (lambda r: r**2 / 2)
         for fit in fits:
             residual = np.sum(fit.weights * features, axis=1) - targets
             np.testing.assert_allclose(fit.losses, value(residual), rtol=1e-12)
@@ -406,17 +409,18 @@ def test_implicit_steps_minimise(loss):
 def test_refusals():
     learner = adversarial.hedge(1.0)
     for error, words, call in (
-        (ValueError, ["mirror map", "LeCam", "-1.5"],
-         lambda: adversarial.mirror_descent(generators.le_cam(), 1.0)),
-        (ValueError, ["mirror map", "Power"],
-         lambda: adversarial.mirror_descent(generators.tsallis(1.5), 1.0)),
-        (ValueError, ["mirror map", "TotalVariation"],
-         lambda: adversarial.mirror_descent(generators.total_variation(), 1.0)),
-        (ValueError, ["strictly convex", "TotalVariation"],
-         lambda: adversarial.ftrl(generators.total_variation(), lambda arms, t: 1.0)),
-        (ValueError, ["rate", "positive", "-1.0"], lambda: adversarial.hedge(-1.0)),
-        (ValueError, ["rate", "0.0"], lambda: adversarial.tsallis_inf(0.0)),
-        (ValueError, ["rate", "inf"], lambda: adversarial.log_barrier(math.inf)),
+        (ValueError, ["mirror map", "le_cam", "-1.5"],
+         lambda: adversarial.online_mirror_descent(1.0, generator=generators.le_cam())),
+        (ValueError, ["mirror map", "tsallis"],
+         lambda: adversarial.online_mirror_descent(1.0, generator=generators.tsallis(1.5))),
+        (ValueError, ["mirror map", "total_variation"],
+         lambda: adversarial.online_mirror_descent(1.0, generator=generators.total_variation())),
+        (TypeError, ["inverse", "total_variation"],
+         lambda: adversarial.ftrl(
+             lambda arms, t: 1.0, generator=generators.total_variation())),
+        (ValueError, ["step_size", "positive", "-1.0"], lambda: adversarial.hedge(-1.0)),
+        (ValueError, ["step_size", "0.0"], lambda: adversarial.tsallis_inf(0.0)),
+        (ValueError, ["step_size", "inf"], lambda: adversarial.log_barrier(math.inf)),
         (ValueError, ["share", "1.5"], lambda: adversarial.exploring(learner, 1.5)),
         (ValueError, ["bias", "-0.1"], lambda: adversarial.importance_weighting(bias=-0.1)),
         (ValueError, ["features", "(2, 3)"], lambda: adversarial.linear(jnp.ones((2, 3)))),
@@ -431,7 +435,7 @@ def test_refusals():
          lambda: adversarial.full_information(learner, jnp.ones((3, 2), int))),
         (ValueError, ["diameter"], lambda: adversarial.optimistic_descent(
             jnp.subtract, jnp.ones((3, 2)), 2, diameter=0.0, offset=1.0)),
-        (ValueError, ["loss", "squared, absolute", "'hinge'"],
+        (TypeError, ["loss", "SQUARED or ABSOLUTE", "'hinge'"],
          lambda: adversarial.linear_predictor(jnp.ones((3, 2)), jnp.ones(3), 1.0, loss="hinge")),
         (ValueError, ["targets", "(2,)"],
          lambda: adversarial.linear_predictor(jnp.ones((3, 2)), jnp.ones(2), 1.0)),
@@ -441,7 +445,7 @@ def test_refusals():
 
 def test_mirror_maps_are_refused_inside_jit_as_well():
     def run(losses):
-        learner = adversarial.mirror_descent(generators.alpha(2.0), 1.0)
+        learner = adversarial.online_mirror_descent(1.0, generator=generators.alpha(2.0))
         return adversarial.full_information(learner, losses)
 
     refused(ValueError, ["mirror map"], lambda: jax.jit(run)(jnp.ones((2, 2))))

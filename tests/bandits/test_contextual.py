@@ -65,10 +65,10 @@ def test_square_cb_inequality():
 
 
 def test_rates():
-    assert contextual.square_cb_rate(5, 2000, 4.0) == 50
-    assert contextual.fast_cb_rate(5, 2000, 4.0) == 50
-    assert contextual.fast_cb_rate(3, 10**6, 1.0, 0.01) == 100
-    assert contextual.fast_cb_rate(3, 10**6, jnp.float32(1.0), 0.01).dtype == jnp.float32
+    assert contextual.square_cb_step_size(5, 2000, 4.0) == 50
+    assert contextual.fast_cb_step_size(5, 2000, 4.0) == 50
+    assert contextual.fast_cb_step_size(3, 10**6, 1.0, 0.01) == 100
+    assert contextual.fast_cb_step_size(3, 10**6, jnp.float32(1.0), 0.01).dtype == jnp.float32
 
 
 def test_play_is_the_plain_replay():
@@ -105,9 +105,9 @@ def test_refusals():
         (TypeError, ["losses", "int"], lambda: contextual.square_cb(jnp.ones(2, int), 1.0)),
         (TypeError, ["losses", "int"], lambda: contextual.fast_cb(jnp.ones(2, int), 1.0)),
         (ValueError, ["losses", "arm", "()"], lambda: contextual.greedy(jnp.ones(()))),
-        (ValueError, ["rate", "positive", "-1.0"],
+        (ValueError, ["step_size", "positive", "-1.0"],
          lambda: contextual.square_cb(jnp.ones(2), -1.0)),
-        (ValueError, ["rate", "0.0"], lambda: contextual.fast_cb(jnp.ones(2), 0.0)),
+        (ValueError, ["step_size", "0.0"], lambda: contextual.fast_cb(jnp.ones(2), 0.0)),
         (ValueError, ["means", "(3,)"],
          lambda: contextual.play(contextual.greedy, jnp.ones(3), 5, key)),
         (ValueError, ["horizon", "0"],

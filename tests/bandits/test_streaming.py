@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from jdiv.bandits import streaming
-from jdiv.bandits.streaming import Mistakes
+from jdiv.bandits.streaming import ReleaseRules
 from tests.checks import refused
 
 ARMS, HORIZON = 60, 1e21
@@ -20,12 +20,12 @@ ORDERS = np.stack(
 )
 # The best arm comes last: it is not in the highest level.
 ORDERS[0] = np.roll(ORDERS[0], ARMS - 1 - ORDERS[0].argmax())
-RULES = [Mistakes(*which) for which in itertools.product((False, True), repeat=3)]
+RULES = [ReleaseRules(*which) for which in itertools.product((False, True), repeat=3)]
 
 
 def stacked(arms, horizon, height=4):
     towers = [make(arms, horizon) for make in streaming.TOWERS.values()]
-    return jax.tree.map(lambda *x: jnp.stack(x), *(streaming.padded(t, height) for t in towers))
+    return jax.tree.map(lambda *x: jnp.stack(x), *(streaming.pad_levels(t, height) for t in towers))
 
 
 # ---------------------------------------------------------------------------------------- towers
@@ -65,7 +65,7 @@ def test_towers_are_the_plain_simulation():
     """All towers in one stack, all rules, four orders."""
     rules = jax.tree.map(lambda *x: jnp.array(x), *RULES)
     run = lambda tower, means, rules: streaming.tower(
-        tower, means, HORIZON, jax.random.key(0), rules
+        tower, means, HORIZON, jax.random.key(0), rules=rules
     )
     for axes in ((None, None, 0), (None, 0, None), (0, None, None)):
         run = jax.vmap(run, axes)
@@ -97,7 +97,7 @@ def test_levels():
         levels = streaming.TOWERS[name](arms, 1e6)
         unit = (1e6 / arms) ** (2 / 3)
         np.testing.assert_allclose(levels.pulls / unit, pulls, rtol=1e-12)
-        np.testing.assert_array_equal(levels.room, [*room, math.inf])
+        np.testing.assert_array_equal(levels.capacity, [*room, math.inf])
 
 
 def test_uniform_exploration_costs_its_pulls():
@@ -164,7 +164,7 @@ def test_sample_mean_is_binomial_in_the_limit():
     pulls, draws = 40_000, 200_000
     keys = jax.random.split(jax.random.key(0), draws)
     sample = jax.jit(
-        jax.vmap(lambda key: streaming.sample_mean(key, jnp.array(0.3), jnp.array(4e4)))
+        jax.vmap(lambda key: streaming.sample_mean(jnp.array(0.3), jnp.array(4e4), key))
     )
     levels = np.array([0.01, 0.1, 0.5, 0.9, 0.99])
     deviation = math.sqrt(0.21 / pulls)
@@ -173,7 +173,7 @@ def test_sample_mean_is_binomial_in_the_limit():
     normal = scipy.stats.norm.ppf(levels)
     sampling = np.sqrt(levels * (1 - levels) / draws) / scipy.stats.norm.pdf(normal)
     np.testing.assert_array_less(np.abs(found - exact) / deviation, 4 * sampling + 0.02)
-    never = streaming.sample_mean(jax.random.key(0), jnp.array([0.3, 1.0]), jnp.array([0.0, 5.0]))
+    never = streaming.sample_mean(jnp.array([0.3, 1.0]), jnp.array([0.0, 5.0]), jax.random.key(0))
     np.testing.assert_array_equal(never, [-jnp.inf, 1.0])
 
 

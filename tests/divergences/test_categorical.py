@@ -97,7 +97,7 @@ def test_reference_values_and_gradients(group):
     name, *parameters = group
     rows = [row for row in ROWS if (row["name"], *row["params"].items()) == group]
     assert len(rows) == 12
-    parameters = {"q_index" if k == "q" else k: v for k, v in parameters}
+    parameters = {"index" if k == "q" else k: v for k, v in parameters}
     for row in rows:
         p, q = (logits(row, key) for key in ("p_logits", "q_logits"))
         value, gradients = evaluate(name, p, q, **parameters)
@@ -363,7 +363,7 @@ def test_hessian(name):
 
 @pytest.mark.parametrize(
     ("name", "parameter", "points"),
-    [("alpha", "alpha", (0.7, 1.0, 0.0)), ("tsallis", "q_index", (1.0, 2.0)),
+    [("alpha", "alpha", (0.7, 1.0, 0.0)), ("tsallis", "index", (1.0, 2.0)),
      ("renyi", "alpha", (1.0, 3.0)), ("jensen_shannon", "weight", (0.3,)),
      ("skew_kl", "skew", (0.2,))],
 )  # fmt: skip
@@ -392,11 +392,11 @@ def test_limits_and_identities_between_rows():
     same = functools.partial(np.testing.assert_allclose, rtol=1e-12)
     same(of("alpha", alpha=1.0), kl)
     same(of("alpha", alpha=0.0), reverse)
-    same(of("tsallis", q_index=1.0), kl)
+    same(of("tsallis", index=1.0), kl)
     same(of("renyi", alpha=1.0), kl)
     same(of("renyi", alpha=1 + 1e-9), kl, rtol=1e-7)
     same(of("bregman", alpha=1.0), kl)
-    same(of("tsallis", q_index=2.0), of("pearson_chi2"))
+    same(of("tsallis", index=2.0), of("pearson_chi2"))
     same(reverse, values("kl", q, p))
     same(of("neyman_chi2"), values("pearson_chi2", q, p))
     same(of("jeffreys"), kl + reverse)
@@ -455,10 +455,10 @@ def test_a_sweep_over_a_parameter_is_one_program():
     sweep = jax.jit(jax.vmap(lambda a: dv.alpha(p, q, alpha=a)))
     each = [evaluate("alpha", p, q, alpha=a)[0] for a in orders]
     np.testing.assert_allclose(sweep(orders), each, rtol=1e-12)
-    rows = jax.jit(jax.vmap(lambda a: dv.f_divergence(generators.get("tsallis", q_index=a), p, q)))(
+    rows = jax.jit(jax.vmap(lambda a: dv.f_divergence(generators.get("tsallis", index=a), p, q)))(
         orders[6:]
     )
-    each = [evaluate("tsallis", p, q, q_index=a)[0] for a in orders[6:]]
+    each = [evaluate("tsallis", p, q, index=a)[0] for a in orders[6:]]
     np.testing.assert_allclose(rows, each, rtol=1e-12)
 
 
@@ -594,7 +594,7 @@ def test_refusals_name_the_argument(name):
         ("alpha", "alpha", math.nan, "a finite number"),
         ("alpha", "alpha", math.inf, "a finite number"),
         ("alpha", "alpha", "half", "a finite number"),
-        ("tsallis", "q_index", 0.0, "positive and finite"),
+        ("tsallis", "index", 0.0, "positive and finite"),
         ("renyi", "alpha", -1.0, "positive and finite"),
         ("jensen_shannon", "weight", 0.0, "between 0 and 1, exclusive"),
         ("jensen_shannon", "weight", 1.0, "between 0 and 1, exclusive"),

@@ -19,7 +19,7 @@ from jdiv.divergences.gaussian import Diagonal, Gaussian
 
 mp.mp.dps = 60
 
-PARAMETER = {"renyi": "alpha", "alpha": "alpha", "tsallis": "q_index"}
+PARAMETER = {"renyi": "alpha", "alpha": "alpha", "tsallis": "index"}
 ORDERS = {
     "kl": (None,),
     "reverse_kl": (None,),

@@ -52,13 +52,13 @@ CUSTOMARY = {
         lambda u: (mp.mpf(u) ** -0.5 + 0.5 * u - 1.5) / 0.75,
         0,
     ),
-    "tsallis 1.5": ("tsallis", {"q_index": 1.5}, lambda u: (mp.mpf(u) ** 1.5 - u) / 0.5, 1),
-    "tsallis .5": ("tsallis", {"q_index": 0.5}, lambda u: (mp.sqrt(u) - u) / -0.5, 1),
-    "tsallis 1": ("tsallis", {"q_index": 1.0}, lambda u: u * mp.log(u), 1),
+    "tsallis 1.5": ("tsallis", {"index": 1.5}, lambda u: (mp.mpf(u) ** 1.5 - u) / 0.5, 1),
+    "tsallis .5": ("tsallis", {"index": 0.5}, lambda u: (mp.sqrt(u) - u) / -0.5, 1),
+    "tsallis 1": ("tsallis", {"index": 1.0}, lambda u: u * mp.log(u), 1),
 }
 SMOOTH = [name for name in CUSTOMARY if name != "total_variation"]
 ONCE = [name for name in CUSTOMARY if name not in ("alpha 3", "alpha -.5", "tsallis 1")]
-FORMS = ["centred_from_p", "plain_from_p", "centred_from_q", "plain_from_q"]
+FORMS = ["centered_from_p", "plain_from_p", "centered_from_q", "plain_from_q"]
 # Every row in every form, but plain only where it is not the centred one: f'(1) is not 0.
 CASES = [
     (name, form) for name in CUSTOMARY for form in FORMS if "centred" in form or CUSTOMARY[name][3]
@@ -307,7 +307,7 @@ def test_kl_forms_are_k1_and_k3():
     log_p, log_q = log_softmax(p), log_softmax(q)
     for generator in (generators.kl(), generators.alpha(1.0), generators.tsallis(1.0)):
         close(
-            estimators.centred_from_p(generator, log_p, log_q),
+            estimators.centered_from_p(generator, log_p, log_q),
             estimators.kl_k3(log_p, log_q),
             1e-15,
         )
@@ -320,7 +320,7 @@ def test_kl_forms_are_k1_and_k3():
 @settings(max_examples=50, deadline=None)
 @given(t=st.floats(-600, 600), name=st.sampled_from(list(CUSTOMARY)), side=st.sampled_from("pq"))
 def test_centred_is_never_negative(t, name, side):
-    estimate = getattr(estimators, f"centred_from_{side}")
+    estimate = getattr(estimators, f"centered_from_{side}")
     with jax.enable_x64(True):
         value = estimate(generator_of(name), jnp.float64(t), jnp.float64(0.0))
     assert value >= 0
@@ -444,14 +444,14 @@ def test_gradient_of_the_integral_form():
             float((divergence(*a) - divergence(*b)) / (2 * h))
             for a, b in zip(moved, back, strict=True)
         ]
-    close(pathwise(estimators.centred_from_p, generator_of(name), p, q, "p", p), wanted, 1e-12)
+    close(pathwise(estimators.centered_from_p, generator_of(name), p, q, "p", p), wanted, 1e-12)
 
 
 def test_gradient_rows_named_in_the_docstring():
     p, q, _ = logits()
 
     def centred(generator):
-        return pathwise(estimators.centred_from_p, generator, p, q, "p", p)
+        return pathwise(estimators.centered_from_p, generator, p, q, "p", p)
 
     def half_square(p):
         t = log_softmax(p) - log_softmax(q)
@@ -498,7 +498,7 @@ def test_off_policy_numbers():
         return jax.jit(jax.grad(lambda z: jnp.exp(old) @ loss(log_softmax(z))))(policy)
 
     kl, right = generators.kl(), [0.197021, -0.035035, -0.161986]
-    for estimate in (estimators.plain_from_p, estimators.centred_from_p):
+    for estimate in (estimators.plain_from_p, estimators.centered_from_p):
         weighted = gradient(
             lambda log_p, f=estimate: f(kl, log_p, reference, log_weights=log_p - old)
         )
@@ -603,17 +603,17 @@ def test_mean_and_gradient_with_zeros(name, form):
             assert jnp.all(jnp.isfinite(gradient))
 
 
-@pytest.mark.parametrize("form", ["kl_k3", "centred_from_p", "centred_from_q"])
+@pytest.mark.parametrize("form", ["kl_k3", "centered_from_p", "centered_from_q"])
 @pytest.mark.parametrize(("d", "value"), [(1e-4, 5e-9), (1e-6, 5e-13)])
 def test_float32_close_to_equality(form, d, value):
     """`exp(d) - d - 1` in float32 is 0 or 1.2e-7 here."""
     log_q, log_p = jnp.float32(d), jnp.float32(0.0)
     if form == "kl_k3":
         found = estimators.kl_k3(log_p, log_q)
-    elif form == "centred_from_p":
-        found = estimators.centred_from_p(generators.kl(), log_p, log_q)
+    elif form == "centered_from_p":
+        found = estimators.centered_from_p(generators.kl(), log_p, log_q)
     else:
-        found = estimators.centred_from_q(generators.reverse_kl(), log_p, log_q)
+        found = estimators.centered_from_q(generators.reverse_kl(), log_p, log_q)
     seen = float(log_q)
     assert found.dtype == jnp.float32
     assert float(found) == pytest.approx(float(mp.expm1(seen) - seen), rel=1e-6)
@@ -626,7 +626,7 @@ def test_half_precision_in_float32_out():
     log_p, log_q = jnp.array([-1.0, -2.0, -0.5]), jnp.array([-1.5, -2.0, -3.0])
     calls = [estimators.kl_k1, estimators.kl_k2, estimators.kl_k3]
     calls += [functools.partial(getattr(estimators, form), generators.kl()) for form in FORMS]
-    calls += [estimators.self_normalised_mean]
+    calls += [estimators.self_normalized_mean]
     for call in calls:
         exact = call(log_p.astype(jnp.float32), log_q.astype(jnp.float32))
         for dtype in (jnp.bfloat16, jnp.float16):
@@ -639,12 +639,12 @@ def test_half_precision_in_float32_out():
 # ------------------------------------------------------------------------------------- averages
 
 
-def test_self_normalised_mean():
+def test_self_normalized_mean():
     p, q, _ = logits()
     values = jnp.arange(5.0)
     # Over a whole space with weights p it is the mean under p, for any factor.
     exact = jax.nn.softmax(p) @ values
-    close(estimators.self_normalised_mean(values, p + 700), exact, 1e-14)
+    close(estimators.self_normalized_mean(values, p + 700), exact, 1e-14)
     # One sample: the weight cancels. Two: the bias falls.
     bias = []
     for n in (1, 2, 4):
@@ -656,15 +656,15 @@ def test_self_normalised_mean():
             mean += chance * (weights @ np.asarray(values)[draw]) / weights.sum()
         bias.append(float(mean - exact))
     sample = jnp.array([1, 3, 0, 3])
-    found = estimators.self_normalised_mean(values[sample], (p - q)[sample])
+    found = estimators.self_normalized_mean(values[sample], (p - q)[sample])
     weights = jnp.exp(p - q)[sample]
     close(found, weights @ values[sample] / weights.sum(), 1e-14)
     assert bias[0] == pytest.approx(float(jax.nn.softmax(q) @ values - exact), abs=1e-12)
     assert abs(bias[0]) > abs(bias[1]) > 1.5 * abs(bias[2]) > 0
 
 
-def test_self_normalised_mean_at_zeros():
-    mean, inf = estimators.self_normalised_mean, jnp.inf
+def test_self_normalized_mean_at_zeros():
+    mean, inf = estimators.self_normalized_mean, jnp.inf
     assert mean(jnp.array([inf, 2.0]), jnp.array([-inf, 3.0])) == 2
     assert mean(jnp.array([jnp.nan, 2.0]), jnp.array([-inf, 3.0])) == 2
     assert mean(jnp.array([inf, 2.0]), jnp.array([-2000.0, 3.0])) == inf
@@ -683,7 +683,7 @@ def test_self_normalised_mean_at_zeros():
 
 @pytest.mark.parametrize(
     "call",
-    [estimators.kl_k1, estimators.kl_k2, estimators.kl_k3, estimators.self_normalised_mean]
+    [estimators.kl_k1, estimators.kl_k2, estimators.kl_k3, estimators.self_normalized_mean]
     + [
         functools.partial(getattr(estimators, form), generators.get(row))
         for form in FORMS
@@ -726,6 +726,6 @@ def test_refusals():
     refused(
         ValueError,
         ["values (3,)", "log_weights (4,)"],
-        lambda: estimators.self_normalised_mean(x, y),
+        lambda: estimators.self_normalized_mean(x, y),
     )
-    refused(ValueError, ["axis"], lambda: estimators.self_normalised_mean(x, x, axis=1))
+    refused(ValueError, ["axis"], lambda: estimators.self_normalized_mean(x, x, axis=1))

@@ -25,7 +25,7 @@ GENERATORS = [
     ("neyman_chi2", {}),
     ("le_cam", {}),
     ("alpha", {"alpha": 0.75}),
-    ("tsallis", {"q_index": 1.5}),
+    ("tsallis", {"index": 1.5}),
 ]
 
 

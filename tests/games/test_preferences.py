@@ -20,18 +20,20 @@ EQUILIBRIA = {
 
 
 KL = generators.kl()
-solve_all = jax.jit(jax.vmap(lambda p, r, b: preferences.nash(p, r, b, KL), (0, 0, None)))
+solve_all = jax.jit(jax.vmap(lambda p, r, b: preferences.nash(p, r, b, generator=KL), (0, 0, None)))
 
 
 def games(count, actions):
     keys = jax.random.split(jax.random.key(0), count)
-    draw = jax.jit(jax.vmap(lambda key: preferences.random_game(key, actions, skew=2.0)))
+    draw = jax.jit(jax.vmap(lambda key: preferences.random_game(actions, key, skew=2.0)))
     references = np.random.default_rng(0).dirichlet(np.ones(actions), count)
     return draw(keys), jnp.log(jnp.asarray(references))
 
 
 def test_equilibria_of_rock_paper_scissors():
-    solve = jax.jit(lambda beta: preferences.nash(RPS, jnp.log(jnp.asarray(REFERENCE)), beta, KL))
+    solve = jax.jit(
+        lambda beta: preferences.nash(RPS, jnp.log(jnp.asarray(REFERENCE)), beta, generator=KL)
+    )
     for beta, expected in EQUILIBRIA.items():
         found = solve(beta)
         policy = np.exp(found.log_policy)
@@ -59,7 +61,9 @@ def test_random_games_against_a_solver_of_scipy():
 
 
 def test_quadratic_penalties_against_a_linear_system_and_with_dropped_answers():
-    solve = jax.jit(jax.vmap(lambda p, r, b: preferences.nash(p, r, b, generators.pearson_chi2())))
+    solve = jax.jit(
+        jax.vmap(lambda p, r, b: preferences.nash(p, r, b, generator=generators.pearson_chi2()))
+    )
     matrices, references = games(16, 4)
     beta = np.where(np.arange(16) < 8, 3.0, 0.03)
     found = solve(matrices, references, jnp.asarray(beta))
@@ -85,25 +89,31 @@ def test_exploitability_by_its_definition():
     p, ref = np.asarray(matrices[0]), np.exp(references[0])
     policy = rng.dirichlet(np.ones(5))
     others = np.concatenate([np.eye(5), rng.dirichlet(np.ones(5), 20000)])
-    plain = preferences.exploitability(p, jnp.log(policy))
+    plain = preferences.exploitability(jnp.log(policy), p)
     assert plain == pytest.approx((others @ p @ policy).max() - 0.5, abs=1e-15)
 
     def chi2(x):
         return np.sum((x - ref) ** 2 / ref, axis=-1)
 
     row = generators.pearson_chi2()
-    gap = preferences.regularised_exploitability(p, jnp.log(policy), jnp.log(ref), 0.4, row)
+    gap = preferences.regularized_exploitability(
+        jnp.log(policy), p, jnp.log(ref), 0.4, generator=row
+    )
     gains = others @ p @ policy - 0.4 * chi2(others) - 0.5 + 0.4 * chi2(policy)
     assert gains.max() <= gap < gains.max() + 0.02
     # For KL it is beta KL(pi‖best response).
     best = special.softmax(np.log(ref) + p @ policy / 0.4)
-    gap = preferences.regularised_exploitability(p, jnp.log(policy), jnp.log(ref), 0.4, KL)
+    gap = preferences.regularized_exploitability(
+        jnp.log(policy), p, jnp.log(ref), 0.4, generator=KL
+    )
     assert gap == pytest.approx(0.4 * special.rel_entr(policy, best).sum(), rel=1e-12)
 
 
 def test_the_equilibrium_is_differentiable():
     log_ref = jnp.log(jnp.asarray(REFERENCE))
-    solve = jax.jit(lambda beta, ref: jnp.exp(preferences.nash(RPS, ref, beta, KL).log_policy))
+    solve = jax.jit(
+        lambda beta, ref: jnp.exp(preferences.nash(RPS, ref, beta, generator=KL).log_policy)
+    )
     slopes = jax.jit(jax.jacfwd(solve, (0, 1)))(0.1, log_ref)
     h = 1e-6
     by_beta = (solve(0.1 + h, log_ref) - solve(0.1 - h, log_ref)) / (2 * h)
@@ -114,13 +124,13 @@ def test_the_equilibrium_is_differentiable():
 
 
 def test_games():
-    skewed = preferences.random_game(jax.random.key(1), 6)
+    skewed = preferences.random_game(6, jax.random.key(1))
     np.testing.assert_allclose(skewed + skewed.T, 1, atol=1e-15)
-    ranked = preferences.random_game(jax.random.key(1), 6, skew=0.0)
+    ranked = preferences.random_game(6, jax.random.key(1), skew=0.0)
     odds = np.log(ranked / (1 - ranked))  # transitive: odds add up
     np.testing.assert_allclose(odds[0, 1] + odds[1, 2], odds[0, 2], rtol=1e-10)
     policy, other = jnp.log(jnp.asarray([[0.5, 0.2, 0.3], REFERENCE]))
-    rate = preferences.win_rate(RPS, policy, other)
+    rate = preferences.win_rate(policy, RPS, other)
     assert rate == pytest.approx(np.exp(policy) @ RPS @ np.exp(other), rel=1e-14)
 
 
@@ -133,11 +143,15 @@ def test_wrong_input_is_refused():
     refused(ValueError, ("preference", "[0, 1]"), lambda: preferences.checked(2 * RPS - 0.5))
     refused(ValueError, ("preference", "(3, 2)"), lambda: preferences.checked(RPS[:, :2]))
     refused(TypeError, ("preference", "int"), lambda: preferences.checked(np.eye(2, dtype=int)))
-    refused(ValueError, ("beta", "positive"), lambda: nash(RPS, log_ref, 0.0, KL))
-    refused(ValueError, ("ref_logits", "3 answers"), lambda: nash(RPS, log_ref[:2], 0.1, KL))
-    refused(ValueError, ("vmap",), lambda: nash(RPS[None], log_ref, 0.1, KL))
+    refused(ValueError, ("beta", "positive"), lambda: nash(RPS, log_ref, 0.0, generator=KL))
     refused(
-        TypeError, ("generator",), lambda: nash(RPS, log_ref, 0.1, generators.total_variation())
+        ValueError, ("ref_logits", "3 answers"), lambda: nash(RPS, log_ref[:2], 0.1, generator=KL)
+    )
+    refused(ValueError, ("vmap",), lambda: nash(RPS[None], log_ref, 0.1, generator=KL))
+    refused(
+        TypeError,
+        ("generator",),
+        lambda: nash(RPS, log_ref, 0.1, generator=generators.total_variation()),
     )
     refused(ValueError, ("skew",), lambda: preferences.sigmoid_game(jnp.zeros(2), jnp.ones((2, 2))))
-    refused(ValueError, ("actions",), lambda: preferences.random_game(jax.random.key(0), 0))
+    refused(ValueError, ("actions",), lambda: preferences.random_game(0, jax.random.key(0)))

@@ -7,7 +7,6 @@ import pytest
 from scipy import optimize, special
 
 from jdiv import divergences, generators, regularized
-from jdiv.divergences import sums
 from jdiv.games import preferences, self_play
 from tests.checks import PARAMETERS, refused
 
@@ -32,14 +31,14 @@ def played():
     """KL(pi*‖pi_k) on rock-paper-scissors for beta = .1, .03, .01, by method."""
     methods = {
         "prox": self_play.mirror_prox,
-        "descent": functools.partial(self_play.mirror_descent, step_size=2.0),
+        "descent": functools.partial(self_play.online_mirror_descent, step_size=2.0),
         "md": functools.partial(self_play.nash_md, step_size=0.5),
     }
 
     @jax.jit
     @jax.vmap
     def run(beta):
-        star = preferences.nash(RPS, LOG_REF, beta, generators.kl()).log_policy
+        star = preferences.nash(RPS, LOG_REF, beta, generator=generators.kl()).log_policy
         return {
             name: self_play.play(
                 lambda x, step=step: step(x, RPS, LOG_REF, beta=beta),
@@ -69,9 +68,9 @@ def test_mirror_prox_contracts_on_random_games():
     @functools.partial(jax.vmap, in_axes=(0, None))
     def run(key, beta):
         of_game, of_ref, of_start = jax.random.split(key, 3)
-        p = preferences.random_game(of_game, 8, skew=3.0)
+        p = preferences.random_game(8, of_game, skew=3.0)
         ref, start = jax.random.normal(of_ref, (8,)), 2 * jax.random.normal(of_start, (8,))
-        star = preferences.nash(p, ref, beta, generators.kl())
+        star = preferences.nash(p, ref, beta, generator=generators.kl())
         distances = self_play.play(
             lambda x: self_play.mirror_prox(x, p, ref, beta=beta),
             jax.nn.log_softmax(start),
@@ -127,7 +126,9 @@ def test_mirror_prox_finds_the_equilibrium_of_any_row(name):
             self_play.mirror_prox, preference=RPS, ref_logits=LOG_REF,
             beta=0.2, step_size=0.5, generator=row,
         )  # fmt: skip
-        return preferences.nash(RPS, LOG_REF, 0.2, row), self_play.play(step, LOG_REF, 400)[-1]
+        return preferences.nash(RPS, LOG_REF, 0.2, generator=row), self_play.play(
+            step, LOG_REF, 400
+        )[-1]
 
     found, last = run()
     assert found.converged
@@ -143,6 +144,50 @@ def test_steps_are_the_same_everywhere(same_everywhere):
     )
 
 
+def test_the_gradient_of_nash_md_loss_is_the_step_of_nash_md():
+    """By enumeration of all answers of the policy and of the mixture, and of who wins."""
+    rng = np.random.default_rng(5)
+    beta, step_size = 0.3, 0.7
+    game = np.asarray(preferences.random_game(4, jax.random.key(3)))
+    logits, ref = rng.normal(size=(2, 4))
+    log_ref = special.log_softmax(ref)
+    ours, theirs = (x.ravel() for x in np.indices((4, 4)))
+
+    @jax.jit
+    def run(logits):
+        log_policy = jax.nn.log_softmax(logits)
+        mixture = self_play.geometric_mixture(log_policy, log_ref, step_size * beta)
+        drawn = jnp.exp(log_policy[ours] + mixture[theirs])
+        won = jnp.asarray(game)[ours, theirs]
+
+        def mean_loss(logits, outcomes):
+            log_probs = jax.nn.log_softmax(logits)[ours]
+            losses = [
+                chance * self_play.nash_md_loss(log_probs, log_ref[ours], outcome, beta=beta)
+                for chance, outcome in outcomes
+            ]
+            return jnp.sum(drawn * sum(losses))
+
+        certain = ((won, jnp.ones(16)), (1 - won, jnp.zeros(16)))  # who won each comparison
+        new = self_play.nash_md(log_policy, game, log_ref, beta=beta, step_size=step_size)
+        slopes = [jax.grad(mean_loss)(logits, x) for x in (((1.0, won),), certain)]
+        return *slopes, (new - log_policy) / step_size
+
+    by_probability, by_outcome, direction = map(np.asarray, run(jnp.asarray(logits)))
+    pi = special.softmax(logits)
+    np.testing.assert_allclose(by_probability, -pi * (direction - pi @ direction), atol=1e-14)
+    np.testing.assert_allclose(by_outcome, by_probability, atol=1e-14)
+    # It is at rest at the equilibrium of the regularized game, for a mixture that is the policy.
+    star = preferences.nash(game, log_ref, beta, generator=generators.kl()).log_policy
+    wins = jnp.asarray(game @ np.exp(star))
+    slope = jax.grad(
+        lambda x: jnp.sum(
+            jnp.exp(star) * self_play.nash_md_loss(jax.nn.log_softmax(x), log_ref, wins, beta=beta)
+        )
+    )(star)
+    np.testing.assert_allclose(slope, 0, atol=1e-12)
+
+
 # -------------------------------------------------------------------------------------------- INPO
 
 
@@ -152,16 +197,16 @@ def pairs(x):
     return jnp.broadcast_to(x[..., :, None], shape), jnp.broadcast_to(x[..., None, :], shape)
 
 
-def test_the_minimiser_of_inpo_is_its_update():
+def test_the_minimizer_of_inpo_is_its_update():
     weight = PREVIOUS[:, None] * PREVIOUS[None] * RPS  # of a winning against b
 
     def loss(logits):
         log_policies = (jax.nn.log_softmax(logits), LOG_REF, LOG_PREVIOUS)
         arrays = [x for log_policy in log_policies for x in pairs(log_policy)]
-        return jnp.sum(weight * self_play.inpo_loss(*arrays, eta=2.0, tau=0.5))
+        return jnp.sum(weight * self_play.inpo_loss(*arrays, beta=0.5, step_size=0.5))
 
     found = optimize.minimize(jax.jit(jax.value_and_grad(loss)), np.zeros(3), jac=True, tol=1e-14)
-    new = np.exp(self_play.inpo(LOG_PREVIOUS, RPS, LOG_REF, eta=2.0, tau=0.5))
+    new = np.exp(self_play.inpo(LOG_PREVIOUS, RPS, LOG_REF, beta=0.5, step_size=0.5))
     np.testing.assert_allclose(special.softmax(found.x), new, atol=1e-9)
     np.testing.assert_array_equal(np.round(new, 5), (0.54711, 0.23726, 0.21564))
     by_hand = REFERENCE**0.25 * PREVIOUS**0.75 * np.exp(RPS @ PREVIOUS / 2)
@@ -174,11 +219,11 @@ def test_the_minimiser_of_inpo_is_its_update():
 def test_sppo_spirals_and_a_penalty_holds_it():
     @jax.jit
     def run():
-        free = self_play.play(lambda x: self_play.sppo(x, RPS, eta=0.5), LOG_PREVIOUS, 5000)
+        free = self_play.play(lambda x: self_play.sppo(x, RPS, step_size=0.5), LOG_PREVIOUS, 5000)
         held = {
             weight: self_play.play(
                 lambda x, w=weight: self_play.rspo(
-                    x, RPS, LOG_REF, eta=0.5, penalties=((w, generators.kl()),)
+                    x, RPS, LOG_REF, step_size=0.5, penalties=((w, generators.kl()),)
                 ),
                 LOG_PREVIOUS,
                 2000,
@@ -186,10 +231,12 @@ def test_sppo_spirals_and_a_penalty_holds_it():
             for weight in EQUILIBRIA
         }
         both = self_play.play(
-            lambda x: self_play.rspo(x, RPS, LOG_REF, eta=0.5, penalties=BOTH), LOG_PREVIOUS, 1000
+            lambda x: self_play.rspo(x, RPS, LOG_REF, step_size=0.5, penalties=BOTH),
+            LOG_PREVIOUS,
+            1000,
         )[-1]
-        row = sums.weighted_sum(BOTH)
-        gap = preferences.regularised_exploitability(RPS, both, LOG_REF, 1.0, row)
+        row = generators.weighted_sum(BOTH)
+        gap = preferences.regularized_exploitability(both, RPS, LOG_REF, 1.0, generator=row)
         return free[-1], held, gap
 
     free, held, gap = run()
@@ -201,7 +248,7 @@ def test_sppo_spirals_and_a_penalty_holds_it():
 
 def test_a_weighted_sum_is_a_row():
     rows = [generators.get(name, **PARAMETERS[name]) for name in ("kl", "alpha", "le_cam")]
-    row = sums.weighted_sum(tuple(zip((0.3, 0.5, 2.0), rows, strict=True)))
+    row = generators.weighted_sum(tuple(zip((0.3, 0.5, 2.0), rows, strict=True)))
     p, q = LOG_PREVIOUS, LOG_REF
     apart = sum(
         w * divergences.f_divergence(r, p, q) for w, r in zip(row.weights, rows, strict=True)
@@ -217,8 +264,10 @@ def test_a_weighted_sum_is_a_row():
         (0.0, generators.alpha(-1.0)),
         (1.0, generators.kl()),
     )
-    as_sum = sums.weighted_sum(penalties)
-    best = jax.jit(lambda: [regularized.greedy(values, q, 0.4, r) for r in (both, as_sum)])()
+    as_sum = generators.weighted_sum(penalties)
+    best = jax.jit(
+        lambda: [regularized.greedy(values, q, 0.4, generator=r) for r in (both, as_sum)]
+    )()
     np.testing.assert_allclose(best[1].log_policy, best[0].log_policy, atol=1e-12)
     np.testing.assert_allclose(best[1].value, best[0].value, atol=1e-14)
 
@@ -226,16 +275,20 @@ def test_a_weighted_sum_is_a_row():
 def test_losses_of_sppo_and_rspo():
     wins = jnp.asarray(RPS @ PREVIOUS)
 
-    # Over functions of the answer that need not be normalised, each has its own minimiser.
+    # Over functions of the answer that need not be normalised, each has its own minimizer.
     at = LOG_PREVIOUS + 0.5 * (wins - 0.5)
-    np.testing.assert_allclose(self_play.sppo_loss(at, LOG_PREVIOUS, wins, eta=0.5), 0, atol=1e-30)
     np.testing.assert_allclose(
-        jax.nn.log_softmax(at), self_play.sppo(LOG_PREVIOUS, RPS, eta=0.5), atol=1e-14
+        self_play.sppo_loss(at, LOG_PREVIOUS, wins, step_size=0.5), 0, atol=1e-30
+    )
+    np.testing.assert_allclose(
+        jax.nn.log_softmax(at), self_play.sppo(LOG_PREVIOUS, RPS, step_size=0.5), atol=1e-14
     )
 
     def mean_loss(logits):
         log_policy = jax.nn.log_softmax(logits)
-        loss = self_play.rspo_loss(log_policy, LOG_PREVIOUS, LOG_REF, wins, eta=0.5, penalties=BOTH)
+        loss = self_play.rspo_loss(
+            log_policy, LOG_PREVIOUS, LOG_REF, wins, step_size=0.5, penalties=BOTH
+        )
         return jnp.sum(PREVIOUS * loss)
 
     def by_definition(logits):
@@ -258,7 +311,9 @@ def test_losses_of_sppo_and_rspo():
 def test_the_reference_of_spin_is_a_penalty():
     rewards, a, b = np.array([0.2, 1.0, -0.4]), 0.3, 0.7
     mixed = self_play.geometric_mixture(LOG_PREVIOUS, LOG_REF, b / (a + b))
-    tilted = regularized.greedy(jnp.asarray(rewards), mixed, a + b, generators.kl()).log_policy
+    tilted = regularized.greedy(
+        jnp.asarray(rewards), mixed, a + b, generator=generators.kl()
+    ).log_policy
     np.testing.assert_array_equal(table(tilted), (0.45976, 0.47848, 0.06176))
 
     def negative(x):
@@ -270,7 +325,7 @@ def test_the_reference_of_spin_is_a_penalty():
     np.testing.assert_allclose(special.softmax(found.x), np.exp(tilted), atol=1e-6)
 
 
-def test_the_minimiser_of_spin_is_its_update():
+def test_the_minimizer_of_spin_is_its_update():
     log_data = jnp.log(jnp.array([0.2, 0.5, 0.3]))
     weight = np.exp(log_data)[:, None] * PREVIOUS[None]
     options = {"beta": 0.7, "share": 0.4}
@@ -281,7 +336,7 @@ def test_the_minimiser_of_spin_is_its_update():
         return jnp.sum(weight * self_play.spin_loss(*arrays, **options))
 
     found = optimize.minimize(jax.jit(jax.value_and_grad(loss)), np.zeros(3), jac=True, tol=1e-14)
-    step = functools.partial(self_play.spin, log_data=log_data, log_base=LOG_REF, **options)
+    step = functools.partial(self_play.spin, log_data=log_data, ref_logits=LOG_REF, **options)
     np.testing.assert_allclose(special.softmax(found.x), np.exp(step(LOG_PREVIOUS)), atol=1e-8)
 
     # Unregularised SPIN is there at once; with a share of the base it rests in between.
@@ -294,15 +349,15 @@ def test_the_minimiser_of_spin_is_its_update():
 
 def test_fictitious_play_remembers_the_average():
     log_data = jnp.log(jnp.array([0.2, 0.5, 0.3]))
-    step = functools.partial(self_play.spin, log_data=log_data, log_base=LOG_REF, beta=2.0)
+    step = functools.partial(self_play.spin, log_data=log_data, ref_logits=LOG_REF, beta=2.0)
 
     @jax.jit
     def run():
         return self_play.play(
-            lambda state: self_play.fictitious(
+            lambda state: self_play.fictitious_play(
                 state, lambda log_policy, opponent: step(log_policy, log_opponent=opponent)
             ),
-            self_play.remember(LOG_PREVIOUS),
+            self_play.first_history(LOG_PREVIOUS),
             30,
         )
 
@@ -333,18 +388,20 @@ def test_wrong_input_is_refused():
         lambda: self_play.nash_md(three, RPS, three, beta=1.0, step_size=2.0),
     )  # fmt: skip
     refused(
-        ValueError, ("P + P^T",), lambda: self_play.sppo(three, 0.5 * np.eye(3), eta=0.5)
+        ValueError, ("P + P^T",), lambda: self_play.sppo(three, 0.5 * np.eye(3), step_size=0.5)
     )  # fmt: skip
-    refused(ValueError, ("kl",), lambda: sums.weighted_sum(((1.0, generators.le_cam()),)))
-    refused(TypeError, ("total_variation",), lambda: sums.weighted_sum(((1.0, kl), (1.0, tv))))
-    refused(ValueError, ("weights",), lambda: sums.weighted_sum(((-1.0, kl),)))
+    refused(ValueError, ("kl",), lambda: generators.weighted_sum(((1.0, generators.le_cam()),)))
     refused(
-        ValueError, ("log_prob", "previous"),
-        lambda: self_play.sppo_loss(three, jnp.zeros(2), three, eta=1.0),
+        TypeError, ("total_variation",), lambda: generators.weighted_sum(((1.0, kl), (1.0, tv)))
+    )
+    refused(ValueError, ("weights",), lambda: generators.weighted_sum(((-1.0, kl),)))
+    refused(
+        ValueError, ("log_probs", "old_log_probs"),
+        lambda: self_play.sppo_loss(three, jnp.zeros(2), three, step_size=1.0),
     )  # fmt: skip
     refused(
-        ValueError, ("eta",),
-        lambda: self_play.inpo_loss(*[three] * 6, eta=-1.0, tau=0.1),
+        ValueError, ("step_size",),
+        lambda: self_play.inpo_loss(*[three] * 6, beta=0.1, step_size=-1.0),
     )  # fmt: skip
     refused(
         ValueError, ("real", "generated"),

@@ -35,7 +35,7 @@ def plus_discounted(value):
 
 def hypers(table, **others):
     weight, temperature, floor = table.T
-    hyper = deep.Hyper(weight, temperature, floor=floor, **others)
+    hyper = deep.Hyperparameters(weight, temperature, floor=floor, **others)
     return jax.tree.map(lambda x: np.broadcast_to(x, len(table)), hyper)
 
 
@@ -51,6 +51,8 @@ def munchausen(table):
 
 
 def tsallis(table, index):
+    # The table has the temperatures of the entmax convention.
+    table = table / np.array([1.0, index, 1.0])
     return compiled(deep.tsallis_target)(hypers(table, index=index), (Q, Q_NEXT))
 
 
@@ -128,7 +130,7 @@ def test_mirror_target_is_its_formula():
 def test_dual_averaging_has_the_policies_of_mirror_descent():
     """`pi_(k+1) ~ pi_k^weight exp(q_k / T)` from the uniform policy, by averages of the q."""
     weight, temperature = np.array([[1.0, 2.0], [0.8, 0.5], [0.0, 0.7]]).T
-    one = lambda weight, t, number: deep.averaging(deep.Hyper(weight, t), number)
+    one = lambda weight, t, number: deep.averaging_schedule(deep.Hyperparameters(weight, t), number)
     averaging = jax.jit(jax.vmap(one, in_axes=(0, 0, None)))
     h, log_pi = np.zeros((3, 6, 3)), np.zeros((3, 6, 3))
     for number in range(5):
@@ -167,7 +169,7 @@ def two_places(length=10):
         place, reward = moves_to(place, action)
         cut = time + 1 == length
         following = jnp.where(cut, 0, place), jnp.where(cut, 0, time + 1)
-        moved = deep.Moved(seen(following[0]), reward, jnp.bool_(False), cut, seen(place))
+        moved = deep.TimeStep(seen(following[0]), reward, jnp.bool_(False), cut, seen(place))
         return moved, following
 
     return deep.Environment(reset, step, features=2, actions=2)
@@ -176,15 +178,15 @@ def two_places(length=10):
 STEPS = 400
 
 
-def training(variant):
+def training(method):
     settings = deep.Settings(
-        variant=variant, hidden=(16,), environments=4, capacity=256, batch=16, target_every=10,
-        learning_rate=1e-2, discount=0.9, exploration=0.1,
+        method=deep.METHODS[method], hidden=(16,), environments=4,
+        capacity=256, batch=16, target_every=10, learning_rate=1e-2, discount=0.9, exploration=0.1,
     )  # fmt: skip
 
     def train(weight, temperature):
         key = jax.random.key(1)
-        hyper = deep.Hyper(weight, temperature)
+        hyper = deep.Hyperparameters(weight, temperature)
         step = functools.partial(deep.step, settings, two_places(), hyper)
         state = deep.init(settings, two_places(), key)
         return jax.lax.scan(step, state, jax.random.split(key, STEPS))
@@ -195,10 +197,10 @@ def training(variant):
 WEIGHTS, TEMPERATURES = np.array([0.0, 0.5, 0.9, 0.0]), np.array([0.0, 0.0, 0.1, 0.1])
 
 
-@pytest.mark.parametrize("variant", deep.VARIANTS)
-def test_training_finds_the_way_round_the_small_reward(variant):
+@pytest.mark.parametrize("method", deep.METHODS)
+def test_training_finds_the_way_round_the_small_reward(method):
     """With all coefficients, 0 included, where dual averaging's temperature is 0 as well."""
-    state, metrics = jax.jit(jax.vmap(training(variant)))(WEIGHTS, TEMPERATURES)
+    state, metrics = jax.jit(jax.vmap(training(method)))(WEIGHTS, TEMPERATURES)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.params, metrics)))
     assert np.asarray(metrics["score"])[:, -50:].mean(1).min() > 5
     np.testing.assert_array_equal(state.episodes, STEPS // 10)
@@ -210,8 +212,8 @@ def test_training_finds_the_way_round_the_small_reward(variant):
     np.testing.assert_allclose(replay.reward, reward)
     np.testing.assert_array_equal(replay.final.sum(-1), 1)
 
-    if variant == "munchausen":
-        lane = jax.jit(training(variant))(WEIGHTS[2], TEMPERATURES[2])
+    if method == "munchausen":
+        lane = jax.jit(training(method))(WEIGHTS[2], TEMPERATURES[2])
         for one, all_lanes in zip(
             jax.tree.leaves(lane), jax.tree.leaves((state, metrics)), strict=True
         ):
@@ -240,5 +242,5 @@ def test_gymnax_environments_tell_the_end_from_the_cut():
 
 def test_wrong_settings_are_refused():
     start = lambda **wrong: deep.init(deep.Settings(**wrong), two_places(), jax.random.key(0))
-    refused(ValueError, ["variant", "munchausen", "'dqn'"], lambda: start(variant="dqn"))
+    refused(TypeError, ["method", "METHODS", "'dqn'"], lambda: start(method="dqn"))
     refused(ValueError, ["capacity", "100", "8"], lambda: start(capacity=100))

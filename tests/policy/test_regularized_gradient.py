@@ -29,7 +29,7 @@ EIGHT = {
     "RKL": ("kl", None, lambda w, r: w * (r - BETA * (np.log(w) + 1))),
     "URKL": ("kl", TOTAL, lambda w, r: TOTAL * w * (r - BETA * np.log(w))),
 }
-"""Generator, normaliser and published weight of grad log pi."""
+"""Generator, normalizer and published weight of grad log pi."""
 
 
 def row(name):
@@ -57,7 +57,7 @@ def divergence(name, p, q):
 
 @functools.cache
 def gradients():
-    """Expected gradients by generator, normaliser and form."""
+    """Expected gradients by generator, normalizer and form."""
 
     def of(name, total, form):
         def loss(logits):
@@ -75,7 +75,7 @@ def gradients():
 
 
 def cases():
-    """All of KL; of the others each form with one normaliser, and the first with both."""
+    """All of KL; of the others each form with one normalizer, and the first with both."""
     every = [
         (name, total, form) for name in PARAMETERS for total in (None, TOTAL) for form in FORMS
     ]

@@ -5,7 +5,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks, estimators
-from jdiv.divergences.generators import Generator
+from jdiv.divergences.generator import Generator
 
 
 def dph_rl_penalty(
@@ -26,4 +26,4 @@ def dph_rl_penalty(
         sequence_log_probs=sequence_log_probs, ref_sequence_log_probs=ref_sequence_log_probs
     )
     log_probs = jnp.where(solved, log_probs, log_ref)
-    return jnp.where(solved, estimators.centred_from_q(generator, log_probs, log_ref), 0)
+    return jnp.where(solved, estimators.centered_from_q(generator, log_probs, log_ref), 0)
