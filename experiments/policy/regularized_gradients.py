@@ -27,7 +27,7 @@ from jdiv.checks import known
 from jdiv.divergences import categorical
 from jdiv.policy import regularized_gradient as rpg
 from jdiv.policy.clipped import cispo
-from jdiv.policy.kl_terms import kl_penalty, kl_rewards, sequence_kl_penalty
+from jdiv.policy.kl_terms import kl_penalty, kl_rewards, prefix_log_ratio, sequence_kl_penalty
 from jdiv.policy.tokens import to_go
 
 TRACED = ("seed", "variant", "sign", "weighted")
@@ -136,14 +136,14 @@ def penalties(point: dict, logits: Array, reference: Array, old: Array) -> Array
 
         token = functools.partial(kl_penalty, log_p, log_ref, mask, estimator=estimator)
         whole = functools.partial(sequence_kl_penalty, log_p, log_ref, mask, estimator=estimator)
-        paid = kl_rewards(nothing, log_p, log_ref, mask, coefficient=1.0, estimator=estimator)
+        paid = kl_rewards(log_p, log_ref, nothing, mask, coefficient=1.0, estimator=estimator)
         follow = functools.partial(cispo, log_p, before, mask=mask, high=jnp.inf)
         plain = jnp.sum(token(), axis=1)
         weighted = jnp.sum(token(old_log_probs=before), axis=1)
         found = [
             plain,
             weighted,
-            jnp.sum(token(old_log_probs=before, weights="prefix"), axis=1),
+            jnp.sum(token(old_log_probs=before, log_weight=prefix_log_ratio), axis=1),
             whole(),
             whole(old_log_probs=before),
             jnp.sum(follow(jnp.sum(paid, axis=1)).loss, axis=1),

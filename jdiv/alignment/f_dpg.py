@@ -18,8 +18,7 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
 from jdiv.divergences import categorical, generators
-from jdiv.policy.advantages import rloo_advantages
-from jdiv.types import Logits, PerSample, RandomKey, SequenceLogProbs, Values
+from jdiv.types import Logits, PerSample, RandomKey, SequenceLogProbs
 
 # ------------------------------------------------------------------------------------ the gradient
 
@@ -72,9 +71,11 @@ def dpg_loss(
 
     Everything but `log pi` is a constant, and `(pi/q) f'(pi/p)` is computed as one number, so that
     a ratio which overflows costs nothing where its weight vanishes. On-policy, pass log_probs as
-    the proposal. The baseline must not depend on the sample. Shapes: any, three times the same, to
-    the same; a baseline that broadcasts. The gradient is infinite where D is: p = 0 under a row
-    with an infinite f'(inf). A sample with pi = 0 has none.
+    the proposal. The baseline must not depend on the sample, as
+    `jdiv.policy.advantages.mean_of_others` of `(pi/q) r` does not; no baseline is best for every
+    row, with jensen_shannon the mean can add variance. Shapes: any, three times the same, to the
+    same; a baseline that broadcasts. The gradient is infinite where D is: p = 0 under a row with an
+    infinite f'(inf). A sample with pi = 0 has none.
 
     Reference: Go et al. 2023 (arXiv:2302.08215), theorem 1 and algorithm 1.
     """
@@ -100,22 +101,6 @@ def dpg_loss(
     )
     score += jnp.exp(log_weight) * (generator.slope_at_one + baseline)
     return jnp.where(taken, score, 0) * jnp.where(taken, log_probs, 0)
-
-
-def mean_of_others(rewards: Values) -> Values:
-    """Mean reward of the other samples, for each: a baseline that leaves the gradient alone.
-
-    The reward less this is `policy.advantages.rloo_advantages`. A mean that includes the sample
-    itself makes the gradient (n - 1)/n of what it should be. Off-policy, pass `(pi/q) r`. No
-    baseline is best for every row: with jensen_shannon the mean can add variance.
-    Shapes: `[..., n]` to the same, n > 1.
-
-    Reference: Go et al. 2023 (arXiv:2302.08215), appendix, for baselines; leave-one-out from RLOO.
-    """
-    rewards = checks.as_float("rewards", rewards)
-    if rewards.ndim == 0 or rewards.shape[-1] < 2:
-        raise ValueError(f"rewards must have at least two samples, got shape {rewards.shape}")
-    return rewards - rloo_advantages(rewards)
 
 
 # --------------------------------------------------------------------------------- moving averages

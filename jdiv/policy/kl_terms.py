@@ -91,8 +91,9 @@ def kl_penalty(
     as a token loss is. Shapes: `[..., T]` to the same.
 
     >>> log_probs, mask = jnp.log(jnp.array([[0.5, 0.5]])), jnp.full((1, 2), True)
-    >>> kl_penalty(log_probs, jnp.log(jnp.array([[0.25, 0.5]])), mask).round(4)  # 1/2 - 1 + log 2
-    Array([[0.1931, 0.    ]], dtype=float32)
+    >>> penalty = kl_penalty(log_probs, jnp.log(jnp.array([[0.25, 0.5]])), mask)
+    >>> [f"{k3:.4f}" for k3 in penalty[0]]  # 1/2 - 1 + log 2, and 0
+    ['0.1931', '0.0000']
 
     Reference: GRPO (Shao et al. 2024, arXiv:2402.03300), equation 4, with k3 and no weight; RPG
     (arXiv:2505.17508) for the weight.

@@ -211,7 +211,8 @@ def update(mdp: AnyMdp, scheme: Scheme, logits: StateActions) -> Array:
     mixture. Shapes: `[S, A]` to the same.
 
     >>> reward = jnp.array([[1.0, 0.0]])  # one state, no future
-    >>> mdp = model.Mdp(jnp.ones((1, 2, 1)), reward, 0.0, jnp.ones(1))
+    >>> from jdiv.mdp import Mdp
+    >>> mdp = Mdp(jnp.ones((1, 2, 1)), reward, 0.0, jnp.ones(1))
     >>> jnp.exp(update(mdp, natural_ascent(jnp.log(3.0)), jnp.zeros((1, 2))))
     Array([[0.75, 0.25]], dtype=float32)
     """
