@@ -14,14 +14,13 @@ from samples, a loss, its gradient, a divergence, is a sum over all sequences he
 import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
 
 from jdiv import divergences, numerics
-from jdiv.types import Scalar
+from jdiv.types import PerSample, Scalar
 
 Table = Float[Array | np.ndarray, "prefixes vocabulary"]
 """Logits of the next token after each prefix."""
@@ -96,7 +95,7 @@ def sequence_log_probs(logits: Table) -> Array:
     return token_log_probs(logits).sum(axis=-1)
 
 
-def expectation(logits: Table, values: Float[Array | np.ndarray, " sequences"]) -> Array:
+def expectation(logits: Table, values: PerSample) -> Array:
     """`E[values]` over the sequences of the model. Shapes: values `[sequences]` to `[]`."""
     log_probs = sequence_log_probs(logits)
     return jnp.exp(log_probs) @ jnp.asarray(values, log_probs.dtype)

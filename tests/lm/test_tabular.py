@@ -21,9 +21,7 @@ def written_out(longest, vocabulary):
         for word in itertools.product(range(vocabulary), repeat=length)
     )
     return [
-        word
-        for word in words
-        if end not in word[:-1] and (word[-1] == end or len(word) == longest)
+        word for word in words if end not in word[:-1] and (word[-1] == end or len(word) == longest)
     ]
 
 
@@ -35,9 +33,8 @@ def by_hand(logits, longest, vocabulary):
         for prefix in itertools.product(range(vocabulary - 1), repeat=length)
     ]
     assert len(prefixes) == len(logits)
-    rows = {
-        prefix: row - np.log(np.exp(row).sum()) for prefix, row in zip(prefixes, logits, strict=True)
-    }
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    rows = dict(zip(prefixes, log_p, strict=True))
     return {
         word: [rows[word[:place]][token] for place, token in enumerate(word)]
         for word in written_out(longest, vocabulary)
@@ -101,7 +98,8 @@ def test_gradients_of_an_expectation_are_those_of_the_score():
 
 
 def test_draws_are_those_of_numpy_for_traced_seeds():
-    found = jax.jit(jax.vmap(lambda seed: tabular.normal_logits(seed, (5, 0, 3))))(jnp.array([3, 0]))
+    draw = jax.jit(jax.vmap(lambda seed: tabular.normal_logits(seed, (5, 0, 3))))
+    found = draw(jnp.array([3, 0]))
     for logits, seed in zip(found, (3, 0), strict=True):
         expected = np.random.default_rng(seed).standard_normal((2, 7, 3))
         np.testing.assert_array_equal(logits, expected)

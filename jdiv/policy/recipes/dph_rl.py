@@ -5,12 +5,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks, estimators
-<<<<<<< HEAD
 from jdiv.divergences.generator import Generator
-=======
-from jdiv.divergences.generators import Generator
 from jdiv.types import SequenceLogProbs
->>>>>>> efcd1a3 (Policy losses: one vocabulary, array types, losses that are summed or per state have types of their own)
 
 
 def dph_rl_penalty(
