@@ -17,8 +17,8 @@ def test_haepo_over_an_enumeration_is_the_objective():
     kl, entropy = (p * (log_p - log_ref)).sum(), -(p * log_p).sum()
     expected = -p @ rewards - 0.3 * entropy + 0.2 * kl
     assert float(out.terms.sum()) == pytest.approx(expected, rel=1e-12)
-    assert float(out.aux.entropy) == pytest.approx(entropy)
-    assert float(out.aux.kl) == pytest.approx(kl)
+    assert float(out.entropy) == pytest.approx(entropy)
+    assert float(out.kl) == pytest.approx(kl)
 
     def naive(logits):
         log_w = jax.nn.log_softmax(logits)
