@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jdiv import divergences, numerics
@@ -117,7 +118,12 @@ def kl(logits: Table, ref_logits: Table) -> Array:
 
 
 def normal_logits(
-    seed: Array, seeds: tuple[int, ...], *, models: int = 2, longest: int = 3, vocabulary: int = 3
+    seed: ArrayLike,
+    seeds: tuple[int, ...],
+    *,
+    models: int = 2,
+    longest: int = 3,
+    vocabulary: int = 3,
 ) -> Array:
     """Standard normal logits `[models, prefixes, V]` from NumPy's generator, for a traced seed.
 
@@ -127,4 +133,4 @@ def normal_logits(
     ahead = np.sort(seeds).astype(np.int32)
     shape = models, *table_shape(longest, vocabulary)
     draws = np.stack([np.random.default_rng(one).standard_normal(shape) for one in ahead])
-    return jnp.asarray(draws)[jnp.searchsorted(jnp.asarray(ahead), seed)]
+    return jnp.asarray(draws)[jnp.searchsorted(jnp.asarray(ahead), jnp.asarray(seed, jnp.int32))]
