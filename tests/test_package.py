@@ -34,7 +34,7 @@ def test_the_promised_spellings():
 
 
 def test_importing_jdiv_imports_jax_at_most():
-    """Nothing that `import jax` has not imported, but for a module of the standard library or two."""
+    """No module beyond those of `import jax` and the standard library."""
     program = (
         "import jax, sys; before = set(sys.modules); import jdiv;"
         "print(*(set(sys.modules) - before - set(sys.stdlib_module_names)))"

@@ -31,12 +31,6 @@ def _alike(
     return generator.astype(arrays[0].dtype), arrays
 
 
-def _log_ratio(log_p: Array, log_q: Array) -> Array:
-    """`log p/q`; 0 where both are zero."""
-    neither = (log_p == -jnp.inf) & (log_q == -jnp.inf)
-    return jnp.where(neither, 0, log_p) - jnp.where(neither, 0, log_q)
-
-
 def pseudo_reward(
     log_policy: SequenceLogProbs, log_target: SequenceLogProbs, *, generator: generators.Generator
 ) -> PerSample:
@@ -56,7 +50,9 @@ def pseudo_reward(
     generator, (log_policy, log_target) = _alike(
         generator, log_policy=log_policy, log_target=log_target
     )
-    return -(generator.slope(_log_ratio(log_policy, log_target)) + generator.slope_at_one)
+    return -(
+        generator.slope(numerics.sampled_log_ratio(log_policy, log_target)) + generator.slope_at_one
+    )
 
 
 def dpg_loss(
@@ -183,7 +179,7 @@ def log_acceptance(log_target: PerSample, log_proposal: PerSample, beta: ArrayLi
     checks.positive("beta", beta)
     log_target, log_proposal = checks.alike(log_target=log_target, log_proposal=log_proposal)
     log_beta = jnp.log(jnp.asarray(beta, log_target.dtype))
-    return jnp.minimum(0, _log_ratio(log_target, log_proposal) - log_beta)
+    return jnp.minimum(0, numerics.sampled_log_ratio(log_target, log_proposal) - log_beta)
 
 
 def quasi_rejection(log_target: Logits, proposal_logits: Logits, beta: ArrayLike) -> QuasiRejection:
@@ -209,7 +205,7 @@ def quasi_rejection(log_target: Logits, proposal_logits: Logits, beta: ArrayLike
     log_accepted = jax.nn.logsumexp(log_mass, axis=-1)
     # The share of each answer's target mass that lies above beta q.
     log_beta = jnp.log(jnp.asarray(beta, log_target.dtype))
-    above = _log_ratio(log_proposal, log_target) + log_beta
+    above = numerics.sampled_log_ratio(log_proposal, log_target) + log_beta
     lost = jnp.where(log_target > -jnp.inf, -jnp.expm1(jnp.minimum(above, 0)), 0)
     bound = jnp.sum(jnp.exp(numerics.log_softmax(log_target)) * lost, axis=-1)
     return QuasiRejection(log_mass - log_accepted[..., None], jnp.exp(log_accepted), bound)
