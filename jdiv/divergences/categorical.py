@@ -1,6 +1,6 @@
 """Exact divergences between categorical distributions given by logits.
 
-`D(p, q)` means D(p‖q). Inputs are unnormalised log-probabilities of any leading batch shape with
+`D(p, q)` means D(p‖q). Inputs are unnormalized log-probabilities of any leading batch shape with
 the categories on `axis`; `-inf` is an exact zero and `where` leaves categories out. Half precision
 is widened to float32 and the result is float32; float64 stays float64.
 

@@ -1,10 +1,10 @@
 """Distances that know how far apart categories are: transport costs, MMD and energy distance.
 
-Arguments are logits, as in `categorical`: unnormalised log-probabilities with the categories on
+Arguments are logits, as in `categorical`: unnormalized log-probabilities with the categories on
 `axis`, `-inf` an exact zero, `where` to leave categories out. Half precision is widened to float32;
-float64 stays float64. What lies between the categories (positions, cost, kernel, distances) is an
-argument of its own. All of these are finite, also between disjoint supports, and differences of
-probabilities are taken without cancellation.
+float64 stays float64. The geometry (positions, cost, kernel, distances) is an argument of its own.
+All of these are finite, also between disjoint supports, and differences of probabilities are taken
+without cancellation.
 """
 
 import functools

@@ -47,8 +47,8 @@ def _log_kernels(x: ArrayLike, y: ArrayLike, bandwidth: ArrayLike) -> tuple[Arra
 def squared_mmd_biased(x: Samples, y: OtherSamples, *, bandwidth: Scalar = 1.0) -> Scalar:
     """Squared maximum mean discrepancy, `mean K_xx + mean K_yy - 2 mean K_xy`, diagonals included.
 
-    That of the two empirical distributions (a V-statistic): never negative (to rounding), 0 for
-    equal sets, and on average too high by `(1 - E K(x, x'))/n + (1 - E K(y, y'))/m`.
+    A V-statistic, the value of the two empirical distributions: never negative (to rounding), 0
+    for equal sets, and on average too high by `(1 - E K(x, x'))/n + (1 - E K(y, y'))/m`.
     Shapes: samples `[n, d]` and `[m, d]` to `[]`. Range: 0 to 2.
 
     >>> squared_mmd_biased(jnp.zeros((3, 1)), jnp.zeros((2, 1)))
@@ -110,8 +110,8 @@ def cauchy_schwarz(x: Samples, y: OtherSamples, *, bandwidth: Scalar = 1.0) -> S
 def energy_distance(x: Samples, y: OtherSamples) -> Scalar:
     """Energy distance, `2 mean |x - y| - mean |x - x'| - mean |y - y'|`; no root is taken.
 
-    That of the two empirical distributions (a V-statistic): never negative (to rounding), 0 for
-    equal sets, and on average too high by `E|x - x'|/n + E|y - y'|/m`. No bandwidth; in one
+    A V-statistic, the value of the two empirical distributions: never negative (to rounding), 0
+    for equal sets, and on average too high by `E|x - x'|/n + E|y - y'|/m`. No bandwidth; in one
     dimension it is `2 int (F - G)^2` of the distribution functions.
     Shapes: samples `[n, d]` and `[m, d]` to `[]`. Range: 0 to inf. Its gradient takes 0 where two
     samples coincide.

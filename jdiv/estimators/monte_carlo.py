@@ -3,7 +3,7 @@
 `kl_k1`, `kl_k2` and `kl_k3` are the customary three for KL(p‖q) with x ~ p. The other four take any
 row of the table: from samples of p they average `f(u)/u`, from samples of q `f(u)`, u = p/q.
 *Plain* is the customary f of the row's docstring (kl: u log u), *centered* is `f - f'(1) (u - 1)`.
-What is taken out has mean zero (if p and q have the same zeros), so both have the same mean; the
+The part taken out has mean zero (if p and q have the same zeros), so both have the same mean; the
 centered value is nowhere negative and vanishes to second order at p = q. From p, plain KL is k1 and
 centered KL is k3.
 

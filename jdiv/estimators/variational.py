@@ -3,7 +3,7 @@
 For the mutual information, `scores[i, j] = f(x_i, y_j)` is the critic on every pair of a batch of n
 joint samples: the diagonal holds pairs that belong together, everything else is a sample of the
 product of the marginals. Each function turns `[..., n, n]` scores into `[...]`, in nats, to be
-maximized over the critic. What they estimate at the best critic, and what it costs:
+maximized over the critic. Bias and variance at the best critic:
 
 ==================  ===========================================================================
 donsker_varadhan    too high (the logarithm of a mean), and the variance of nwj
@@ -45,7 +45,7 @@ def _joint(matrix: Array) -> Array:
 
 
 def _product(matrix: Array) -> Array:
-    """Everything else, `[..., n (n - 1)]`."""
+    """All entries off the diagonal, `[..., n (n - 1)]`."""
     *batch, n, _ = matrix.shape
     rows = matrix.reshape(*batch, n * n)[..., 1:].reshape(*batch, n - 1, n + 1)
     return rows[..., :-1].reshape(*batch, n * (n - 1))
