@@ -64,20 +64,17 @@ def e_step(
         log_q = log_ref + scaled - log_sum
         kl = mean(categorical.kl(log_q, log_ref))
         q = jnp.exp(log_q)
-        centred = scaled - jnp.sum(q * scaled, axis=-1, keepdims=True)
-        variance = mean(jnp.sum(q * centred**2, axis=-1))
+        centered = scaled - jnp.sum(q * scaled, axis=-1, keepdims=True)
+        variance = mean(jnp.sum(q * centered**2, axis=-1))
         return jnp.log(kl / radius), -variance / kl, (log_q, kl, log_sum[..., 0])
 
     # KL(q‖ref) <= (range/eta)^2/8, by Hoeffding's lemma.
     widest = -jnp.min(drop)
     spread = jnp.where(widest > 0, widest, 1)
     high = jnp.log(spread / jnp.sqrt(8 * jnp.asarray(radius, values.dtype)))
+    tolerance = 64 * jnp.finfo(values.dtype).eps
     log_eta, (log_q, kl, log_sum) = roots.decreasing(
-        excess,
-        high - 100,
-        high,
-        (log_ref, high, best[..., 0]),
-        tolerance=64 * jnp.finfo(values.dtype).eps,
+        excess, high - 100, high, (log_ref, high, best[..., 0]), tolerance=tolerance
     )
 
     # The best of the supported actions alone, if they are near enough.

@@ -73,17 +73,18 @@ def reps(mdp: AnyMdp, ref_logits: StateActions, radius: Scalar) -> RepsStep:
 
     # eta KL <= <p - q, r> <= range sqrt(KL/2), by Pinsker's inequality.
     spread = jnp.max(mdp.reward) - jnp.min(mdp.reward)
-    high = jnp.log(spread / jnp.sqrt(2 * radius))
-    floor = jnp.log(1e-6 * spread)
-    log_eta, value = roots.decreasing(
-        excess,
-        floor,
-        high,
-        jnp.zeros(shape[0], dtype),
-        tolerance=jnp.finfo(dtype).eps ** 0.6,
-    )
-    eta = jnp.exp(log_eta)
+    high, floor = jnp.log(spread / jnp.sqrt(2 * radius)), jnp.log(1e-6 * spread)
+    start, tolerance = jnp.zeros(shape[0], dtype), jnp.finfo(dtype).eps ** 0.6
+    log_eta, value = roots.decreasing(excess, floor, high, start, tolerance=tolerance)
+    active = log_eta > floor
+    return _step(problem._replace(temperature=jnp.exp(log_eta)), ref_logits, radius, value, active)
 
+
+def _step(
+    problem: occupancy.Problem, ref_logits: Array, radius: Array, value: Array, active: Array
+) -> RepsStep:
+    """The policy that a solution of the dual stands for, and the evidence."""
+    mdp, eta = problem.mdp, problem.temperature
     tilted = ref_logits + problem.advantage(value) / eta
     never = jnp.max(ref_logits, axis=-1, keepdims=True) == -jnp.inf
     log_policy = numerics.log_softmax(jnp.where(never, 0, tilted))
@@ -93,8 +94,8 @@ def reps(mdp: AnyMdp, ref_logits: StateActions, radius: Scalar) -> RepsStep:
         log_policy=log_policy,
         temperature=eta,
         value=value,
-        divergence=occupancy.divergence(jnp.log(mass), ref_logits, generator=kl),
+        divergence=occupancy.divergence(jnp.log(mass), ref_logits, generator=generators.kl()),
         dual=dual,
         gap=dual - jnp.sum(mass * mdp.reward),
-        active=log_eta > floor,
+        active=active,
     )

@@ -29,7 +29,7 @@ class TokenLoss(NamedTuple, Generic[Diagnostics]):
     loss: Array
     """`[..., T]`, 0 where masked."""
     aux: Diagnostics
-    """What was seen on the way, a `NamedTuple` of the loss's own, without derivatives."""
+    """Diagnostics, a `NamedTuple` of the loss's own, without derivatives."""
 
 
 # ------------------------------------------------------------------------------------------- masks

@@ -38,7 +38,7 @@ def trpo_step(
     shrink: float = 0.8,
     backtracks: int = 15,
 ) -> TrpoStep:
-    """Maximises a surrogate where `divergence <= radius`: `sqrt(2 radius/(x'F x)) x`, `x = F^-1 g`.
+    """Maximizes a surrogate where `divergence <= radius`: `sqrt(2 radius/(x'F x)) x`, `x = F^-1 g`.
 
     F is the Hessian of the divergence, which is 0 at the parameters, and x comes from conjugate
     gradients on `F + damping`. The first of `shrink^k`, k = 0, ..., backtracks, times the step that

@@ -137,7 +137,7 @@ def test_bounds_hold_and_are_no_trivial_ones():
     assert (found["near bounds"][:, 1:].max(axis=1) > 0).any()
 
 
-def test_safe_mixing_maximises_its_bound():
+def test_safe_mixing_maximizes_its_bound():
     _, found = computed()
     rates = np.linspace(0, 1, 21)
     safe = found["safe"]

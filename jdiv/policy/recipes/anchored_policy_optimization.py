@@ -34,7 +34,7 @@ def support(ref_logits: Logits, *, size: int) -> Array:
 
 
 class AnchorDiagnostics(NamedTuple):
-    """How far the policy has left the support, where the answer is wrong."""
+    """Ratios, and the change of the support's probability where the answer is wrong."""
 
     ratio: Array
     """`[..., T]` `pi/pi_old`, 0 where masked."""

@@ -63,7 +63,7 @@ def conflict_weights(
 
 
 class ConflictDiagnostics(NamedTuple):
-    """How much each token and completion counts."""
+    """Ratios, and the weights of tokens and completions."""
 
     ratio: Array
     """`[..., G, T]` `pi/pi_old`, 1 where masked."""

@@ -25,7 +25,7 @@ def test_group_forward_kl():
         assert np.allclose(gradient[k], p[k] - q, rtol=1e-9, atol=1e-12)
     assert loss[2] == 0  # no reward, no target
     assert not gradient[2].any()
-    # The fixed point: the target itself, whatever the normalisation.
+    # The fixed point: the target itself, whatever the normalization.
     at_target = np.log(rewards[:2] + 1e-3)
     there = dmpo_target(rewards[:2] + 1e-3)
     assert np.allclose(jax.grad(total)(at_target + 4.0, there), 0, atol=1e-14)
