@@ -39,8 +39,8 @@ def alike(**arrays: ArrayLike) -> list[Array]:
 def in_range(
     name: str,
     x: ArrayLike,
-    low: float,
-    high: float,
+    low: ArrayLike,
+    high: ArrayLike,
     allowed: str,
     *,
     closed: Literal["neither", "low", "high", "both"] = "neither",

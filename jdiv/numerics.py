@@ -68,8 +68,8 @@ def log_ratio(p_logits: Array, q_logits: Array) -> tuple[Array, Array, Array]:
     return log_p, log_q, t
 
 
-def _log_mixture(t: Array, weight: ArrayLike) -> Array:
-    """`log(weight e^t + 1 - weight)`."""
+def _log_mixture_over_q(t: Array, weight: ArrayLike) -> Array:
+    """`log(weight e^t + 1 - weight)`, the mixture's logarithm over q."""
     far = t > 30
     near = jnp.log1p(weight * jnp.expm1(jnp.where(far, 0, t)))
     return jnp.where(far, t + jnp.log1p((1 - weight) * jnp.expm1(-jnp.where(far, t, 0))), near)
@@ -79,8 +79,14 @@ def log_mixture(
     log_p: Array, log_q: Array, t: Array, weight: ArrayLike
 ) -> tuple[Array, Array, Array]:
     """`(log m, log p/m, log q/m)` of `m = weight p + (1 - weight) q`; `t = log p/q`."""
-    over_p, over_q = _log_mixture(-t, 1 - weight), _log_mixture(t, weight)
+    over_p, over_q = _log_mixture_over_q(-t, 1 - weight), _log_mixture_over_q(t, weight)
     return jnp.where(t > 0, log_p + over_p, log_q + over_q), -over_p, -over_q
+
+
+def sampled_log_ratio(log_p: Array, log_q: Array) -> Array:
+    """`log p/q` of log-probabilities at samples; 0 where both are `-inf`."""
+    neither = (log_p == -jnp.inf) & (log_q == -jnp.inf)
+    return jnp.where(neither, 0, log_p) - jnp.where(neither, 0, log_q)
 
 
 def probability_difference(log_p: Array, log_q: Array, t: Array) -> Array:
@@ -167,8 +173,8 @@ def exp_difference_2(a: Array, b: Array, c: Array) -> Array:
     near = high - low < 1
     # e^high * sum_k h_k(a - high, b - high, c - high) / (k+2)!, h_k the complete homogeneous
     # polynomial; any constant would do for high, and as one it leaves the derivatives right.
-    centre = jax.lax.stop_gradient(high)
-    x, y, z = (jnp.where(near, point - centre, 0) for point in (a, b, c))
+    center = jax.lax.stop_gradient(high)
+    x, y, z = (jnp.where(near, point - center, 0) for point in (a, b, c))
     of_x, of_xy, of_xyz = jnp.ones_like(x), jnp.ones_like(x), jnp.ones_like(x)
     series = jnp.full_like(x, 0.5)
     for k in range(1, _terms(x.dtype)):
@@ -179,7 +185,7 @@ def exp_difference_2(a: Array, b: Array, c: Array) -> Array:
     spread = jnp.where(near, 1, high - low)
     upper = phi_1(jnp.where(near, 0, middle - high))
     lower = jnp.exp(jnp.where(near, 0, middle - high)) * phi_1(jnp.where(near, 0, low - middle))
-    value = jnp.where(near, jnp.exp(centre) * series, jnp.exp(high) * ((upper - lower) / spread))
+    value = jnp.where(near, jnp.exp(center) * series, jnp.exp(high) * ((upper - lower) / spread))
     return jnp.where(high == jnp.inf, jnp.inf, value)
 
 

@@ -178,7 +178,7 @@ def _solve(generator: Generator, scaled: Array, log_ref: Array):
 
 
 def _below_resolution(log_ratios, log_total, top: Array) -> Array:
-    """What Newton's next step, too small for a float next to `top`, changes in the log-ratios.
+    """The change of the log-ratios by Newton's next step, too small for a float next to `top`.
 
     An action that is about to be dropped may take up all of it: there `u^(a-1)` hardly moves, and
     u does.

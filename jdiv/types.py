@@ -9,7 +9,7 @@ array; half precision is widened to float32 (`checks.as_float`).
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Int, Key, Shaped
+from jaxtyping import Bool, Float, Int, Key, Real, Shaped
 
 # Categories last.
 Logits = Float[Array | np.ndarray, "*batch n"]
@@ -35,13 +35,13 @@ SequenceLogProbs = Float[Array | np.ndarray, "*batch"]
 PerPair = Float[Array | np.ndarray, "*batch"]
 """One number for each pair of a chosen and a rejected answer."""
 PerSample = Float[Array | np.ndarray, "*samples"]
-"""One number for each sample."""
+"""One number for each sample: log-probabilities, weights, estimates."""
 Rewards = Float[Array | np.ndarray, "*batch"]
 """One reward for each sequence, sample or answer."""
 
 # Everything else.
-Scalar = Float[ArrayLike, ""]
-"""One number: a Python float, or an array without axes, which may be traced."""
+Scalar = Real[ArrayLike, ""]
+"""One number: a Python number, or an array without axes, which may be traced."""
 Categories = Bool[Array | np.ndarray, "..."]
 """Which categories count; broadcast against the logits."""
 Reduced = Float[Array, "..."]
@@ -50,6 +50,16 @@ RandomKey = Key[Array, ""]
 """A key of `jax.random.key`."""
 Samples = Float[Array | np.ndarray, "samples dimension"]
 """Points of a space, one a row."""
+OtherSamples = Float[Array | np.ndarray, "others dimension"]
+"""Points of the same space, maybe of another number."""
+Scores = Float[Array | np.ndarray, "*batch n n"]
+"""`f(x_i, y_j)`, a critic on every pair of n joint samples."""
+CriticOfP = Float[Array | np.ndarray, "*batch n"]
+"""A critic's values at n samples of p."""
+CriticOfQ = Float[Array | np.ndarray, "*batch m"]
+"""A critic's values at m samples of q."""
+Square = Float[Array | np.ndarray, "n n"]
+"""A symmetric matrix between the n categories: cost, kernel, distances."""
 Preference = Float[Array | np.ndarray, "... n n"]
 """`P[i, j]`, the probability that answer i is preferred to answer j."""
 Transition = Float[Array | np.ndarray, "states actions states"]

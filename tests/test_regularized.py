@@ -14,6 +14,7 @@ import scipy.special
 from jdiv import divergences as dv
 from jdiv import generators, regularized
 from tests.checks import PARAMETERS as EVERY
+from tests.checks import raises
 
 SMOOTH = [name for name in EVERY if name != "total_variation"]
 # NumPy here: JAX would round to float32 before the tests enable double precision.
@@ -483,25 +484,21 @@ def test_twice_the_same_reference_is_greedy(name):
 
 def test_refusals_name_the_argument():
     kl, x = generators.kl(), jnp.zeros(3)
-    with pytest.raises(ValueError, match=r"^temperature must be positive and finite, got -1\.0$"):
+    with raises(ValueError, match=r"^temperature must be positive and finite, got -1\.0$"):
         regularized.greedy(x, x, -1.0, generator=kl)
-    with pytest.raises(ValueError, match=r"^temperature must be positive and finite, got 0"):
+    with raises(ValueError, match=r"^temperature must be positive and finite, got 0"):
         jax.jit(lambda x: regularized.greedy(x, x, 0, generator=kl))(x)
-    with pytest.raises(ValueError, match=r"^values and ref_logits must have the same shape"):
+    with raises(ValueError, match=r"^values and ref_logits must have the same shape"):
         regularized.greedy(x, jnp.zeros(4), 1.0, generator=kl)
-    with pytest.raises(
-        TypeError, match=r"^values must be a floating-point array, got dtype int64$"
-    ):
+    with raises(TypeError, match=r"^values must be a floating-point array, got dtype int64$"):
         regularized.greedy(jnp.array([1, 2, 3]), x, 1.0, generator=kl)
-    with pytest.raises(
-        ValueError, match=r"^temperature must be a number or of shape \(\), got \(2,\)$"
-    ):
+    with raises(ValueError, match=r"^temperature must be a number or of shape \(\), got \(2,\)$"):
         regularized.greedy(x, x, jnp.ones(2), generator=kl)
-    with pytest.raises(ValueError, match=r"^values must have at least one action"):
+    with raises(ValueError, match=r"^values must have at least one action"):
         regularized.greedy(jnp.zeros(0), jnp.zeros(0), 1.0, generator=kl)
-    with pytest.raises(TypeError, match=r"^generator must be a row such as generators"):
+    with raises(TypeError, match=r"^generator must be a row such as generators"):
         regularized.greedy(x, x, 1.0, generator="kl")
-    with pytest.raises(TypeError, match=r"^generator must have a slope with an inverse, got total"):
+    with raises(TypeError, match=r"^generator must have a slope with an inverse, got total"):
         regularized.greedy_between(x, x, x, 1.0, 1.0, generator=generators.total_variation())
-    with pytest.raises(ValueError, match=r"^old_temperature must be positive and finite, got 0"):
+    with raises(ValueError, match=r"^old_temperature must be positive and finite, got 0"):
         regularized.greedy_between(x, x, x, 1.0, 0, generator=kl)

@@ -15,7 +15,7 @@ from configs import defaults
 
 def get_config(scale: str = "quick") -> ConfigDict:
     """Sequences of powers of two; groups of two on the language model of
-    `estimation/kl_penalties`."""
+    `jdiv.lm.tabular`."""
     config = defaults.get_config("policy/group_losses", scale)
     config.lengths = (1, 2, 4, 8, 16, 32, 64)
     # Of the right answer, and of the prefix that it shares with the wrong one.

@@ -15,7 +15,7 @@ from jdiv import generators
 
 
 def get_config(scale: str = "quick") -> ConfigDict:
-    """Seven answers, and the tabular language model of `estimation/kl_penalties`, whose published
+    """Seven answers, and the tabular language model of `jdiv.lm`, whose published
     draw is seed 0."""
     config = defaults.get_config("policy/regularized_gradients", scale)
     config.actions = 7

@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 from experiments.lab.claims import Claim
 from experiments.lab.plots import Picture
 from jdiv import divergences, generators, regularized
-from jdiv.alignment import averaging, f_dpg
+from jdiv.alignment import averaging
+from jdiv.policy.advantages import rloo_advantages
 
 TRACED = ("seed",)
 POLICIES = ("single", "mixture", "copies", "lerp 2", "slerp 2", "slerp 4")
@@ -74,7 +75,7 @@ def train(config: ConfigDict, reward: Array, follow: Array, start: Array, key: A
         taken = jnp.argmax(log_policy[None] + gumbels, axis=-1)
         penalty = config.beta * (log_policy - jax.nn.log_softmax(anchor))
         paid = (reward - penalty)[taken] + noise
-        advantage = paid - f_dpg.mean_of_others(paid)
+        advantage = rloo_advantages(paid)
         surrogate = lambda x: jnp.mean(advantage * jax.nn.log_softmax(x)[taken])
         logits += config.rate * jax.grad(surrogate)(logits)
         return (logits, averaging.interpolate(anchor, logits, follow)), None

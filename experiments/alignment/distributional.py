@@ -16,6 +16,7 @@ from experiments.lab.claims import Claim
 from experiments.lab.plots import COLORS, Picture
 from jdiv import divergences, generators
 from jdiv.alignment import f_dpg
+from jdiv.policy.advantages import mean_of_others
 
 TRACED = ("beta",)
 PLACES = 41
@@ -129,7 +130,7 @@ def expected_losses(generator, logits: Array, log_target: Array, log_proposal: A
     of = lambda name: jnp.array([how == name for how in HOW])[None, :, None, None]
     log_q = jnp.where(of("proposal"), log_other, log_pi)
     baseline = jnp.where(of("constant"), 0.7, 0.0)
-    baseline = jnp.where(of("others"), f_dpg.mean_of_others(rewards), baseline)
+    baseline = jnp.where(of("others"), mean_of_others(rewards), baseline)
     baseline = jnp.where(of("own"), own, baseline)
     loss = f_dpg.dpg_loss(log_pi, log_p, log_q, generator=generator, baseline=baseline)
     chance = jax.lax.stop_gradient(jnp.exp(jnp.sum(log_q, axis=-1)))

@@ -19,7 +19,9 @@ from ml_collections import ConfigDict
 
 from experiments.lab.claims import Claim
 from experiments.lab.plots import COLORS, Picture
-from jdiv import checks, divergences, estimators, numerics
+from experiments.lab.references import KL_GRADIENTS, LANGUAGE_MODEL, THIRD_DIGIT
+from jdiv import checks, estimators
+from jdiv.lm import tabular
 
 TRACED = ("seed",)
 _TABLE, _DESCENT = ("estimator", "placement"), ("loss",)
@@ -34,84 +36,23 @@ DESCENTS = (
 )  # fmt: skip
 """The losses that 2000 steps are taken along."""
 
-MODEL = "tabular language model by enumeration, NumPy seed 0"
 TUNIX = (
     "the default penalty of Tunix's GRPO as read, not run: k1 as a loss, averaged over each"
     " sequence (tunix/rl/grpo/grpo_learner.py:105 with algo_core.py:598-625)"
 )
 LONGEST = 3
 """Tokens of a sequence at most, the end included."""
-PUBLISHED = {
-    # (estimator, placement): relative error, cosine to grad KL(pi‖ref) and to grad KL(ref‖pi)
-    ("k2", "token-sum"): (0.545, 0.845, 0.950),
-    ("k3", "token-sum"): (0.663, 0.795, 0.931),
-    ("k1", "sequence-mean"): (1.058, 0.047, np.nan),
-    ("k2", "sequence-mean"): (0.819, 0.574, np.nan),
-    ("k3", "sequence-mean"): (0.796, 0.606, np.nan),
-}
-"""From an enumeration in NumPy, independent of this code; NaN where no number is given."""
-THIRD_DIGIT = 6e-4
-"""Half a unit of it, and as much again as it takes to round twice: 0.605492 stands as 0.606."""
 LENGTHS, DIVERGENCES = (1.879, 2.997), (0.685, 3.686)
 """Before and after 2000 steps along k1 averaged over each sequence, from the same source."""
-
-
-# ------------------------------------------------------------------------------------ the model
-
-
-@functools.cache
-def enumerated(longest: int = LONGEST) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All sequences of up to `longest` tokens: prefixes and tokens `[s, longest]`, lengths `[s]`.
-
-    Token 2 is the end. Prefixes are numbered by length, then as binary numbers: 2^n - 1 onwards.
-    Behind the end both arrays are -1.
-    """
-    complete, growing = [], [()]
-    for last in (False,) * (longest - 1) + (True,):
-        longer = [(*start, token) for start in growing for token in range(3)]
-        complete += [tokens for tokens in longer if last or tokens[-1] == 2]
-        growing = [tokens for tokens in longer if tokens[-1] != 2]
-    tokens = np.full((len(complete), longest), -1)
-    prefixes = np.full_like(tokens, -1)
-    for row, sequence in enumerate(complete):
-        tokens[row, : len(sequence)] = sequence
-        place = 0
-        for step, token in enumerate(sequence):
-            prefixes[row, step] = place
-            place = 2 * place + 1 + token
-    return prefixes, tokens, (tokens >= 0).sum(axis=1)
 
 
 def drawn(config: ConfigDict, seed: Array) -> Array:
     """Logits `[2, prefixes, 3]` of policy and reference, standard normal.
 
-    They are NumPy's, and all seeds are drawn ahead. Seed 0 is the published draw: its order is not
-    given and was found by trying several, by the first length and KL; the gradients then agree.
+    Seed 0 is the published draw: its order is not given and was found by trying several, by the
+    first length and KL; the gradients then agree.
     """
-    seeds, shape = np.sort(config.sweep.seed).astype(np.int32), (2, 2**LONGEST - 1, 3)
-    draws = np.stack([np.random.default_rng(seed).standard_normal(shape) for seed in seeds])
-    return jnp.asarray(draws)[jnp.searchsorted(jnp.asarray(seeds), seed)]
-
-
-def log_tokens(logits: Array) -> Array:
-    """Log-probabilities `[s, longest]` of the tokens of all sequences, 0 behind the end."""
-    prefixes, tokens, _ = enumerated()
-    return jnp.where(tokens >= 0, numerics.log_softmax(logits)[prefixes, tokens], 0)
-
-
-def log_sequences(logits: Array) -> Array:
-    """Log-probabilities `[s]`."""
-    return log_tokens(logits).sum(axis=1)
-
-
-def kl(logits: Array, reference: Array) -> Array:
-    """KL(pi‖ref) over sequences."""
-    return divergences.kl(log_sequences(logits), log_sequences(reference))
-
-
-def mean_length(logits: Array, power: float = 1.0) -> Array:
-    """`E length^power`."""
-    return jnp.exp(log_sequences(logits)) @ jnp.asarray(enumerated()[2] ** power)
+    return tabular.normal_logits(seed, tuple(config.sweep.seed), longest=LONGEST)
 
 
 # ---------------------------------------------------------------------------------- the losses
@@ -123,11 +64,11 @@ def losses(config: ConfigDict, logits: Array, reference: Array) -> Array:
     The sums over tokens are of `k(log pi_t, log ref_t)`, whole-sequence is k of the sums, and the
     reward to go is `sum_t log pi_t stop_gradient(sum_{t' >= t} k_t')`.
     """
-    log_p, log_q = log_tokens(logits), log_tokens(reference)
+    log_p, log_q = tabular.token_log_probs(logits), tabular.token_log_probs(reference)
     by_token = jnp.stack([k(log_p, log_q) for k in ESTIMATORS.values()])
     whole = jnp.stack([k(log_p.sum(axis=1), log_q.sum(axis=1)) for k in ESTIMATORS.values()])
     to_go = jax.lax.cumsum(by_token, axis=2, reverse=True)
-    lengths = enumerated()[2].astype(np.float64)
+    lengths = tabular.enumerate_sequences(logits.shape).lengths.astype(np.float64)
     count = {"length": lengths, "longest": np.full_like(lengths, LONGEST)}
     penalty = {
         "token-sum": by_token.sum(axis=2),
@@ -193,8 +134,11 @@ def finish(config: ConfigDict, point: dict, state: Array) -> dict[str, Array]:
     """Where the descents ended, and the gradients at the start against the two of KL."""
     policy, reference = drawn(config, point["seed"])
     gradients = jax.jacrev(functools.partial(losses, config))(policy, reference)
-    right, other = jax.grad(kl)(policy, reference), jax.grad(kl, 1)(reference, policy)
-    shorter = jax.grad(functools.partial(mean_length, power=-1.0))(policy)
+    right, other = (
+        jax.grad(tabular.kl)(policy, reference),
+        jax.grad(tabular.kl, 1)(reference, policy),
+    )
+    shorter = jax.grad(functools.partial(tabular.mean_length, power=-1.0))(policy)
     k1_mean = gradients[list(ESTIMATORS).index("k1"), PLACEMENTS.index("sequence-mean")]
     return {f"last_{name}": x for name, x in _where(state, reference).items()} | {
         "size": _norm(gradients) / _norm(right),
@@ -209,8 +153,8 @@ def finish(config: ConfigDict, point: dict, state: Array) -> dict[str, Array]:
 def _where(state: Array, reference: Array) -> dict[str, Array]:
     """Expected length and KL `[loss]`."""
     return {
-        "length": jax.vmap(mean_length)(state),
-        "kl": jax.vmap(kl, (0, None))(state, reference),
+        "length": jax.vmap(tabular.mean_length)(state),
+        "kl": jax.vmap(tabular.kl, (0, None))(state, reference),
     }
 
 
@@ -277,7 +221,7 @@ def _descents(results: xr.Dataset) -> Picture:
 def _gradients(results: xr.Dataset) -> Picture:
     rows = [
         ("k1", "reward-to-go"), ("k2", "whole-sequence"), ("k3", "whole-sequence"),
-        *PUBLISHED, ("k2", "reward-to-go"), ("k3", "reward-to-go"),
+        *KL_GRADIENTS, ("k2", "reward-to-go"), ("k3", "reward-to-go"),
     ]  # fmt: skip
     figure, axes = plt.subplots(1, 3, figsize=(9.4, 4.6), sharey=True)
     panels = {
@@ -296,9 +240,9 @@ def _gradients(results: xr.Dataset) -> Picture:
                 values.sel(seed=0), row, "o", color=COLORS[0], markersize=5,
                 label="seed 0" if row == 0 else None,
             )  # fmt: skip
-            if (estimator, placement) in PUBLISHED:
+            if (estimator, placement) in KL_GRADIENTS:
                 axis.plot(
-                    PUBLISHED[estimator, placement][column], row, "o", color="#707070",
+                    KL_GRADIENTS[estimator, placement][column], row, "o", color="#707070",
                     markersize=10, markerfacecolor="none", label="published" if row == 3 else None,
                 )  # fmt: skip
         axis.set(xlabel=label)
@@ -328,7 +272,7 @@ def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
     k1, k2, k3 = (results.sel(estimator=name) for name in ESTIMATORS)
     audited, right = (results.sel(loss=loss) for loss in (chosen.audited, chosen.right))
     start = results.sel(step=0)
-    published = np.array(list(PUBLISHED.values())).T
+    published = np.array(list(KL_GRADIENTS.values())).T
     given = ~np.isnan(published)
     return [
         Claim(
@@ -342,7 +286,7 @@ def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
         ),
         Claim(
             "two-exact-penalties",
-            f"the policy gradient theorem; computed before on a {MODEL}",
+            f"the policy gradient theorem; computed before on a {LANGUAGE_MODEL}",
             "k1 as a reward to go and k2 of the whole sequence have the gradient of KL(π‖ref): the"
             " largest relative error of each over all draws. The first has been published.",
             [
@@ -363,7 +307,7 @@ def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
         ),
         Claim(
             "wrong-token-by-token",
-            f"computed before on a {MODEL}, one draw; the bound is chosen here",
+            f"computed before on a {LANGUAGE_MODEL}, one draw; the bound is chosen here",
             "k2 summed over tokens is not exact: its relative error is above one percent for every"
             " draw; smallest error.",
             k2.error.sel(placement=chosen.inexact_k2).min().item(),
@@ -373,7 +317,7 @@ def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
         ),
         Claim(
             "published-gradients",
-            f"computed before on a {MODEL}",
+            f"computed before on a {LANGUAGE_MODEL}",
             "Relative errors and cosines to the gradients of KL(π‖ref) and KL(ref‖π) at seed 0 of"
             " k2, k3 summed over tokens and k1, k2, k3 averaged over each sequence.",
             _table(results)[given],
@@ -384,7 +328,7 @@ def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
         ),
         Claim(
             "k1-of-sequence-means-is-about-length",
-            f"computed before on a {MODEL}",
+            f"computed before on a {LANGUAGE_MODEL}",
             "The expected gradient of k1 averaged over each sequence is that of E[1/length],"
             " without the reference: largest relative error over all draws.",
             results.error_of_length.max().item(),
@@ -394,7 +338,7 @@ def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
         ),
         Claim(
             "published-descent",
-            f"computed before on a {MODEL}; {TUNIX}",
+            f"computed before on a {LANGUAGE_MODEL}; {TUNIX}",
             "2000 steps along k1 averaged over each sequence move the expected length from 1.879 to"
             " 2.997 and the true KL from 0.685 to 3.686. No rate is given; 1 has these numbers,"
             " found by trying eight.",
@@ -442,8 +386,8 @@ def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
 
 
 def _table(results: xr.Dataset) -> np.ndarray:
-    """What `PUBLISHED` holds, as measured: `[3, losses]`."""
+    """What `KL_GRADIENTS` holds, as measured: `[3, losses]`."""
     return np.array([
-        [results[name].sel(estimator=k, placement=at, seed=0).item() for k, at in PUBLISHED]
+        [results[name].sel(estimator=k, placement=at, seed=0).item() for k, at in KL_GRADIENTS]
         for name in ("error", "cosine", "cosine_to_other")
     ])  # fmt: skip

@@ -167,7 +167,7 @@ def sampled(config: ConfigDict, key: Array) -> dict[str, Array]:
             ).loss
             highest = jnp.where(dropped > 0, 5.0, 1.0)  # an empty band is no Clip-Cov
             clipped = clip_cov(
-                key, log_probs, old, advantages, mask,
+                log_probs, old, advantages, mask, key,
                 share=dropped, lowest=1.0, highest=highest, low=width, high=width,
             ).loss  # fmt: skip
             return jnp.where(coefficient > 0, covered, clipped)

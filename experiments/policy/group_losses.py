@@ -15,10 +15,10 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.estimation import kl_penalties as language
 from experiments.lab.claims import Claim
 from experiments.lab.plots import COLORS, Picture
 from jdiv.checks import known
+from jdiv.lm import tabular
 from jdiv.policy.advantages import grpo_advantages, rloo_advantages
 from jdiv.policy.clipped import cispo, dual_clip, ppo_clip
 from jdiv.policy.recipes.gtpo import conflict_weights
@@ -137,17 +137,17 @@ def pulls(config: ConfigDict, sign: Array) -> Array:
 
 def expected(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     """Of every recipe the error and direction of the mean gradient over all groups of two."""
-    policy, _ = language.drawn(config, point["seed"])
-    _, tokens, lengths = language.enumerated()
-    count = len(lengths)
+    policy, _ = tabular.normal_logits(point["seed"], tuple(config.sweep.seed))
+    sequences = tabular.enumerate_sequences(policy.shape)
+    count = len(sequences.lengths)
     rewards = jax.random.uniform(key, (count,))
     pairs = np.stack(np.meshgrid(np.arange(count), np.arange(count)), axis=-1).reshape(-1, 2)
-    mask = jnp.asarray(tokens >= 0)[pairs]
-    weight = jnp.exp(language.log_sequences(policy))
+    mask = jnp.asarray(sequences.mask)[pairs]
+    weight = jnp.exp(tabular.sequence_log_probs(policy))
     chance = weight[pairs[:, 0]] * weight[pairs[:, 1]]
 
     def losses(logits: Array) -> Array:
-        log_probs = language.log_tokens(logits)[pairs]
+        log_probs = tabular.token_log_probs(logits)[pairs]
         found = []
         for advantages, average in RECIPES.values():
             paid = point["sign"] * advantages(rewards[pairs])
@@ -156,8 +156,7 @@ def expected(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         return -jnp.stack(found)
 
     gradients = jax.jacrev(losses)(policy).reshape(len(RECIPES), -1)
-    objective = lambda logits: jnp.exp(language.log_sequences(logits)) @ rewards
-    true = jax.grad(objective)(policy).ravel()
+    true = jax.grad(tabular.expectation)(policy, rewards).ravel()
     size, length = jnp.linalg.norm(true), jnp.linalg.norm(gradients, axis=1)
     along = gradients @ true
     return {

@@ -3,9 +3,9 @@
 RPG (arXiv:2505.17508) derives losses for KL of either direction, normalised or not, differentiated
 through or as REINFORCE; here they are taken for the whole table of divergences and compared with
 the gradient of the objective by enumeration. A KL term to a reference stands in many places of a
-trainer: on the tabular language model of `estimation/kl_penalties` every estimator in each of them
-has an exact expected gradient, from samples of the policy and of an older one. And gradient descent
-on the losses, every step off-policy, should end at the optima, which have closed forms.
+trainer: on the tabular language model of `jdiv.lm` every estimator in each of them has an exact
+expected gradient, from samples of the policy and of an older one. And gradient descent on the
+losses, every step off-policy, should end at the optima, which have closed forms.
 """
 
 import functools
@@ -19,15 +19,16 @@ from jax import Array
 from matplotlib.colors import LogNorm
 from ml_collections import ConfigDict
 
-from experiments.estimation import kl_penalties as language
 from experiments.lab.claims import Claim
 from experiments.lab.plots import COLORS, Picture
-from jdiv import generators, numerics, regularized
+from experiments.lab.references import KL_GRADIENTS, LANGUAGE_MODEL, THIRD_DIGIT
+from jdiv import estimators, generators, numerics, regularized
 from jdiv.checks import known
 from jdiv.divergences import categorical
+from jdiv.lm import tabular
 from jdiv.policy import regularized_gradient as rpg
 from jdiv.policy.clipped import cispo
-from jdiv.policy.kl_terms import kl_penalty, kl_rewards, sequence_kl_penalty
+from jdiv.policy.kl_terms import kl_penalty, kl_rewards, prefix_log_ratio, sequence_kl_penalty
 from jdiv.policy.tokens import to_go
 
 TRACED = ("seed", "variant", "sign", "weighted")
@@ -41,6 +42,9 @@ DIMS = dict.fromkeys(("error", "error_of_other", "cosine", "cosine_to_other"), _
     "optimum": ("loss", "answer"),
 }
 FORMS = {"differentiable": rpg.rpg, "reinforce": rpg.rpg_reinforce}
+ESTIMATORS = {"k1": estimators.kl_k1, "k2": estimators.kl_k2, "k3": estimators.kl_k3}
+LONGEST = 3
+"""Tokens of a sequence of the language model at most."""
 SAMPLES = "policy", "old"
 PLACEMENTS = (
     "token", "token, weighted", "prefix, weighted", "sequence", "sequence, weighted",
@@ -66,7 +70,7 @@ ONE_STEP = {
 """Expected gradients of one step at policy (.5, .3, .2), old (.2, .5, .3), reference (.3, .3, .4),
 from an independent enumeration."""
 PLACES = {"token-sum": "token", "sequence-mean": "mean over length"}
-"""Of `language.PUBLISHED`, as they are called here."""
+"""Of `KL_GRADIENTS`, as they are called here."""
 
 
 # ---------------------------------------------------------------------------------- eight losses
@@ -125,25 +129,25 @@ def eight_losses(config: ConfigDict, point: dict, normal: Array) -> dict[str, Ar
 
 def penalties(point: dict, logits: Array, reference: Array, old: Array) -> Array:
     """Expected KL terms `[estimator, samples, placement]`; their gradients hold samples fixed."""
-    log_p, log_ref, log_old = map(language.log_tokens, (logits, reference, old))
-    _, tokens, lengths = language.enumerated()
-    mask, count = jnp.asarray(tokens >= 0), jnp.asarray(lengths.astype(np.float64))
-    still, nothing = jax.lax.stop_gradient(log_p), jnp.zeros(len(lengths))
+    log_p, log_ref, log_old = map(tabular.token_log_probs, (logits, reference, old))
+    sequences = tabular.enumerate_sequences(logits.shape)
+    mask, count = jnp.asarray(sequences.mask), jnp.asarray(sequences.lengths.astype(np.float64))
+    still, nothing = jax.lax.stop_gradient(log_p), jnp.zeros_like(count)
 
     def placed(index: Array, log_sample: Array, before: Array) -> Array:
         def estimator(p: Array, q: Array) -> Array:
-            return jnp.stack([k(p, q) for k in language.ESTIMATORS.values()])[index]
+            return jnp.stack([k(p, q) for k in ESTIMATORS.values()])[index]
 
         token = functools.partial(kl_penalty, log_p, log_ref, mask, estimator=estimator)
         whole = functools.partial(sequence_kl_penalty, log_p, log_ref, mask, estimator=estimator)
-        paid = kl_rewards(nothing, log_p, log_ref, mask, coefficient=1.0, estimator=estimator)
+        paid = kl_rewards(log_p, log_ref, nothing, mask, coefficient=1.0, estimator=estimator)
         follow = functools.partial(cispo, log_p, before, mask=mask, high=jnp.inf)
         plain = jnp.sum(token(), axis=1)
         weighted = jnp.sum(token(old_log_probs=before), axis=1)
         found = [
             plain,
             weighted,
-            jnp.sum(token(old_log_probs=before, weights="prefix"), axis=1),
+            jnp.sum(token(old_log_probs=before, log_weight=prefix_log_ratio), axis=1),
             whole(),
             whole(old_log_probs=before),
             jnp.sum(follow(jnp.sum(paid, axis=1)).loss, axis=1),
@@ -161,11 +165,13 @@ def penalties(point: dict, logits: Array, reference: Array, old: Array) -> Array
 
 def table(config: ConfigDict, point: dict, normal: Array) -> dict[str, Array]:
     """Relative errors and cosines of all penalties, to KL of either direction."""
-    policy, reference = language.drawn(config, point["seed"])
+    policy, reference = tabular.normal_logits(
+        point["seed"], tuple(config.sweep.seed), longest=LONGEST
+    )
     old = policy + config.lag * normal.reshape(policy.shape)
     gradients = jax.jacfwd(functools.partial(penalties, point))(policy, reference, old)
-    right = jax.grad(language.kl)(policy, reference)
-    other = jax.grad(language.kl, 1)(reference, policy)
+    right = jax.grad(tabular.kl)(policy, reference)
+    other = jax.grad(tabular.kl, 1)(reference, policy)
 
     def norm(x: Array) -> Array:
         return jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1)))
@@ -189,7 +195,7 @@ def one_step(point: dict) -> Array:
         log_p = numerics.log_softmax(logits)[:, None]
         penalty = kl_penalty(
             log_p, reference[:, None], jnp.full((3, 1), True),
-            estimator=language.ESTIMATORS[estimator],
+            estimator=ESTIMATORS[estimator],
             old_log_probs=weighed(point, log_p, old[:, None]) if weighted else None,
         )  # fmt: skip
         return jnp.exp(old) @ penalty[:, 0]
@@ -259,7 +265,7 @@ def coordinates(config: ConfigDict) -> dict[str, object]:
         "row": list(config.rows),
         "mass": [1.0, config.total],
         "form": list(FORMS),
-        "estimator": list(language.ESTIMATORS),
+        "estimator": list(ESTIMATORS),
         "placement": list(PLACEMENTS),
         "samples": list(SAMPLES),
         "penalty": list(ONE_STEP),
@@ -291,7 +297,7 @@ def validate(config: ConfigDict, point: dict) -> None:
 def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     """All of it, for one draw."""
     of_draws, of_batches = jax.random.split(key)
-    sizes = 3 * config.actions, 2 * config.actions, 3 * (2**language.LONGEST - 1)
+    sizes = 3 * config.actions, 2 * config.actions, np.prod(tabular.table_shape(LONGEST))
     # One draw for all: each call of the generator takes half a second to compile.
     normal = jax.random.normal(of_draws, (sum(sizes),))
     of_losses, of_descents, of_table = jnp.split(normal, np.cumsum(sizes)[:-1])
@@ -314,7 +320,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
 
 def _placements(results: xr.Dataset) -> Picture:
     at = results.sel(seed=0)
-    columns = [(k, samples) for samples in SAMPLES for k in language.ESTIMATORS]
+    columns = [(k, samples) for samples in SAMPLES for k in ESTIMATORS]
     figure, axes = plt.subplots(1, 2, figsize=(10.4, 4.9), sharey=True)
     for axis, name, title in (
         (axes[0], "error", "relative error of the gradient"),
@@ -432,9 +438,10 @@ def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
         error.sel(estimator="k2", placement="sequence", **on).max(),
         error.sel(estimator="k1", placement=["reward, to go", "reward, whole"], **on).max(),
     ]
-    published = {
-        (k, PLACES[where]): numbers for (k, where), numbers in language.PUBLISHED.items()
-    } | {("k1", "token"): (1.0, np.nan, np.nan), ("k1", "reward, to go"): (0.0, 1.0, np.nan)}
+    published = {(k, PLACES[where]): numbers for (k, where), numbers in KL_GRADIENTS.items()} | {
+        ("k1", "token"): (1.0, np.nan, np.nan),
+        ("k1", "reward, to go"): (0.0, 1.0, np.nan),
+    }
     reference = np.array(list(published.values()))
     given = ~np.isnan(reference)
     places = [(k, chosen.local if at == "token" else at) for k, at in published]
@@ -458,13 +465,13 @@ def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
         ),
         Claim(
             "published-table",
-            f"computed before on a {language.MODEL}",
+            f"computed before on a {LANGUAGE_MODEL}",
             "Relative error, cosine to the gradients of KL(π‖ref) and of KL(ref‖π), at seed 0 from"
             " samples of the policy: k2, k3 token by token, k1, k2, k3 averaged over each"
             " sequence, k1 token by token (no gradient), k1 in rewards to go (exact).",
             measured[given],
-            low=reference[given] - language.THIRD_DIGIT,
-            high=reference[given] + language.THIRD_DIGIT,
+            low=reference[given] - THIRD_DIGIT,
+            high=reference[given] + THIRD_DIGIT,
             controls=({"claims.local": "token, weighted"}, pushed),
             published=reference[given],
         ),

@@ -124,9 +124,9 @@ def _scheme(make):
 def _conservative(config: ConfigDict, at: Here) -> Step:
     best = jnp.exp(operators.greedy(at.advantages).log_policy)
     safe = tabular.safe_mixing(at.mdp, at.policy, best)
-    scheme = operators.conservative_iteration(safe.rate)
+    scheme = operators.conservative_iteration(safe.share)
     log_policy = tabular.update(at.mdp, scheme, at.log_policy)
-    first_order = safe.rate * at.surrogate(jnp.log(best))
+    first_order = safe.share * at.surrogate(jnp.log(best))
     return Step(log_policy, at.memory, safe.gain, first_order)
 
 

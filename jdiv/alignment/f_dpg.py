@@ -18,8 +18,7 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
 from jdiv.divergences import categorical, generators
-from jdiv.policy.advantages import rloo_advantages
-from jdiv.types import Logits, PerSample, RandomKey, SequenceLogProbs, Values
+from jdiv.types import Logits, PerSample, RandomKey, SequenceLogProbs
 
 # ------------------------------------------------------------------------------------ the gradient
 
@@ -30,12 +29,6 @@ def _alike(
     """Arrays of one shape in one precision, and the parameters of the row in the same."""
     arrays = checks.alike(**arrays)
     return generator.astype(arrays[0].dtype), arrays
-
-
-def _log_ratio(log_p: Array, log_q: Array) -> Array:
-    """`log p/q`; 0 where both are zero."""
-    neither = (log_p == -jnp.inf) & (log_q == -jnp.inf)
-    return jnp.where(neither, 0, log_p) - jnp.where(neither, 0, log_q)
 
 
 def pseudo_reward(
@@ -57,7 +50,9 @@ def pseudo_reward(
     generator, (log_policy, log_target) = _alike(
         generator, log_policy=log_policy, log_target=log_target
     )
-    return -(generator.slope(_log_ratio(log_policy, log_target)) + generator.slope_at_one)
+    return -(
+        generator.slope(numerics.sampled_log_ratio(log_policy, log_target)) + generator.slope_at_one
+    )
 
 
 def dpg_loss(
@@ -72,9 +67,11 @@ def dpg_loss(
 
     Everything but `log pi` is a constant, and `(pi/q) f'(pi/p)` is computed as one number, so that
     a ratio which overflows costs nothing where its weight vanishes. On-policy, pass log_probs as
-    the proposal. The baseline must not depend on the sample. Shapes: any, three times the same, to
-    the same; a baseline that broadcasts. The gradient is infinite where D is: p = 0 under a row
-    with an infinite f'(inf). A sample with pi = 0 has none.
+    the proposal. The baseline must not depend on the sample, as
+    `jdiv.policy.advantages.mean_of_others` of `(pi/q) r` does not; no baseline is best for every
+    row, with jensen_shannon the mean can add variance. Shapes: any, three times the same, to the
+    same; a baseline that broadcasts. The gradient is infinite where D is: p = 0 under a row with an
+    infinite f'(inf). A sample with pi = 0 has none.
 
     Reference: Go et al. 2023 (arXiv:2302.08215), theorem 1 and algorithm 1.
     """
@@ -100,22 +97,6 @@ def dpg_loss(
     )
     score += jnp.exp(log_weight) * (generator.slope_at_one + baseline)
     return jnp.where(taken, score, 0) * jnp.where(taken, log_probs, 0)
-
-
-def mean_of_others(rewards: Values) -> Values:
-    """Mean reward of the other samples, for each: a baseline that leaves the gradient alone.
-
-    The reward less this is `policy.advantages.rloo_advantages`. A mean that includes the sample
-    itself makes the gradient (n - 1)/n of what it should be. Off-policy, pass `(pi/q) r`. No
-    baseline is best for every row: with jensen_shannon the mean can add variance.
-    Shapes: `[..., n]` to the same, n > 1.
-
-    Reference: Go et al. 2023 (arXiv:2302.08215), appendix, for baselines; leave-one-out from RLOO.
-    """
-    rewards = checks.as_float("rewards", rewards)
-    if rewards.ndim == 0 or rewards.shape[-1] < 2:
-        raise ValueError(f"rewards must have at least two samples, got shape {rewards.shape}")
-    return rewards - rloo_advantages(rewards)
 
 
 # --------------------------------------------------------------------------------- moving averages
@@ -198,7 +179,7 @@ def log_acceptance(log_target: PerSample, log_proposal: PerSample, beta: ArrayLi
     checks.positive("beta", beta)
     log_target, log_proposal = checks.alike(log_target=log_target, log_proposal=log_proposal)
     log_beta = jnp.log(jnp.asarray(beta, log_target.dtype))
-    return jnp.minimum(0, _log_ratio(log_target, log_proposal) - log_beta)
+    return jnp.minimum(0, numerics.sampled_log_ratio(log_target, log_proposal) - log_beta)
 
 
 def quasi_rejection(log_target: Logits, proposal_logits: Logits, beta: ArrayLike) -> QuasiRejection:
@@ -224,7 +205,7 @@ def quasi_rejection(log_target: Logits, proposal_logits: Logits, beta: ArrayLike
     log_accepted = jax.nn.logsumexp(log_mass, axis=-1)
     # The share of each answer's target mass that lies above beta q.
     log_beta = jnp.log(jnp.asarray(beta, log_target.dtype))
-    above = _log_ratio(log_proposal, log_target) + log_beta
+    above = numerics.sampled_log_ratio(log_proposal, log_target) + log_beta
     lost = jnp.where(log_target > -jnp.inf, -jnp.expm1(jnp.minimum(above, 0)), 0)
     bound = jnp.sum(jnp.exp(numerics.log_softmax(log_target)) * lost, axis=-1)
     return QuasiRejection(log_mass - log_accepted[..., None], jnp.exp(log_accepted), bound)

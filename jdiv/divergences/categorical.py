@@ -1,6 +1,6 @@
 """Exact divergences between categorical distributions given by logits.
 
-`D(p, q)` means D(p‖q). Inputs are unnormalised log-probabilities of any leading batch shape with
+`D(p, q)` means D(p‖q). Inputs are unnormalized log-probabilities of any leading batch shape with
 the categories on `axis`; `-inf` is an exact zero and `where` leaves categories out. Half precision
 is widened to float32 and the result is float32; float64 stays float64.
 
@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from jdiv import checks, numerics
 from jdiv.divergences import generators
 from jdiv.divergences.generator import Generator, checked_row
-from jdiv.types import Logits, Reduced
+from jdiv.types import Categories, Logits, Reduced, Scalar
 
 # ----------------------------------------------------------------- the f-divergences of the table
 
@@ -82,7 +82,7 @@ def f_divergence(
     q_logits: Logits,
     *,
     axis: int = -1,
-    where: ArrayLike | None = None,
+    where: Categories | None = None,
 ) -> Reduced:
     """`sum_i q_i f(p_i / q_i)` for any row, of the table or of your own.
 
@@ -109,8 +109,8 @@ def _named(make: type[Generator]) -> Callable[..., Array]:
         q_logits: Logits,
         *,
         axis: int = -1,
-        where: ArrayLike | None = None,
-        **parameters: ArrayLike,
+        where: Categories | None = None,
+        **parameters: Scalar,
     ) -> Reduced:
         generator = generators.get(make.name, **parameters)
         return f_divergence(generator, p_logits, q_logits, axis=axis, where=where)
@@ -118,7 +118,7 @@ def _named(make: type[Generator]) -> Callable[..., Array]:
     signature = inspect.signature(divergence)
     p_logits, q_logits, *options, _ = signature.parameters.values()
     own = [
-        inspect.Parameter(name, options[0].kind, default=known.default, annotation=ArrayLike)
+        inspect.Parameter(name, options[0].kind, default=known.default, annotation=Scalar)
         for name, known in make.parameters().items()
     ]
     divergence.__name__ = divergence.__qualname__ = make.name
@@ -126,7 +126,7 @@ def _named(make: type[Generator]) -> Callable[..., Array]:
         "\n\n>>>", "\nShapes: `[..., n]` twice to `[...]`.\n\n>>>", 1
     )
     divergence.__signature__ = signature.replace(parameters=[p_logits, q_logits, *own, *options])
-    divergence.__annotations__ |= {parameter.name: ArrayLike for parameter in own}
+    divergence.__annotations__ |= {parameter.name: Scalar for parameter in own}
     return divergence
 
 
@@ -145,9 +145,9 @@ def renyi(
     p_logits: Logits,
     q_logits: Logits,
     *,
-    alpha: ArrayLike = 2.0,
+    alpha: Scalar = 2.0,
     axis: int = -1,
-    where: ArrayLike | None = None,
+    where: Categories | None = None,
 ) -> Reduced:
     """Renyi, `log(sum p^a q^(1-a)) / (a - 1)` with order a > 0.
 
@@ -188,7 +188,7 @@ def _log_power_sum(alpha: Array, p_logits: Array, q_logits: Array) -> Array:
 
 
 def bhattacharyya(
-    p_logits: Logits, q_logits: Logits, *, axis: int = -1, where: ArrayLike | None = None
+    p_logits: Logits, q_logits: Logits, *, axis: int = -1, where: Categories | None = None
 ) -> Reduced:
     """Bhattacharyya distance, `-log sum sqrt(p q)`: half the Renyi divergence of order 1/2.
 
@@ -205,7 +205,7 @@ def bhattacharyya(
 
 
 def cauchy_schwarz(
-    p_logits: Logits, q_logits: Logits, *, axis: int = -1, where: ArrayLike | None = None
+    p_logits: Logits, q_logits: Logits, *, axis: int = -1, where: Categories | None = None
 ) -> Reduced:
     """Cauchy-Schwarz divergence, `-log((sum p q)^2 / (sum p^2 sum q^2))`.
 
@@ -227,9 +227,9 @@ def bregman(
     p_logits: Logits,
     q_logits: Logits,
     *,
-    alpha: ArrayLike = 2.0,
+    alpha: Scalar = 2.0,
     axis: int = -1,
-    where: ArrayLike | None = None,
+    where: Categories | None = None,
 ) -> Reduced:
     """Bregman divergence of the potential `x^a / (a (a - 1))`, for any real a.
 

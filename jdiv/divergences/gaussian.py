@@ -23,6 +23,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
+from jdiv.types import Reduced, Scalar
 
 
 class Gaussian(NamedTuple):
@@ -201,7 +202,7 @@ def _stretched_cholesky_jvp(primals, tangents):
 # ------------------------------------------------------------------------------ Kullback-Leibler
 
 
-def kl(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
+def kl(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Reduced:
     """Kullback-Leibler, `(tr Q^-1 P - d - log det Q^-1 P + |Lq^-1 (mu_p - mu_q)|^2) / 2`.
 
     With `M = I + E = Lq^-1 Lp` the first part is `sum_i (m_ii^2 - 1 - 2 log m_ii)` and the squares
@@ -222,7 +223,7 @@ def _kl(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
     return (jnp.sum(numerics.exp_residual(2 * log_scale) + shift**2, axis=-1) + below) / 2
 
 
-def reverse_kl(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
+def reverse_kl(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Reduced:
     """Reverse Kullback-Leibler, KL(q‖p).
 
     With p a policy and q its reference this is the field's forward KL.
@@ -237,7 +238,7 @@ def reverse_kl(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
     return _kl(q, p)
 
 
-def jeffreys(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
+def jeffreys(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Reduced:
     """Jeffreys, `KL(p‖q) + KL(q‖p)`.
 
     Shapes: batches `[...]` of p and q to `[...]`. Range: 0 to inf. Symmetric.
@@ -305,7 +306,7 @@ def _renyi_from_half(
     return _renyi_of_order(first, second, order, c), order, c, alpha, swapped
 
 
-def renyi(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, alpha: ArrayLike = 2.0) -> Array:
+def renyi(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, alpha: Scalar = 2.0) -> Reduced:
     """Renyi of order a > 0, `log(int p^a q^(1-a)) / (a - 1)`.
 
     `a/2 |S^-1/2 (mu_p - mu_q)|^2 - log(det S / (det P^(1-a) det Q^a)) / (2 (a - 1))` with
@@ -325,7 +326,7 @@ def renyi(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, alpha: ArrayLike = 
     return jnp.where(swapped, alpha / jnp.where(swapped, 1 - alpha, 1), 1) * value
 
 
-def alpha(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, alpha: ArrayLike = 0.5) -> Array:
+def alpha(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, alpha: Scalar = 0.5) -> Reduced:
     """Cressie-Read alpha divergence, `(int p^a q^(1-a) - 1) / (a (a - 1))`, any real a.
 
     `expm1((a - 1) D) / (a (a - 1))` of the Renyi divergence D. KL(p‖q) at a = 1, KL(q‖p) at a = 0.
@@ -345,10 +346,10 @@ def alpha(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, alpha: ArrayLike = 
     return jnp.where(infinite, jnp.inf, value * numerics.phi_1(-c * value) / order)
 
 
-def tsallis(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, index: ArrayLike = 2.0) -> Array:
-    """Tsallis relative entropy, `(int p^q q^(1-q) - 1) / (q - 1)` with index q > 0.
+def tsallis(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, index: Scalar = 2.0) -> Reduced:
+    """Tsallis relative entropy, `(int p^k q^(1-k) - 1) / (k - 1)` with index k > 0.
 
-    KL(p‖q) at index 1, Pearson's chi2 at 2. Infinite where `q Q + (1 - q) P` is not positive
+    KL(p‖q) at index 1, Pearson's chi2 at 2. Infinite where `k Q + (1 - k) P` is not positive
     definite, for an index above 1 only.
     Shapes: batches `[...]` of p and q to `[...]`. Range: 0 to inf, or to 1/(1 - index) below 1.
 
@@ -363,7 +364,7 @@ def tsallis(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, index: ArrayLike 
     return jnp.asarray(index, value.dtype) * value
 
 
-def pearson_chi2(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
+def pearson_chi2(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Reduced:
     """Pearson's chi2, `int (p - q)^2 / q`: twice the alpha divergence at 2.
 
     Infinite unless `2 Q - P` is positive definite.
@@ -378,7 +379,7 @@ def pearson_chi2(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
     return 2 * alpha(p, q, alpha=2.0)
 
 
-def neyman_chi2(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
+def neyman_chi2(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Reduced:
     """Neyman's chi2, `int (p - q)^2 / p`, which is Pearson's chi2(q‖p).
 
     Infinite unless `2 P - Q` is positive definite.
@@ -392,7 +393,7 @@ def neyman_chi2(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
     return 2 * alpha(p, q, alpha=-1.0)
 
 
-def squared_hellinger(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
+def squared_hellinger(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Reduced:
     """Squared Hellinger, `1 - int sqrt(p q)`: a quarter of the alpha divergence at 1/2.
 
     Shapes: batches `[...]` of p and q to `[...]`. Range: 0 to 1. Symmetric.
@@ -406,7 +407,7 @@ def squared_hellinger(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
     return alpha(p, q, alpha=0.5) / 4
 
 
-def bhattacharyya(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
+def bhattacharyya(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Reduced:
     """Bhattacharyya distance, `-log int sqrt(p q)`: half the Renyi divergence of order 1/2.
 
     Shapes: batches `[...]` of p and q to `[...]`. Range: 0 to inf. Symmetric.
@@ -419,7 +420,7 @@ def bhattacharyya(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
     return renyi(p, q, alpha=0.5) / 2
 
 
-def cauchy_schwarz(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
+def cauchy_schwarz(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Reduced:
     """Cauchy-Schwarz divergence, `-log((int p q)^2 / (int p^2 int q^2))`.
 
     The densities proportional to p^2 and q^2 have half the covariances, and the ratio is the square
@@ -503,7 +504,7 @@ def _squared_bures_jvp(primals, tangents):
     return jnp.sum(residual**2, axis=(-2, -1)), 2 * jnp.sum(residual * change, axis=(-2, -1))
 
 
-def squared_wasserstein_2(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
+def squared_wasserstein_2(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Reduced:
     """The square of the Wasserstein distance of order 2, `|mu_p - mu_q|^2 + min_U |Lp - Lq U|^2`.
 
     The minimum over orthogonal U is `tr(P + Q - 2 (Q^1/2 P Q^1/2)^1/2)`, as a sum of squares.
@@ -522,7 +523,7 @@ def squared_wasserstein_2(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Arr
     return means + _squared_bures(p.scale_tril, q.scale_tril)
 
 
-def wasserstein_2(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Array:
+def wasserstein_2(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Reduced:
     """The Wasserstein distance of order 2 itself, the root of `squared_wasserstein_2`.
 
     Shapes: batches `[...]` of p and q to `[...]`. Range: 0 to inf. A metric. It has a kink at

@@ -51,7 +51,7 @@ import abc
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +132,7 @@ class Generator(abc.ABC):
         fields = dataclasses.fields(cls)
         return {f.name: f.metadata["parameter"] for f in fields if "parameter" in f.metadata}
 
-    def astype(self, dtype: Any) -> Self:
+    def astype(self, dtype: Any) -> "Generator":
         """The same row with its parameters as arrays of this type."""
         return jax.tree.map(lambda x: jnp.asarray(x, dtype), self)
 

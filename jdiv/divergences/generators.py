@@ -224,7 +224,7 @@ class JensenShannon(Generator):
     Reference: Lin 1991.
     """
 
-    weight: ArrayLike = parameter(0.5, 0, 1, "between 0 and 1, exclusive", example=0.3)
+    weight: ArrayLike = parameter(0.5, 0.0, 1.0, "between 0 and 1, exclusive", example=0.3)
 
     @property
     def at_zero(self):
@@ -274,7 +274,7 @@ class SkewKL(Generator):
     Reference: Lee 1999.
     """
 
-    skew: ArrayLike = parameter(0.1, 0, 1, "between 0 and 1, exclusive", example=0.2)
+    skew: ArrayLike = parameter(0.1, 0.0, 1.0, "between 0 and 1, exclusive", example=0.2)
 
     at_zero = property(lambda self: self.skew)
     slope_at_zero = -jnp.inf
@@ -579,7 +579,7 @@ class Tsallis(_CressieRead):
     Reference: Tsallis 1998.
     """
 
-    index: ArrayLike = parameter(2.0, 0, jnp.inf, "positive and finite", example=1.6)
+    index: ArrayLike = parameter(2.0, 0.0, jnp.inf, "positive and finite", example=1.6)
 
     exponent = property(lambda self: self.index)
     scale = property(lambda self: self.index)
@@ -694,7 +694,7 @@ class Chi2KL(_Sum):
     Reference: Huang et al. 2024 (arXiv:2407.13399), equation 8.
     """
 
-    gamma: ArrayLike = parameter(1.0, 0, jnp.inf, "positive and finite", example=0.6)
+    gamma: ArrayLike = parameter(1.0, 0.0, jnp.inf, "positive and finite", example=0.6)
 
     weights = property(lambda self: (1.0, self.gamma))
     rows = Alpha(2.0), KL()

@@ -1,15 +1,16 @@
 """Distances that know how far apart categories are: transport costs, MMD and energy distance.
 
-Arguments are logits, as in `categorical`: unnormalised log-probabilities with the categories on
+Arguments are logits, as in `categorical`: unnormalized log-probabilities with the categories on
 `axis`, `-inf` an exact zero, `where` to leave categories out. Half precision is widened to float32;
-float64 stays float64. What lies between the categories (positions, cost, kernel, distances) is an
-argument of its own. All of these are finite, also between disjoint supports, and differences of
-probabilities are taken without cancellation.
+float64 stays float64. The geometry (positions, cost, kernel, distances) is an argument of its own.
+All of these are finite, also between disjoint supports, and differences of probabilities are taken
+without cancellation.
 """
 
 import functools
 import types
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
+from jdiv.types import Categories, Logits, Reduced, Scalar, Square
 
 
 def _difference(p_logits: Array, q_logits: Array) -> Array:
@@ -45,13 +47,13 @@ def _square(name: str, x: ArrayLike, n: int, dtype) -> Array:
 
 
 def wasserstein_1(
-    p_logits: ArrayLike,
-    q_logits: ArrayLike,
+    p_logits: Logits,
+    q_logits: Logits,
     positions: ArrayLike,
     *,
     axis: int = -1,
-    where: ArrayLike | None = None,
-) -> Array:
+    where: Categories | None = None,
+) -> Reduced:
     """Wasserstein distance of order 1 on a line, `int |F_p - F_q|` of the distribution functions.
 
     The distance itself, not a square; the cost is the distance of the positions, which may be in
@@ -88,13 +90,13 @@ def wasserstein_1(
 
 
 def squared_mmd(
-    p_logits: ArrayLike,
-    q_logits: ArrayLike,
-    kernel: ArrayLike,
+    p_logits: Logits,
+    q_logits: Logits,
+    kernel: Square,
     *,
     axis: int = -1,
-    where: ArrayLike | None = None,
-) -> Array:
+    where: Categories | None = None,
+) -> Reduced:
     """The square of the maximum mean discrepancy, `(p - q)' K (p - q)`.
 
     Its root is the distance of the mean embeddings in the space of the kernel.
@@ -115,13 +117,13 @@ def squared_mmd(
 
 
 def energy_distance(
-    p_logits: ArrayLike,
-    q_logits: ArrayLike,
-    distances: ArrayLike,
+    p_logits: Logits,
+    q_logits: Logits,
+    distances: Square,
     *,
     axis: int = -1,
-    where: ArrayLike | None = None,
-) -> Array:
+    where: Categories | None = None,
+) -> Reduced:
     """Energy distance, `2 E|X - Y| - E|X - X'| - E|Y - Y'| = -(p - q)' D (p - q)`.
 
     A squared quantity: its root is the metric. It is the squared MMD of the kernel -D, and on a
@@ -143,8 +145,8 @@ def energy_distance(
 # ------------------------------------------------------------------------------ entropic transport
 
 
-class Sinkhorn(NamedTuple):
-    """A Sinkhorn divergence and what the solver did to find it."""
+class SinkhornDivergence(NamedTuple):
+    """A Sinkhorn divergence and the evidence of its solver."""
 
     value: Array
     """`[...]`, the divergence."""
@@ -157,16 +159,16 @@ class Sinkhorn(NamedTuple):
 
 
 def sinkhorn(
-    p_logits: ArrayLike,
-    q_logits: ArrayLike,
-    cost: ArrayLike,
+    p_logits: Logits,
+    q_logits: Logits,
+    cost: Square,
     *,
-    epsilon: ArrayLike,
+    epsilon: Scalar,
     threshold: float = 1e-5,
     max_iterations: int = 2000,
     axis: int = -1,
-    where: ArrayLike | None = None,
-) -> Sinkhorn:
+    where: Categories | None = None,
+) -> SinkhornDivergence:
     """Debiased Sinkhorn divergence, `OT(p, q) - OT(p, p)/2 - OT(q, q)/2`, solved by ott-jax.
 
     `OT(p, q) = min_P <P, C> + epsilon KL(P‖p q')` over plans P with the marginals p and q. No root
@@ -202,27 +204,32 @@ def sinkhorn(
     n, dtype = p_logits.shape[-1], p_logits.dtype
     problem = _square("cost", cost, n, dtype), jnp.asarray(epsilon, dtype)
     solver = functools.partial(_solve, threshold=threshold, max_iterations=max_iterations)
-
-    def divergence(log_p, log_q):
-        """All three go the same way, so that they are the same number for identical logits."""
-        alone = jnp.stack([log_p, log_q])
-        start, warm = jax.lax.map(lambda log_a: solver(log_a, log_a, *problem), alone)
-        first, second = np.array([0, 0, 1]), np.array([1, 0, 1])
-        pairs = alone[first], alone[second], start[0][first], start[0][second]
-
-        def entropic_cost(pair):
-            log_a, log_b, *start = pair
-            potentials, iterations = solver(log_a, log_b, *problem, start)
-            return *_dual(log_a, log_b, *potentials, *problem), iterations
-
-        value, residual, iterations = jax.lax.map(entropic_cost, pairs)
-        value = value[0] - (value[1] + value[2]) / 2
-        return value, jnp.max(iterations) + jnp.max(warm), jnp.max(residual)
-
     rows = [numerics.log_softmax(logits).reshape(-1, n) for logits in (p_logits, q_logits)]
-    outputs = jax.vmap(divergence)(*rows)
+    outputs = jax.vmap(lambda log_p, log_q: _debiased(solver, problem, log_p, log_q))(*rows)
     value, iterations, residual = (x.reshape(p_logits.shape[:-1]) for x in outputs)
-    return Sinkhorn(value, residual <= threshold, iterations, residual)
+    return SinkhornDivergence(value, residual <= threshold, iterations, residual)
+
+
+def _debiased(
+    solver: Callable, problem: tuple[Array, Array], log_p: Array, log_q: Array
+) -> tuple[Array, Array, Array]:
+    """The divergence, the iterations, and the largest residual of its three problems.
+
+    All three go the same way, so that they are the same number for identical logits.
+    """
+    alone = jnp.stack([log_p, log_q])
+    start, warm = jax.lax.map(lambda log_a: solver(log_a, log_a, *problem), alone)
+    first, second = np.array([0, 0, 1]), np.array([1, 0, 1])
+    pairs = alone[first], alone[second], start[0][first], start[0][second]
+
+    def entropic_cost(pair):
+        log_a, log_b, *start = pair
+        potentials, iterations = solver(log_a, log_b, *problem, start)
+        return *_dual(log_a, log_b, *potentials, *problem), iterations
+
+    value, residual, iterations = jax.lax.map(entropic_cost, pairs)
+    value = value[0] - (value[1] + value[2]) / 2
+    return value, jnp.max(iterations) + jnp.max(warm), jnp.max(residual)
 
 
 def _dual(
@@ -280,7 +287,7 @@ def _solve(
 
 
 def _import_ott() -> types.SimpleNamespace:
-    """What is used of ott-jax, imported when it is first needed."""
+    """The parts of ott-jax in use, imported when they are first needed."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "JAXopt is no longer maintained", DeprecationWarning)

@@ -12,9 +12,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks
+from jdiv.types import OtherSamples, Samples, Scalar
 
 
-def sample_pair(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
+def sample_pair(x: Samples, y: OtherSamples) -> tuple[Array, Array]:
     """Two checked sets of samples, `[n, d]` and `[m, d]`, in one precision."""
     x, y = checks.as_float("x", x), checks.as_float("y", y)
     for name, samples in (("x", x), ("y", y)):
@@ -43,11 +44,11 @@ def _log_kernels(x: ArrayLike, y: ArrayLike, bandwidth: ArrayLike) -> tuple[Arra
     return within_x, within_y, between
 
 
-def squared_mmd_biased(x: ArrayLike, y: ArrayLike, *, bandwidth: ArrayLike = 1.0) -> Array:
+def squared_mmd_biased(x: Samples, y: OtherSamples, *, bandwidth: Scalar = 1.0) -> Scalar:
     """Squared maximum mean discrepancy, `mean K_xx + mean K_yy - 2 mean K_xy`, diagonals included.
 
-    That of the two empirical distributions (a V-statistic): never negative (to rounding), 0 for
-    equal sets, and on average too high by `(1 - E K(x, x'))/n + (1 - E K(y, y'))/m`.
+    A V-statistic, the value of the two empirical distributions: never negative (to rounding), 0
+    for equal sets, and on average too high by `(1 - E K(x, x'))/n + (1 - E K(y, y'))/m`.
     Shapes: samples `[n, d]` and `[m, d]` to `[]`. Range: 0 to 2.
 
     >>> squared_mmd_biased(jnp.zeros((3, 1)), jnp.zeros((2, 1)))
@@ -59,7 +60,7 @@ def squared_mmd_biased(x: ArrayLike, y: ArrayLike, *, bandwidth: ArrayLike = 1.0
     return jnp.mean(within_x) + jnp.mean(within_y) - 2 * jnp.mean(between)
 
 
-def squared_mmd_unbiased(x: ArrayLike, y: ArrayLike, *, bandwidth: ArrayLike = 1.0) -> Array:
+def squared_mmd_unbiased(x: Samples, y: OtherSamples, *, bandwidth: Scalar = 1.0) -> Scalar:
     """Squared maximum mean discrepancy, `mean K_xx + mean K_yy - 2 mean K_xy` without diagonals.
 
     The means within a set leave out i = j (a U-statistic), so it is unbiased, and may be negative.
@@ -83,7 +84,7 @@ def _mean_off_diagonal(name: str, matrix: Array) -> Array:
     return jnp.sum(jnp.where(jnp.eye(n, dtype=bool), 0, matrix)) / (n * (n - 1))
 
 
-def cauchy_schwarz(x: ArrayLike, y: ArrayLike, *, bandwidth: ArrayLike = 1.0) -> Array:
+def cauchy_schwarz(x: Samples, y: OtherSamples, *, bandwidth: Scalar = 1.0) -> Scalar:
     """Cauchy-Schwarz divergence, `log mean K_xx + log mean K_yy - 2 log mean K_xy`.
 
     `-log (int p q)^2 / (int p^2 int q^2)` of two kernel density estimates, with s/sqrt 2 as their
@@ -106,11 +107,11 @@ def cauchy_schwarz(x: ArrayLike, y: ArrayLike, *, bandwidth: ArrayLike = 1.0) ->
     return within_x + within_y - 2 * between
 
 
-def energy_distance(x: ArrayLike, y: ArrayLike) -> Array:
+def energy_distance(x: Samples, y: OtherSamples) -> Scalar:
     """Energy distance, `2 mean |x - y| - mean |x - x'| - mean |y - y'|`; no root is taken.
 
-    That of the two empirical distributions (a V-statistic): never negative (to rounding), 0 for
-    equal sets, and on average too high by `E|x - x'|/n + E|y - y'|/m`. No bandwidth; in one
+    A V-statistic, the value of the two empirical distributions: never negative (to rounding), 0
+    for equal sets, and on average too high by `E|x - x'|/n + E|y - y'|/m`. No bandwidth; in one
     dimension it is `2 int (F - G)^2` of the distribution functions.
     Shapes: samples `[n, d]` and `[m, d]` to `[]`. Range: 0 to inf. Its gradient takes 0 where two
     samples coincide.

@@ -2,10 +2,10 @@
 
 `kl_k1`, `kl_k2` and `kl_k3` are the customary three for KL(p‖q) with x ~ p. The other four take any
 row of the table: from samples of p they average `f(u)/u`, from samples of q `f(u)`, u = p/q.
-*Plain* is the customary f of the row's docstring (kl: u log u), *centred* is `f - f'(1) (u - 1)`.
-What is taken out has mean zero (if p and q have the same zeros), so both have the same mean; the
-centred value is nowhere negative and vanishes to second order at p = q. From p, plain KL is k1 and
-centred KL is k3.
+*Plain* is the customary f of the row's docstring (kl: u log u), *centered* is `f - f'(1) (u - 1)`.
+The part taken out has mean zero (if p and q have the same zeros), so both have the same mean; the
+centered value is nowhere negative and vanishes to second order at p = q. From p, plain KL is k1 and
+centered KL is k3.
 
 Samples of a third distribution are weighted: `log_weights` is the log-probability of p (from p) or
 of q (from q) minus that of the third.
@@ -13,14 +13,14 @@ of q (from q) minus that of the third.
 **Gradients.** With the samples held fixed, what does the mean of the gradient follow?
 
 * By the side that the samples do not come from (from q by p's parameters, from p by q's): the
-  divergence itself, for every row, plain and centred.
+  divergence itself, for every row, plain and centered.
 * From p by p's own parameters the score of the samples is missing. The mean is the gradient of
   *another* divergence, whose generator g has `g'(u) = f'(u) - f(u)/u`, that is
   `g(u) = f(u) - integral of f(v)/v from 1 to u`. From q by q's parameters it is the mirror image:
   g by the same rule from `u f(1/u)`, with p and q exchanged.
 
 ===========  ==================================================================================
-centred f    gradient of its mean, x ~ p held fixed
+centered f    gradient of its mean, x ~ p held fixed
 ===========  ==================================================================================
 kl           KL(q‖p), not KL(p‖q)
 reverse_kl   `sum q log(p/q)^2 / 2`, of a g that is not convex: it is concave where p > e q
@@ -33,41 +33,23 @@ p = q all of them point the same way, which is why the difference goes unnoticed
 
 To have the gradient of the divergence itself, make the weights carry the score:
 `log_weights = log_p - stop_gradient(log_p)` on-policy, and `log_p - log_old` for samples of an
-older policy (from q the same with log_q). Both are exact for every row, plain and centred; over
+older policy (from q the same with log_q). Both are exact for every row, plain and centered; over
 several steps the log-probabilities have to be those of whole sequences.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
-from jdiv.divergences import categorical, generators
-
-# ---------------------------------------------------------------------------------------- inputs
-
-
-def _per_sample(**arrays: ArrayLike) -> list[Array]:
-    """The arrays in one precision, of one shape."""
-    arrays = {name: checks.as_float(name, x) for name, x in arrays.items()}
-    checks.same_shape(**arrays)
-    dtype = functools.reduce(jnp.promote_types, (x.dtype for x in arrays.values()))
-    return [x.astype(dtype) for x in arrays.values()]
-
-
-def _log_ratio(log_p: Array, log_q: Array) -> Array:
-    """`log p/q`; 0 where both are zero."""
-    neither = (log_p == -jnp.inf) & (log_q == -jnp.inf)
-    return jnp.where(neither, 0, log_p) - jnp.where(neither, 0, log_q)
-
+from jdiv.divergences import categorical
+from jdiv.divergences.generator import Generator
+from jdiv.types import PerSample, Reduced
 
 # ------------------------------------------------------------------------------------ KL, x ~ p
 
 
-def kl_k1(log_p: ArrayLike, log_q: ArrayLike) -> Array:
+def kl_k1(log_p: PerSample, log_q: PerSample) -> PerSample:
     """`log(p/q)` per sample x ~ p: the plain estimate of KL(p‖q).
 
     Unbiased. Of either sign, and noisy where p and q are close: between unit Gaussians a shift mu
@@ -80,10 +62,10 @@ def kl_k1(log_p: ArrayLike, log_q: ArrayLike) -> Array:
 
     Reference: Schulman 2020, Approximating KL divergence.
     """
-    return _log_ratio(*_per_sample(log_p=log_p, log_q=log_q))
+    return numerics.sampled_log_ratio(*checks.alike(log_p=log_p, log_q=log_q))
 
 
-def kl_k2(log_p: ArrayLike, log_q: ArrayLike) -> Array:
+def kl_k2(log_p: PerSample, log_q: PerSample) -> PerSample:
     """`log(p/q)^2 / 2` per sample x ~ p: a biased estimate of KL(p‖q) with the right gradient.
 
     Between unit Gaussians a shift mu apart it is mu^2/4 times the KL too large, with a standard
@@ -98,12 +80,12 @@ def kl_k2(log_p: ArrayLike, log_q: ArrayLike) -> Array:
 
     Reference: Schulman 2020, Approximating KL divergence.
     """
-    t = _log_ratio(*_per_sample(log_p=log_p, log_q=log_q))
+    t = numerics.sampled_log_ratio(*checks.alike(log_p=log_p, log_q=log_q))
     return t * t / 2
 
 
-def kl_k3(log_p: ArrayLike, log_q: ArrayLike) -> Array:
-    """`r - 1 - log r` with r = q/p per sample x ~ p: the centred estimate of KL(p‖q).
+def kl_k3(log_p: PerSample, log_q: PerSample) -> PerSample:
+    """`r - 1 - log r` with r = q/p per sample x ~ p: the centered estimate of KL(p‖q).
 
     Unbiased (where p is zero, mass of q goes unseen and is missing from it) and never negative.
     Between unit Gaussians a shift mu apart its standard deviation is
@@ -118,7 +100,7 @@ def kl_k3(log_p: ArrayLike, log_q: ArrayLike) -> Array:
 
     Reference: Schulman 2020, Approximating KL divergence.
     """
-    t = _log_ratio(*_per_sample(log_p=log_p, log_q=log_q))
+    t = numerics.sampled_log_ratio(*checks.alike(log_p=log_p, log_q=log_q))
     infinite = jnp.isinf(t)
     return jnp.where(infinite, jnp.inf, numerics.exp_residual(jnp.where(infinite, 0, -t)))
 
@@ -127,13 +109,13 @@ def kl_k3(log_p: ArrayLike, log_q: ArrayLike) -> Array:
 
 
 def centered_from_p(
-    generator: generators.Generator,
-    log_p: ArrayLike,
-    log_q: ArrayLike,
+    generator: Generator,
+    log_p: PerSample,
+    log_q: PerSample,
     *,
-    log_weights: ArrayLike | None = None,
-) -> Array:
-    """`f(u)/u`, u = p/q, f centred, per sample x ~ p: estimates `D(p, q) = sum q f(p/q)`.
+    log_weights: PerSample | None = None,
+) -> PerSample:
+    """`f(u)/u`, u = p/q, f centered, per sample x ~ p: estimates `D(p, q) = sum q f(p/q)`.
 
     Unbiased, but for the mass of q where p is zero, which is never sampled: `f(0)` times it is
     missing. Never negative. Where p and q are close its standard deviation is of the order of the
@@ -152,17 +134,17 @@ def centered_from_p(
 
 
 def plain_from_p(
-    generator: generators.Generator,
-    log_p: ArrayLike,
-    log_q: ArrayLike,
+    generator: Generator,
+    log_p: PerSample,
+    log_q: PerSample,
     *,
-    log_weights: ArrayLike | None = None,
-) -> Array:
+    log_weights: PerSample | None = None,
+) -> PerSample:
     """`f(u)/u`, u = p/q, f as customary, per sample x ~ p: estimates `D(p, q) = sum q f(p/q)`.
 
     Unbiased, but for the mass of q where p is zero: the customary `f(0)` times it is missing, which
     is nothing for KL. Where p and q are close its standard deviation is of the order of the square
-    root of the divergence, unless f'(1) = 0 and it is the centred one; where q has heavier tails
+    root of the divergence, unless f'(1) = 0 and it is the centered one; where q has heavier tails
     than p it is the better one if the customary f(0) is 0 (kl, skew_kl, tsallis). By p's parameters
     with the samples held fixed, its gradient follows another divergence (see the module), by q's
     this one.
@@ -178,13 +160,13 @@ def plain_from_p(
 
 
 def centered_from_q(
-    generator: generators.Generator,
-    log_p: ArrayLike,
-    log_q: ArrayLike,
+    generator: Generator,
+    log_p: PerSample,
+    log_q: PerSample,
     *,
-    log_weights: ArrayLike | None = None,
-) -> Array:
-    """`f(u)`, u = p/q, f centred, per sample x ~ q: estimates `D(p, q) = sum q f(p/q)`.
+    log_weights: PerSample | None = None,
+) -> PerSample:
+    """`f(u)`, u = p/q, f centered, per sample x ~ q: estimates `D(p, q) = sum q f(p/q)`.
 
     Unbiased, but for the mass of p where q is zero, which is never sampled: `f'(inf)` times it is
     missing. Never negative. Where p and q are close its standard deviation is of the order of the
@@ -203,17 +185,17 @@ def centered_from_q(
 
 
 def plain_from_q(
-    generator: generators.Generator,
-    log_p: ArrayLike,
-    log_q: ArrayLike,
+    generator: Generator,
+    log_p: PerSample,
+    log_q: PerSample,
     *,
-    log_weights: ArrayLike | None = None,
-) -> Array:
+    log_weights: PerSample | None = None,
+) -> PerSample:
     """`f(u)`, u = p/q, f as customary, per sample x ~ q: estimates `D(p, q) = sum q f(p/q)`.
 
     Unbiased, but for the mass of p where q is zero: the customary `f'(inf)` times it is missing,
     which is nothing for reverse_kl. Where p and q are close its standard deviation is of the order
-    of the square root of the divergence, unless f'(1) = 0 and it is the centred one; where p has
+    of the square root of the divergence, unless f'(1) = 0 and it is the centered one; where p has
     heavier tails than q it is the better one if the customary f'(inf) is 0 (reverse_kl,
     squared_hellinger). By p's parameters with the samples held fixed, its gradient is that of the
     divergence, exactly.
@@ -231,7 +213,7 @@ def plain_from_q(
 def _from_p(terms, generator, log_p, log_q, log_weights):
     """`w f(u)/u`, which is `q f(p/q)` at p = w and q = w/u."""
     log_p, log_q, log_w, generator = _weighted(generator, log_p, log_q, log_weights)
-    t = _log_ratio(log_p, log_q)
+    t = numerics.sampled_log_ratio(log_p, log_q)
     excluded = t == -jnp.inf
     t = jnp.where(excluded, 0, t)
     value = terms(generator, log_w, log_w - t, t)
@@ -241,7 +223,7 @@ def _from_p(terms, generator, log_p, log_q, log_weights):
 def _from_q(terms, generator, log_p, log_q, log_weights):
     """`w f(u)`, which is `q f(p/q)` at q = w and p = w u."""
     log_p, log_q, log_w, generator = _weighted(generator, log_p, log_q, log_weights)
-    t = _log_ratio(log_p, log_q)
+    t = numerics.sampled_log_ratio(log_p, log_q)
     excluded = t == jnp.inf
     t = jnp.where(excluded, 0, t)
     value = terms(generator, log_w + t, log_w, t)
@@ -251,20 +233,18 @@ def _from_q(terms, generator, log_p, log_q, log_weights):
 def _weighted(generator, log_p, log_q, log_weights):
     """Everything in one precision; without weights they are 1."""
     if log_weights is None:
-        log_p, log_q = _per_sample(log_p=log_p, log_q=log_q)
+        log_p, log_q = checks.alike(log_p=log_p, log_q=log_q)
         log_w = jnp.zeros_like(log_p)
     else:
-        log_p, log_q, log_w = _per_sample(log_p=log_p, log_q=log_q, log_weights=log_weights)
+        log_p, log_q, log_w = checks.alike(log_p=log_p, log_q=log_q, log_weights=log_weights)
     return log_p, log_q, log_w, generator.astype(log_p.dtype)
 
 
-def _customary_terms(
-    generator: generators.Generator, log_p: Array, log_q: Array, t: Array
-) -> Array:
+def _customary_terms(generator: Generator, log_p: Array, log_q: Array, t: Array) -> Array:
     """`q f(p/q)` of the generator before centring, zeros included."""
     inside = (log_p != -jnp.inf) & (log_q != -jnp.inf)
     value = generator.customary(*(jnp.where(inside, x, 0) for x in (log_p, log_q, t)))
-    # At a zero the centred value and f'(1) (p - q) add up, one of them an exact number.
+    # At a zero the centered value and f'(1) (p - q) add up, one of them an exact number.
     ends = [jnp.where(inside, 0, x) for x in (log_p, log_q, t)]
     slope = generator.slope_at_one
     difference = slope * numerics.probability_difference(*ends)
@@ -275,7 +255,7 @@ def _customary_terms(
 # ----------------------------------------------------------------------------------- averages
 
 
-def self_normalized_mean(values: ArrayLike, log_weights: ArrayLike, *, axis: int = -1) -> Array:
+def self_normalized_mean(values: PerSample, log_weights: PerSample, *, axis: int = -1) -> Reduced:
     """`sum w v / sum w` along an axis: importance weights known up to a factor.
 
     Biased by the order of 1/n, but always within the range of the values, however uneven the
@@ -288,7 +268,7 @@ def self_normalized_mean(values: ArrayLike, log_weights: ArrayLike, *, axis: int
 
     Reference: Owen 2013, Monte Carlo theory, methods and examples, chapter 9.
     """
-    values, log_weights = _per_sample(values=values, log_weights=log_weights)
+    values, log_weights = checks.alike(values=values, log_weights=log_weights)
     if not -values.ndim <= axis < values.ndim:
         raise ValueError(f"axis must be within shape {tuple(values.shape)}, got {axis}")
     counts = log_weights != -jnp.inf

@@ -5,10 +5,9 @@ import operator
 
 import jax
 import jax.numpy as jnp
-from jax import Array
-from jax.typing import ArrayLike
 
 from jdiv.estimators import kernels
+from jdiv.types import OtherSamples, Samples, Scalar
 
 
 def _whole(name: str, x: int, high: int, of: str) -> int:
@@ -22,7 +21,7 @@ def _whole(name: str, x: int, high: int, of: str) -> int:
     return x
 
 
-def knn_kl(x: ArrayLike, y: ArrayLike, k: int = 5, *, chunk_size: int = 256) -> Array:
+def knn_kl(x: Samples, y: OtherSamples, k: int = 5, *, chunk_size: int = 256) -> Scalar:
     """`(d/n) sum_i log(nu_k(i)/rho_k(i)) + log(m/(n - 1))` for KL(p‖q), x ~ p and y ~ q.
 
     rho_k(i) is the distance of x_i to its k-th nearest other x, nu_k(i) to its k-th nearest y: the

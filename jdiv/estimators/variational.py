@@ -3,7 +3,7 @@
 For the mutual information, `scores[i, j] = f(x_i, y_j)` is the critic on every pair of a batch of n
 joint samples: the diagonal holds pairs that belong together, everything else is a sample of the
 product of the marginals. Each function turns `[..., n, n]` scores into `[...]`, in nats, to be
-maximised over the critic. What they estimate at the best critic, and what it costs:
+maximized over the critic. Bias and variance at the best critic:
 
 ==================  ===========================================================================
 donsker_varadhan    too high (the logarithm of a mean), and the variance of nwj
@@ -26,7 +26,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
-from jdiv.divergences.generator import Generator
+from jdiv.divergences.generator import Generator, checked_row
+from jdiv.types import CriticOfP, CriticOfQ, Reduced, Scalar, Scores
 
 
 def _scores(scores: ArrayLike) -> Array:
@@ -44,7 +45,7 @@ def _joint(matrix: Array) -> Array:
 
 
 def _product(matrix: Array) -> Array:
-    """Everything else, `[..., n (n - 1)]`."""
+    """All entries off the diagonal, `[..., n (n - 1)]`."""
     *batch, n, _ = matrix.shape
     rows = matrix.reshape(*batch, n * n)[..., 1:].reshape(*batch, n - 1, n + 1)
     return rows[..., :-1].reshape(*batch, n * (n - 1))
@@ -58,7 +59,7 @@ def _log_mean_exp(x: Array, axis: int = -1) -> Array:
 # ------------------------------------------------------------------- bounds of mutual information
 
 
-def donsker_varadhan(scores: ArrayLike) -> Array:
+def donsker_varadhan(scores: Scores) -> Reduced:
     """Donsker-Varadhan (MINE), `mean joint f - log mean product e^f`.
 
     Best critic: log p(x,y)/(p(x) p(y)), up to a constant. From a finite batch it is biased upwards
@@ -75,7 +76,7 @@ def donsker_varadhan(scores: ArrayLike) -> Array:
     return jnp.mean(_joint(scores), axis=-1) - _log_mean_exp(_product(scores))
 
 
-def nwj(scores: ArrayLike) -> Array:
+def nwj(scores: Scores) -> Reduced:
     """Nguyen-Wainwright-Jordan (MINE-f, f-GAN KL), `mean joint f - mean product e^(f - 1)`.
 
     Best critic: 1 + log p(x,y)/(p(x) p(y)), where the mean is the mutual information itself. No
@@ -91,8 +92,8 @@ def nwj(scores: ArrayLike) -> Array:
     return jnp.mean(_joint(scores), axis=-1) - jnp.exp(_log_mean_exp(_product(scores)) - 1)
 
 
-def tuba(scores: ArrayLike, log_baseline: ArrayLike) -> Array:
-    """Unnormalised Barber-Agakov, `1 + mean joint (f - log a) - mean product e^f / a`.
+def tuba(scores: Scores, log_baseline: ArrayLike) -> Reduced:
+    """Unnormalized Barber-Agakov, `1 + mean joint (f - log a) - mean product e^f / a`.
 
     The baseline a(y) > 0 is free; the best is the mean of e^f(x, y) over x, and the best critic is
     then log p(y|x) up to a function of y, where the mean is the mutual information itself. Bias and
@@ -119,7 +120,7 @@ def _baseline(log_baseline: ArrayLike, scores: Array) -> Array:
     return jnp.broadcast_to(log_baseline, shape)
 
 
-def infonce(scores: ArrayLike) -> Array:
+def infonce(scores: Scores) -> Reduced:
     """InfoNCE, `log n + mean_j log softmax_i(f)_jj`: which x belongs to y_j?
 
     Best critic: log p(y|x) up to a function of y. Hardly any variance, but never above log n, so
@@ -136,7 +137,7 @@ def infonce(scores: ArrayLike) -> Array:
     return math.log(scores.shape[-1]) + jnp.mean(_joint(log_share), axis=-1)
 
 
-def smile(scores: ArrayLike, *, clip: ArrayLike = 5.0) -> Array:
+def smile(scores: Scores, *, clip: Scalar = 5.0) -> Reduced:
     """SMILE, `mean joint f - log mean product e^clip(f, -clip, clip)`.
 
     `donsker_varadhan` with the partition clipped, so that no pair weighs more than e^(2 clip) times
@@ -157,28 +158,28 @@ def smile(scores: ArrayLike, *, clip: ArrayLike = 5.0) -> Array:
     return jnp.mean(_joint(scores), axis=-1) - partition
 
 
-def interpolated(scores: ArrayLike, log_baseline: ArrayLike, *, alpha: ArrayLike) -> Array:
-    """Poole's I_alpha, `1 + mean joint log(e^f / b) - mean product e^f / b`.
+def interpolated(scores: Scores, log_baseline: ArrayLike, *, share: Scalar) -> Reduced:
+    """Poole's I_alpha, `1 + mean joint log(e^f / b) - mean product e^f / b`, alpha the share.
 
-    The baseline `b = alpha m(y) + (1 - alpha) a(y)` mixes that of InfoNCE, m(y) the mean of
+    The baseline `b = share m(y) + (1 - share) a(y)` mixes that of InfoNCE, m(y) the mean of
     e^f(x, y) over n - 1 samples of x, with a free one, a(y). For the product the samples are those
     that do not belong to y; for the joint the one that does and all others but one, averaged over
-    which. With as many in both it is a lower bound for every alpha, capped near
-    `log((n - 1)/alpha)`, and alpha trades bias for variance. At 0 it is `tuba` (and `nwj` if
+    which. With as many in both it is a lower bound for every share, capped near
+    `log((n - 1)/share)`, and the share trades bias for variance. At 0 it is `tuba` (and `nwj` if
     log a = 1), at 1 the mean of `infonce` over the n batches with one pair left out.
     Shapes: scores `[..., n, n]`, log_baseline a number or `[..., n]` (one per y_j), to `[...]`.
 
-    >>> interpolated(jnp.array([[2.0, 1.0], [1.0, 2.0]]), 1.0, alpha=0.0)
+    >>> interpolated(jnp.array([[2.0, 1.0], [1.0, 2.0]]), 1.0, share=0.0)
     Array(1., dtype=float32)
 
     Reference: Poole et al. 2019 (arXiv:1905.06922), section 2.3.
     """
     scores = _scores(scores)
-    alpha = checks.in_range("alpha", alpha, 0, 1, "from 0 to 1", closed="both")
-    alpha = jnp.asarray(alpha, scores.dtype)
+    share = checks.in_range("share", share, 0, 1, "from 0 to 1", closed="both")
+    share = jnp.asarray(share, scores.dtype)
     log_m = _log_mean_exp_of_others(scores)
     log_a = _baseline(log_baseline, scores)[..., None, :]
-    log_b = jnp.logaddexp(jnp.log(alpha) + log_m, jnp.log1p(-alpha) + log_a)
+    log_b = jnp.logaddexp(jnp.log(share) + log_m, jnp.log1p(-share) + log_a)
     joint = jnp.mean(_product(_joint(scores)[..., None, :] - log_b), axis=-1)
     log_product = _log_mean_exp(_product(scores - _joint(log_b)[..., None, :]))
     return 1 + joint - jnp.exp(log_product)
@@ -211,7 +212,7 @@ def _critic_pair(p_scores: ArrayLike, q_scores: ArrayLike) -> tuple[Array, Array
     return pair[0].astype(dtype), pair[1].astype(dtype)
 
 
-def kl_donsker_varadhan(p_scores: ArrayLike, q_scores: ArrayLike) -> Array:
+def kl_donsker_varadhan(p_scores: CriticOfP, q_scores: CriticOfQ) -> Reduced:
     """Donsker-Varadhan for KL(p‖q), `mean T(x) - log mean e^T(y)` with x ~ p and y ~ q.
 
     Best critic: log p/q, up to a constant. Biased upwards in a finite batch, and its gradient is
@@ -227,7 +228,7 @@ def kl_donsker_varadhan(p_scores: ArrayLike, q_scores: ArrayLike) -> Array:
     return jnp.mean(p_scores, axis=-1) - _log_mean_exp(q_scores)
 
 
-def f_divergence_bound(generator: Generator, p_scores: ArrayLike, q_scores: ArrayLike) -> Array:
+def f_divergence_bound(generator: Generator, p_scores: CriticOfP, q_scores: CriticOfQ) -> Reduced:
     """`mean T(x) - mean f*(T(y))` with x ~ p and y ~ q: a lower bound of `D(p, q)` for every row.
 
     f* is the conjugate of the centred generator, so the best critic is its slope f'(p/q); for KL
@@ -244,11 +245,11 @@ def f_divergence_bound(generator: Generator, p_scores: ArrayLike, q_scores: Arra
     (arXiv:1606.00709).
     """
     p_scores, q_scores = _critic_pair(p_scores, q_scores)
-    generator = generator.astype(q_scores.dtype)
+    generator = checked_row(generator, q_scores.dtype)
     return jnp.mean(p_scores, axis=-1) - jnp.mean(generator.conjugate(q_scores), axis=-1)
 
 
-def log_ratio_bound(generator: Generator, p_scores: ArrayLike, q_scores: ArrayLike) -> Array:
+def log_ratio_bound(generator: Generator, p_scores: CriticOfP, q_scores: CriticOfQ) -> Reduced:
     """`mean f'(u(x)) - mean (u f'(u) - f(u))(y)`, x ~ p and y ~ q, with a critic `t = log u`.
 
     `f_divergence_bound` with T = f'(e^t): a lower bound of `D(p, q)` for any critic at all, and the
@@ -265,7 +266,7 @@ def log_ratio_bound(generator: Generator, p_scores: ArrayLike, q_scores: ArrayLi
     right range.
     """
     p_scores, q_scores = _critic_pair(p_scores, q_scores)
-    generator = generator.astype(q_scores.dtype)
+    generator = checked_row(generator, q_scores.dtype)
     finite = jnp.isfinite(q_scores)
     t = jnp.where(finite, q_scores, 0)
     at_ends = jnp.where(q_scores < 0, jnp.asarray(generator.at_zero, t.dtype), -jnp.inf)

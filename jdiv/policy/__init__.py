@@ -1,1 +1,41 @@
-"""Policy updates: exact on finite processes, and as losses of sampled tokens."""
+"""Policy updates: exact on finite processes, and as losses of sampled tokens.
+
+Losses of tokens are put together from `advantages`, a weight of the ratio (`clipped`), a KL term
+(`kl_terms`) and an average (`tokens`). `trpo`, `ppo`, `mpo`, `reps` and `awr` bound the step,
+`regularized_gradient` has the gradient of a regularized objective for every row of the table,
+`tabular` the exact updates, and `recipes` one file for each further paper.
+"""
+
+from jdiv.policy import (
+    advantages,
+    awr,
+    clipped,
+    kl_terms,
+    mpo,
+    ppo,
+    recipes,
+    regularized_gradient,
+    reps,
+    selection,
+    tabular,
+    tokens,
+    trpo,
+)
+from jdiv.policy.tokens import TokenLoss
+
+__all__ = [
+    "TokenLoss",
+    "advantages",
+    "awr",
+    "clipped",
+    "kl_terms",
+    "mpo",
+    "ppo",
+    "recipes",
+    "regularized_gradient",
+    "reps",
+    "selection",
+    "tabular",
+    "tokens",
+    "trpo",
+]

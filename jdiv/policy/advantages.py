@@ -23,21 +23,20 @@ RLOO and REINFORCE++ have KL in the rewards: the sum of `kl_rewards` over a sequ
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 from jdiv import checks
-from jdiv.policy.tokens import _mean_of_counted, masked
+from jdiv.policy.tokens import kept, masked_mean
+from jdiv.types import Mask, PerToken, Values
 
 
-def _centered(rewards: ArrayLike) -> Array:
+def _centered(rewards: Array) -> Array:
     """Rewards less the mean of their group, exactly 0 where all are equal."""
-    rewards = jax.lax.stop_gradient(checks.as_float("rewards", rewards))
     # The mean of equal numbers may not be that number in floating point.
     relative = rewards - rewards[..., :1]
     return relative - jnp.mean(relative, axis=-1, keepdims=True)
 
 
-def grpo_advantages(rewards: ArrayLike, *, scale: bool = True) -> Array:
+def grpo_advantages(rewards: Values, *, scale: bool = True) -> Array:
     """`(r - mean)/std` of each group, 0 where all are equal; `scale=False` leaves out std.
 
     The standard deviation is that of the group (n, not n - 1). Shapes: `[groups, size]` to the
@@ -49,15 +48,37 @@ def grpo_advantages(rewards: ArrayLike, *, scale: bool = True) -> Array:
     Reference: GRPO (Shao et al. 2024, arXiv:2402.03300), section 4.1.2; without std Dr. GRPO (Liu
     et al. 2025, arXiv:2503.20783).
     """
-    centred = _centered(rewards)
+    centered = _centered(jax.lax.stop_gradient(checks.as_float("rewards", rewards)))
     if not scale:
-        return centred
-    spread = jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True))
-    return centred / jnp.where(spread > 0, spread, 1)
+        return centered
+    spread = jnp.sqrt(jnp.mean(centered**2, axis=-1, keepdims=True))
+    return centered / jnp.where(spread > 0, spread, 1)
 
 
-def rloo_advantages(rewards: ArrayLike) -> Array:
-    """Reward less the mean of the others of the group, `n/(n - 1) (r - mean)`.
+def mean_of_others(rewards: Values) -> Array:
+    """The mean reward of the other answers of the group: a baseline independent of the answer.
+
+    A mean that includes the answer itself makes the gradient (n - 1)/n of what it should be.
+    Shapes: `[..., size]` to the same, size > 1.
+
+    >>> mean_of_others(jnp.array([[3.0, 1.0, 2.0]]))
+    Array([[1.5, 2.5, 2. ]], dtype=float32)
+
+    Reference: Ahmadian et al. 2024 (arXiv:2402.14740), section 3.
+    """
+    rewards = checks.as_float("rewards", rewards)
+    if rewards.ndim == 0 or rewards.shape[-1] < 2:
+        raise ValueError(f"rewards must have at least two samples, got shape {rewards.shape}")
+    return rewards - _less_others(rewards)
+
+
+def _less_others(rewards: Array) -> Array:
+    """`r - mean_of_others(r) = n/(n - 1) (r - mean)`."""
+    return _centered(rewards) * (rewards.shape[-1] / (rewards.shape[-1] - 1))
+
+
+def rloo_advantages(rewards: Values) -> Array:
+    """Reward less `mean_of_others`, `n/(n - 1) (r - mean)`.
 
     A single answer has no others and keeps its reward. Shapes: `[groups, size]` to the same.
 
@@ -67,30 +88,32 @@ def rloo_advantages(rewards: ArrayLike) -> Array:
     Reference: Ahmadian et al. 2024 (arXiv:2402.14740), section 3.
     """
     rewards = jax.lax.stop_gradient(checks.as_float("rewards", rewards))
-    size = rewards.shape[-1]
-    return rewards if size == 1 else _centered(rewards) * (size / (size - 1))
+    return rewards if rewards.shape[-1] == 1 else _less_others(rewards)
 
 
-def batch_advantages(returns: ArrayLike, mask: ArrayLike, *, axis_name: str | None = None) -> Array:
+def batch_advantages(returns: PerToken, mask: Mask, *, axis_name: str | None = None) -> Array:
     """`(x - mean)/std` of tokens' returns over the whole batch, not the group; 0 where masked.
 
     0 if all are equal, by the resolution of the mean. Shapes: `[..., T]` twice to the same.
 
-    Reference: REINFORCE++ (Hu et al. 2025, arXiv:2501.03262), from memory.
+    >>> batch_advantages(jnp.array([[1.0, 3.0, 9.0]]), jnp.array([[True, True, False]]))
+    Array([[-1.,  1.,  0.]], dtype=float32)
+
+    Reference: REINFORCE++ (Hu et al. 2025, arXiv:2501.03262).
+    Reconstructed: the formula is from memory of the paper.
     """
-    x, mask, _ = masked(jax.lax.stop_gradient(jnp.asarray(returns)), mask)
-    counts = mask.astype(x.dtype)
-    mean = _mean_of_counted(x, counts, axis_name)
-    centred = jnp.where(mask, x - mean, 0)
+    x, mask = kept("returns", jax.lax.stop_gradient(jnp.asarray(returns)), mask)
+    mean = masked_mean(x, mask, axis_name)
+    centered = jnp.where(mask, x - mean, 0)
     # The mean of equal numbers may not be that number: what is left then is rounding.
-    spread = jnp.sqrt(_mean_of_counted(centred**2, counts, axis_name))
+    spread = jnp.sqrt(masked_mean(centered**2, mask, axis_name))
     resolution = 4 * jnp.finfo(x.dtype).eps * jnp.abs(mean)
     differs = spread > resolution
-    return jnp.where(differs, centred / jnp.where(differs, spread, 1), 0)
+    return jnp.where(differs, centered / jnp.where(differs, spread, 1), 0)
 
 
-def varied(rewards: ArrayLike) -> Array:
-    """Which groups have different rewards: the others have no gradient, and DAPO samples anew.
+def varied(rewards: Values) -> Array:
+    """Whether a group has different rewards: the others have no gradient, and DAPO samples anew.
 
     Shapes: `[groups, size]` to `[groups]`.
 

@@ -1,22 +1,29 @@
 """Advantage-weighted regression: exponential weights at a temperature that is given."""
 
 import math
+from typing import NamedTuple
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 from jdiv import checks
-from jdiv.policy.mpo import Weighting
-from jdiv.policy.tokens import TokenLoss, masked
+from jdiv.policy.tokens import Advantages, TokenLoss, masked
+from jdiv.types import LogProbs, Mask, Scalar
 
 
-def awr_weights(advantages: ArrayLike, temperature: ArrayLike, *, limit: float = 20.0) -> Array:
+class RegressionDiagnostics(NamedTuple):
+    """The weights of a weighted log-likelihood."""
+
+    weight: Array
+    """`[..., T]` factors of the log-probabilities, 0 where masked."""
+
+
+def awr_weights(advantages: Advantages, temperature: Scalar, *, limit: float = 20.0) -> Array:
     """`min(exp(A/temperature), limit)`, elementwise, as constants; never overflows.
 
-    Without limit and normalised these are the weights of `e_step` at the same temperature.
+    Without limit, and normalized, they are the weights of `mpo.e_step` at the same temperature.
+    Shapes: any to the same.
 
     >>> awr_weights(jnp.array([0.0, 1000.0]), 1.0)
     Array([ 1., 20.], dtype=float32)
@@ -31,20 +38,20 @@ def awr_weights(advantages: ArrayLike, temperature: ArrayLike, *, limit: float =
 
 
 def awr(
-    log_probs: ArrayLike,
-    advantages: ArrayLike,
-    mask: ArrayLike,
+    log_probs: LogProbs,
+    advantages: Advantages,
+    mask: Mask,
     *,
-    temperature: ArrayLike,
+    temperature: Scalar,
     limit: float = 20.0,
-) -> TokenLoss:
+) -> TokenLoss[RegressionDiagnostics]:
     """Advantage-weighted regression, per token `-min(exp(A/temperature), limit) log pi`.
 
-    Shapes: `[..., T]`, advantages also `[...]`.
+    Shapes: `[..., T]`, advantages also `[...]`, to `[..., T]`.
 
     Reference: Peng et al. 2019 (arXiv:1910.00177), equation 9 and algorithm 1.
     """
     log_probs, mask, (advantages,) = masked(log_probs, mask, advantages=advantages)
     weight = awr_weights(advantages, temperature, limit=limit)
     weight = jnp.where(mask, weight, 0)
-    return TokenLoss(-weight * log_probs, Weighting(weight, jnp.zeros_like(weight)))
+    return TokenLoss(-weight * log_probs, RegressionDiagnostics(weight))

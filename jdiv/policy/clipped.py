@@ -8,13 +8,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
-from jdiv.policy.tokens import TokenLoss, masked
+from jdiv.policy.tokens import Advantages, TokenLoss, masked
+from jdiv.types import LogProbs, Mask, Scalar
 
 
 class ClipDiagnostics(NamedTuple):
-    """What a clip saw; 0 and False where masked."""
+    """Ratios and where they were clipped, each `[..., T]`, 0 and False where masked."""
 
     ratio: Array
     """`pi/pi_old`."""
@@ -26,13 +26,18 @@ def clipped_surrogate(
     log_ratio: Array,
     advantages: Array,
     *,
-    low: ArrayLike,
-    high: ArrayLike,
-    ceiling: ArrayLike = jnp.inf,
-) -> TokenLoss:
+    low: Scalar,
+    high: Scalar,
+    ceiling: Scalar = jnp.inf,
+) -> TokenLoss[ClipDiagnostics]:
     """`-min(w A, clip(w, 1 - low, 1 + high) A)`, and at most `-ceiling A` where A is negative.
 
-    Where a bound counts the ratio may overflow. Shapes: any, twice the same.
+    The core of every clip here, for a caller's own ratio. Where a bound counts the ratio may
+    overflow. Shapes: any, twice the same.
+
+    >>> log_ratio = jnp.log(jnp.array([0.5, 1.1, 2.0]))
+    >>> clipped_surrogate(log_ratio, jnp.ones(3), low=0.2, high=0.2).loss
+    Array([-0.5, -1.1, -1.2], dtype=float32)
     """
     ratio = jax.lax.stop_gradient(jnp.exp(log_ratio))
     most = jnp.where(advantages > 0, 1 + high, ceiling).astype(ratio.dtype)
@@ -45,14 +50,14 @@ def clipped_surrogate(
 
 
 def ppo_clip(
-    log_probs: ArrayLike,
-    old_log_probs: ArrayLike,
-    advantages: ArrayLike,
-    mask: ArrayLike,
+    log_probs: LogProbs,
+    old_log_probs: LogProbs,
+    advantages: Advantages,
+    mask: Mask,
     *,
-    low: ArrayLike = 0.2,
-    high: ArrayLike = 0.2,
-) -> TokenLoss:
+    low: Scalar = 0.2,
+    high: Scalar = 0.2,
+) -> TokenLoss[ClipDiagnostics]:
     """PPO's loss per token, `-min(w A, clip(w, 1 - low, 1 + high) A)`, w = pi/pi_old.
 
     A bound that is not wanted is `low=1` or `high=inf`. Shapes: `[..., T]`, advantages also
@@ -69,21 +74,22 @@ def ppo_clip(
 
 
 def gspo(
-    log_probs: ArrayLike,
-    old_log_probs: ArrayLike,
-    advantages: ArrayLike,
-    mask: ArrayLike,
+    log_probs: LogProbs,
+    old_log_probs: LogProbs,
+    advantages: Advantages,
+    mask: Mask,
     *,
-    low: ArrayLike = 3e-4,
-    high: ArrayLike = 4e-4,
-) -> TokenLoss:
+    low: Scalar = 3e-4,
+    high: Scalar = 4e-4,
+) -> TokenLoss[ClipDiagnostics]:
     """PPO's loss with `(pi/pi_old)^(1/length)` of the whole sequence for the ratio of each token.
 
     The same value at all tokens, with the derivative by their own log-probabilities: after
     `sequence_mean` value and gradient are those of `-min(s A, clip(s) A)` per sequence.
     Shapes: `[..., T]`, advantages also `[...]`, to `[..., T]`.
 
-    Reference: Zheng et al. 2025 (arXiv:2507.18071), as GSPO-token; formula and bounds from memory.
+    Reference: Zheng et al. 2025 (arXiv:2507.18071), as GSPO-token.
+    Reconstructed: formula and bounds are from memory of the paper.
     """
     log_probs, mask, (old, advantages) = masked(
         log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
@@ -96,20 +102,21 @@ def gspo(
 
 
 def cispo(
-    log_probs: ArrayLike,
-    old_log_probs: ArrayLike,
-    advantages: ArrayLike,
-    mask: ArrayLike,
+    log_probs: LogProbs,
+    old_log_probs: LogProbs,
+    advantages: Advantages,
+    mask: Mask,
     *,
-    low: ArrayLike = 1.0,
-    high: ArrayLike,
-) -> TokenLoss:
+    low: Scalar = 1.0,
+    high: Scalar,
+) -> TokenLoss[ClipDiagnostics]:
     """`-stop_gradient(clip(w, 1 - low, 1 + high)) A log pi`: every token keeps a gradient.
 
-    Without clipping its gradient is that of `-w A`. Shapes: `[..., T]`, advantages also `[...]`, to
-    `[..., T]`.
+    Where nothing is clipped its gradient is that of `-w A`. Shapes: `[..., T]`, advantages also
+    `[...]`, to `[..., T]`.
 
-    Reference: MiniMax-M1 (arXiv:2506.13585), from memory: no lower bound, `high` tuned.
+    Reference: MiniMax-M1 (arXiv:2506.13585): no lower bound, `high` tuned.
+    Reconstructed: the formula is from memory of the paper.
     """
     log_probs, mask, (old, advantages) = masked(
         log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
@@ -120,8 +127,12 @@ def cispo(
     return TokenLoss(-weight * advantages * log_probs, evidence)
 
 
-def reinforce(log_probs: ArrayLike, advantages: ArrayLike, mask: ArrayLike) -> TokenLoss:
-    """`-A log pi` for samples of the policy. Shapes: `[..., T]`, advantages also `[...]`.
+def reinforce(
+    log_probs: LogProbs, advantages: Advantages, mask: Mask
+) -> TokenLoss[ClipDiagnostics]:
+    """`-A log pi` for samples of the policy itself: no ratio, and none in its diagnostics but 1.
+
+    Shapes: `[..., T]`, advantages also `[...]`, to `[..., T]`.
 
     Reference: Williams 1992.
     """
@@ -131,15 +142,15 @@ def reinforce(log_probs: ArrayLike, advantages: ArrayLike, mask: ArrayLike) -> T
 
 
 def dual_clip(
-    log_probs: ArrayLike,
-    old_log_probs: ArrayLike,
-    advantages: ArrayLike,
-    mask: ArrayLike,
+    log_probs: LogProbs,
+    old_log_probs: LogProbs,
+    advantages: Advantages,
+    mask: Mask,
     *,
-    low: ArrayLike = 0.2,
-    high: ArrayLike = 0.28,
-    ceiling: ArrayLike = 3.0,
-) -> TokenLoss:
+    low: Scalar = 0.2,
+    high: Scalar = 0.28,
+    ceiling: Scalar = 3.0,
+) -> TokenLoss[ClipDiagnostics]:
     """PPO's loss, where A is negative at most `-ceiling A`: no ratio makes it explode.
 
     `max(-w A, -clip(w, 1 - low, 1 + high) A)`, and for A < 0 the minimum of that and `-ceiling A`.

@@ -1,7 +1,7 @@
 """KL to a reference in a policy gradient: in the rewards, per token, or of whole sequences.
 
 Every placement has another gradient. In expectation over samples of old, which is the policy itself
-where nothing is said (old = stop_gradient), it is
+where nothing is said (old = stop_gradient), the gradient is
 
 =====================================  =============================================================
 `kl_rewards`, k1, `to_go`              that of KL(pi‖ref), exactly, on-policy
@@ -23,29 +23,34 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv.checks import known
 from jdiv.estimators import monte_carlo
-from jdiv.policy.tokens import masked
+from jdiv.policy.tokens import Advantages, masked
+from jdiv.types import LogProbs, Mask, Scalar
 
 Estimator = Callable[[ArrayLike, ArrayLike], Array]
-"""`kl_k1`, `kl_k2` or `kl_k3` of `jdiv.estimators`: of log p and log q at samples of p."""
+"""`kl_k1`, `kl_k2` or `kl_k3` of `jdiv.estimators`, from log p and log q at samples of p."""
 
 
 def kl_rewards(
-    rewards: ArrayLike,
-    log_probs: ArrayLike,
-    ref_log_probs: ArrayLike,
-    mask: ArrayLike,
+    log_probs: LogProbs,
+    ref_log_probs: LogProbs,
+    rewards: Advantages,
+    mask: Mask,
     *,
-    coefficient: ArrayLike,
+    coefficient: Scalar,
     estimator: Estimator = monte_carlo.kl_k1,
 ) -> Array:
     """Rewards of tokens: `-coefficient k_t`, and at the last one also the answer's reward.
 
-    Their sum over a sequence is RLOO's reward, `to_go` what REINFORCE++ and PPO have. A constant.
+    Their sum over a sequence is RLOO's reward, `to_go` what REINFORCE++ and PPO have. Constants.
     Shapes: rewards `[...]`, the others `[..., T]`, to `[..., T]`.
 
-    Reference: Ahmadian et al. 2024 (arXiv:2402.14740), equation 4, as remembered.
+    >>> log_probs, ref_log_probs = jnp.array([[-1.0, -2.0]]), jnp.array([[-2.0, -2.0]])
+    >>> kl_rewards(log_probs, ref_log_probs, jnp.ones(1), jnp.full((1, 2), True), coefficient=0.5)
+    Array([[-0.5,  1. ]], dtype=float32)
+
+    Reference: Ahmadian et al. 2024 (arXiv:2402.14740), equation 4.
+    Reconstructed: the equation is from memory of the paper.
     """
     log_probs, mask, (ref, rewards) = masked(
         log_probs, mask, ref_log_probs=ref_log_probs, rewards=rewards
@@ -56,48 +61,63 @@ def kl_rewards(
     return jnp.where(last, rewards, 0) - penalty
 
 
+def token_log_ratio(log_ratio: Array) -> Array:
+    """`log pi_t/old_t` of each token: weights that see no other token. Shapes: `[..., T]` twice."""
+    return log_ratio
+
+
+def prefix_log_ratio(log_ratio: Array) -> Array:
+    """`sum_{s <= t} log pi_s/old_s`: weights of the prefix up to a token, the token included.
+
+    Shapes: `[..., T]` twice.
+    """
+    return jax.lax.cumsum(log_ratio, axis=log_ratio.ndim - 1)
+
+
 def kl_penalty(
-    log_probs: ArrayLike,
-    ref_log_probs: ArrayLike,
-    mask: ArrayLike,
+    log_probs: LogProbs,
+    ref_log_probs: LogProbs,
+    mask: Mask,
     *,
     estimator: Estimator = monte_carlo.kl_k3,
-    old_log_probs: ArrayLike | None = None,
-    weights: str = "token",
+    old_log_probs: LogProbs | None = None,
+    log_weight: Callable[[Array], Array] = token_log_ratio,
 ) -> Array:
     """KL(pi‖ref) inside the loss, token by token: `w_t k(log pi_t, log ref_t)`.
 
-    The weight is differentiated: `pi/pi_old` of the `token`, or of the `prefix` up to it; without
-    old log-probabilities it is 1, as GRPO has it. On-policy give stop_gradient(log_probs). What the
-    gradient follows is in the table of this module. Shapes: `[..., T]` to the same.
+    The weight is differentiated. It is the exponential of `token_log_ratio` or `prefix_log_ratio`
+    of `log pi/pi_old`; without old log-probabilities it is 1, as GRPO has it. On-policy, pass
+    stop_gradient(log_probs). The table of this module says whose gradient comes out. To be averaged
+    as a token loss is. Shapes: `[..., T]` to the same.
+
+    >>> log_probs, mask = jnp.log(jnp.array([[0.5, 0.5]])), jnp.full((1, 2), True)
+    >>> penalty = kl_penalty(log_probs, jnp.log(jnp.array([[0.25, 0.5]])), mask)
+    >>> [f"{k3:.4f}" for k3 in penalty[0]]  # 1/2 - 1 + log 2, and 0
+    ['0.1931', '0.0000']
 
     Reference: GRPO (Shao et al. 2024, arXiv:2402.03300), equation 4, with k3 and no weight; RPG
     (arXiv:2505.17508) for the weight.
     """
-    known("weights", weights, ("token", "prefix"))
     log_probs, mask, (ref,) = masked(log_probs, mask, ref_log_probs=ref_log_probs)
     penalty = estimator(log_probs, ref)
     if old_log_probs is None:
         return penalty
     _, _, (old,) = masked(log_probs, mask, old_log_probs=old_log_probs)
-    log_weight = log_probs - old
-    if weights == "prefix":
-        log_weight = jax.lax.cumsum(log_weight, axis=mask.ndim - 1)
-    return jnp.exp(jnp.where(mask, log_weight, 0)) * penalty
+    return jnp.exp(jnp.where(mask, log_weight(log_probs - old), 0)) * penalty
 
 
 def sequence_kl_penalty(
-    log_probs: ArrayLike,
-    ref_log_probs: ArrayLike,
-    mask: ArrayLike,
+    log_probs: LogProbs,
+    ref_log_probs: LogProbs,
+    mask: Mask,
     *,
     estimator: Estimator = monte_carlo.kl_k2,
-    old_log_probs: ArrayLike | None = None,
+    old_log_probs: LogProbs | None = None,
 ) -> Array:
     """KL(pi‖ref) inside the loss, of whole sequences: `w k(sum log pi_t, sum log ref_t)`.
 
-    The weight `prod pi_t/old_t` is differentiated; without old log-probabilities it is 1. Shapes:
-    `[..., T]` to `[...]`.
+    The weight `prod pi_t/old_t` is differentiated; without old log-probabilities it is 1. One
+    number for each sequence, to be averaged over sequences. Shapes: `[..., T]` to `[...]`.
 
     Reference: RPG (arXiv:2505.17508) for the weight.
     """

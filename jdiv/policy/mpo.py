@@ -8,57 +8,51 @@ within a radius of the other direction of KL, in closed form or, for networks, a
 from typing import NamedTuple
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 from jdiv import checks, numerics, roots
 from jdiv.divergences import categorical
-from jdiv.policy.tokens import TokenLoss
+from jdiv.types import Logits, PerState, Scalar, Values
 
 
 class EStep(NamedTuple):
-    """`q ~ prior exp(value/temperature)`, with the evidence that it meets its radius."""
+    """The policy `q ~ ref exp(value/temperature)`, and the evidence that it meets its radius."""
 
     log_policy: Array
-    """`[..., n]`"""
+    """`[..., n]` log q."""
     temperature: Array
     """`[]` the dual's solution; 0 where the radius does not bind."""
     divergence: Array
-    """`[]` mean KL(q‖prior), the radius where it binds."""
+    """`[]` mean KL(q‖ref), the radius where it binds."""
     dual: Array
-    """`[]` `temperature (radius + E log E_prior exp(value/temperature))`, which is E_q[value]."""
+    """`[]` `temperature (radius + E log E_ref exp(value/temperature))`, which is E_q[value]."""
     active: Array
     """`[]` whether the radius binds: else even the best values alone are near enough."""
 
 
 def e_step(
-    values: ArrayLike,
-    log_prior: ArrayLike,
-    radius: ArrayLike,
-    weights: ArrayLike | None = None,
+    values: Values,
+    ref_logits: Logits,
+    radius: Scalar,
+    weights: PerState | None = None,
 ) -> EStep:
-    """`max E_q[values]` where the mean of KL(q‖prior) over rows is at most the radius.
+    """`max E_q[values]` where the mean of KL(q‖ref) over states is at most the radius.
 
-    `q ~ prior exp(values/eta)` with one eta for all rows, the minimum of the dual
-    `eta radius + eta E log E_prior exp(values/eta)`: REPS for a bandit (one row), the E-step of MPO
-    (rows are states, prior the policy, or zeros for n samples of it). Solved by Newton's method on
-    the logarithm of the KL. Shapes: values and log_prior `[..., n]`; weights of rows `[...]`, which
-    sum to 1, by default all alike. Not to be differentiated: what comes out is constant.
+    `q ~ ref exp(values/eta)` with one temperature eta for all states, which minimizes the dual
+    `eta radius + eta E log E_ref exp(values/eta)` and is found by Newton's method on the logarithm
+    of the KL. For one state it is REPS for a bandit; for n samples of the policy in each state,
+    ref_logits are zeros. Shapes: values and ref_logits `[..., n]`; weights of states `[...]`, which
+    sum to 1, by default all alike. The result is constant.
 
     Reference: Peters, Muelling and Altun 2010 (REPS), the bandit case; Abdolmaleki et al. 2018
     (arXiv:1806.06920), equations 4 and 5.
     """
-    values = checks.as_float("values", values)
-    log_prior = checks.as_float("log_prior", log_prior)
-    checks.same_shape(values=values, log_prior=log_prior)
     checks.positive("radius", radius)
-    dtype = jnp.promote_types(values.dtype, log_prior.dtype)
-    values, log_prior = jax.lax.stop_gradient((values.astype(dtype), log_prior.astype(dtype)))
-    log_prior = numerics.log_softmax(log_prior)
-    weights = _row_weights(weights, values)
-    supported = log_prior != -jnp.inf
+    values, ref_logits = jax.lax.stop_gradient(checks.alike(values=values, ref_logits=ref_logits))
+    log_ref = numerics.log_softmax(ref_logits)
+    weights = _state_weights(weights, values)
+    supported = log_ref != -jnp.inf
     best = jnp.max(jnp.where(supported, values, -jnp.inf), axis=-1, keepdims=True)
     drop = jnp.where(supported, values - best, 0)
     mean = lambda rows: jnp.sum(weights * rows)
@@ -66,27 +60,25 @@ def e_step(
     def excess(log_eta: Array, _):
         """`log(KL/radius)`, and `-d KL/d log eta = Var_q(value)/eta^2` of a row."""
         scaled = drop * jnp.exp(-log_eta)
-        log_sum = jax.nn.logsumexp(log_prior + scaled, axis=-1, keepdims=True)
-        log_q = log_prior + scaled - log_sum
-        kl = mean(categorical.kl(log_q, log_prior))
+        log_sum = jax.nn.logsumexp(log_ref + scaled, axis=-1, keepdims=True)
+        log_q = log_ref + scaled - log_sum
+        kl = mean(categorical.kl(log_q, log_ref))
         q = jnp.exp(log_q)
-        centred = scaled - jnp.sum(q * scaled, axis=-1, keepdims=True)
-        variance = mean(jnp.sum(q * centred**2, axis=-1))
+        centered = scaled - jnp.sum(q * scaled, axis=-1, keepdims=True)
+        variance = mean(jnp.sum(q * centered**2, axis=-1))
         return jnp.log(kl / radius), -variance / kl, (log_q, kl, log_sum[..., 0])
 
-    # KL(q‖prior) <= (range/eta)^2/8, by Hoeffding's lemma.
+    # KL(q‖ref) <= (range/eta)^2/8, by Hoeffding's lemma.
     widest = -jnp.min(drop)
-    high = jnp.log(jnp.where(widest > 0, widest, 1) / jnp.sqrt(8 * jnp.asarray(radius, dtype)))
+    spread = jnp.where(widest > 0, widest, 1)
+    high = jnp.log(spread / jnp.sqrt(8 * jnp.asarray(radius, values.dtype)))
+    tolerance = 64 * jnp.finfo(values.dtype).eps
     log_eta, (log_q, kl, log_sum) = roots.decreasing(
-        excess,
-        high - 100,
-        high,
-        (log_prior, high, best[..., 0]),
-        tolerance=64 * jnp.finfo(dtype).eps,
+        excess, high - 100, high, (log_ref, high, best[..., 0]), tolerance=tolerance
     )
 
     # The best of the supported actions alone, if they are near enough.
-    hardest = jnp.where(supported & (drop == 0), log_prior, -jnp.inf)
+    hardest = jnp.where(supported & (drop == 0), log_ref, -jnp.inf)
     farthest = mean(-jax.nn.logsumexp(hardest, axis=-1))
     active = farthest > radius
     eta = jnp.where(active, jnp.exp(log_eta), 0)
@@ -99,8 +91,8 @@ def e_step(
     )
 
 
-def _row_weights(weights: ArrayLike | None, values: Array) -> Array:
-    """Weights `[...]` of rows `[..., n]`."""
+def _state_weights(weights: PerState | None, values: Array) -> Array:
+    """Weights `[...]` of states, given or all alike, for values `[..., n]`."""
     if weights is None:
         return jnp.full(values.shape[:-1], 1 / max(1, values[..., 0].size), values.dtype)
     weights = checks.as_float("weights", weights)
@@ -110,37 +102,39 @@ def _row_weights(weights: ArrayLike | None, values: Array) -> Array:
 
 
 class MStep(NamedTuple):
-    """A policy between the old one and a target."""
+    """A mixture of the old policy and a target, and how far it is from the old one."""
 
     log_policy: Array
     """`[..., n]`"""
     share: Array
-    """`[]` of the target, `1/(1 + multiplier)`."""
+    """`[]` the target's share of the mixture, `1/(1 + multiplier)`."""
     divergence: Array
     """`[]` mean KL(old‖policy), at most the radius."""
 
 
 def m_step(
-    log_target: ArrayLike,
-    log_old: ArrayLike,
-    radius: ArrayLike,
-    weights: ArrayLike | None = None,
+    target_logits: Logits,
+    old_logits: Logits,
+    radius: Scalar,
+    weights: PerState | None = None,
 ) -> MStep:
     """The M-step of MPO, exactly: `max E_target[log pi]` where the mean KL(old‖pi) <= radius.
 
-    With the multiplier m of the constraint `pi = (target + m old)/(1 + m)`, one m for all rows.
-    Shapes: logarithms `[..., n]`, weights of rows `[...]`, which sum to 1.
+    With the multiplier m of the constraint `pi = (target + m old)/(1 + m)`, one m for all states.
+    Shapes: logits `[..., n]` twice; weights of states `[...]`, which sum to 1, by default all
+    alike. The result is constant.
+
+    >>> step = m_step(jnp.log(jnp.array([0.9, 0.1])), jnp.zeros(2), 0.02)
+    >>> print(f"{step.share:.4f} {jnp.exp(step.log_policy[0]):.4f} {step.divergence:.4f}")
+    0.2475 0.5990 0.0200
 
     Reference: Abdolmaleki et al. 2018 (arXiv:1806.06920), equation 12, for policies without
     parameters; the closed form follows from it and is not in the paper.
     """
-    log_target = checks.as_float("log_target", log_target)
-    log_old = checks.as_float("log_old", log_old)
-    checks.same_shape(log_target=log_target, log_old=log_old)
     checks.positive("radius", radius)
-    log_target, log_old = jax.lax.stop_gradient((log_target, log_old))
-    log_target, log_old = numerics.log_softmax(log_target), numerics.log_softmax(log_old)
-    weights = _row_weights(weights, log_target)
+    alike = checks.alike(target_logits=target_logits, old_logits=old_logits)
+    log_target, log_old = map(numerics.log_softmax, jax.lax.stop_gradient(alike))
+    weights = _state_weights(weights, log_target)
 
     def excess(x: Array, _):
         """`log(KL/radius)`; by x the KL has the slope -chi2(old‖mixture)."""
@@ -162,37 +156,44 @@ def m_step(
 
 
 def _log_mixture(log_target: Array, log_old: Array, minus_log_share: Array) -> Array:
-    """`log((1 - s) old + s target)`, s = exp(-minus_log_share)."""
+    """`log((1 - s) old + s target)`, s = exp(-minus_log_share).
+
+    `numerics.log_mixture` takes the share itself, of which 1 - s is rounded where s is nearly 1.
+    """
     rest = jnp.log(-jnp.expm1(-minus_log_share))
     return jnp.logaddexp(log_old + rest, log_target - minus_log_share)
 
 
-class Weighting(NamedTuple):
-    """Of a weighted log-likelihood."""
+class MStepLoss(NamedTuple):
+    """A loss per state, to be averaged with the weights of states, and how far the policy moved."""
 
-    weight: Array
-    """What the log-probabilities were multiplied with."""
-    kl: Array
-    """KL(old‖new) where there is a penalty, else 0."""
+    loss: Array
+    """`[...]`, one number for each state: no loss of tokens."""
+    divergence: Array
+    """`[...]` KL(old‖pi) of each state, without derivatives."""
 
 
 def m_step_loss(
-    logits: ArrayLike, log_target: ArrayLike, log_old: ArrayLike, *, coefficient: ArrayLike
-) -> TokenLoss:
-    """The M-step's loss per state, `-E_target[log pi] + coefficient KL(old‖pi)`.
+    logits: Logits, target_logits: Logits, old_logits: Logits, *, coefficient: Scalar
+) -> MStepLoss:
+    """The M-step for networks, `-E_target[log pi] + coefficient KL(old‖pi)` in each state.
 
-    Take the target from `e_step`, and raise the coefficient by `aux.kl - radius`. Shapes:
-    `[..., n]` three times, the policy's logits and logarithms of probabilities over n actions, to
-    `[...]`.
+    The target comes from `e_step`; raise the coefficient by `divergence - radius`. All three are
+    normalized here. Shapes: `[..., n]` three times to `[...]`.
+
+    >>> target = jnp.log(jnp.array([0.9, 0.1]))
+    >>> out = m_step_loss(jnp.zeros(2), target, jnp.zeros(2), coefficient=1.0)
+    >>> print(f"{out.loss:.4f} {out.divergence:.4f}")
+    0.6931 0.0000
 
     Reference: Abdolmaleki et al. 2018 (arXiv:1806.06920), equation 12 as a Lagrangian.
     """
-    logits = checks.as_float("logits", logits)
-    others = (checks.as_float("log_target", log_target), checks.as_float("log_old", log_old))
-    checks.same_shape(logits=logits, log_target=others[0], log_old=others[1])
-    log_target, log_old = (jax.lax.stop_gradient(x.astype(logits.dtype)) for x in others)
-    target = jnp.exp(numerics.log_softmax(log_target))
+    logits, target_logits, old_logits = checks.alike(
+        logits=logits, target_logits=target_logits, old_logits=old_logits
+    )
+    target_logits, old_logits = jax.lax.stop_gradient((target_logits, old_logits))
+    target = jnp.exp(numerics.log_softmax(target_logits))
     log_policy = numerics.log_softmax(logits)
     likelihood = jnp.sum(target * jnp.where(target > 0, log_policy, 0), axis=-1)
-    kl = categorical.kl(log_old, logits)
-    return TokenLoss(coefficient * kl - likelihood, Weighting(target, jax.lax.stop_gradient(kl)))
+    kl = categorical.kl(old_logits, logits)
+    return MStepLoss(coefficient * kl - likelihood, jax.lax.stop_gradient(kl))

@@ -13,11 +13,12 @@ from jax.typing import ArrayLike
 
 from jdiv import checks
 from jdiv.estimators import monte_carlo
-from jdiv.policy.tokens import TokenLoss, masked
+from jdiv.policy.tokens import Advantages, TokenLoss, masked
+from jdiv.types import LogProbs, Mask, Scalar
 
 
 class PenaltyDiagnostics(NamedTuple):
-    """Of a penalised loss, each `[..., T]`, 0 where masked."""
+    """Ratio and divergence at each token, `[..., T]`, 0 where masked."""
 
     ratio: Array
     """`pi/pi_old`; its mean over tokens of the old policy is 1."""
@@ -26,17 +27,17 @@ class PenaltyDiagnostics(NamedTuple):
 
 
 def ppo_kl(
-    log_probs: ArrayLike,
-    old_log_probs: ArrayLike,
-    advantages: ArrayLike,
-    mask: ArrayLike,
+    log_probs: LogProbs,
+    old_log_probs: LogProbs,
+    advantages: Advantages,
+    mask: Mask,
     *,
-    coefficient: ArrayLike,
-) -> TokenLoss:
+    coefficient: Scalar,
+) -> TokenLoss[PenaltyDiagnostics]:
     """PPO with a penalty, per token `-w A + coefficient KL(old‖new)`, w = pi/pi_old.
 
-    Of KL it takes the estimate k3 from tokens of the old policy, `w - 1 - log w`, whose gradient is
-    that of KL without more weights. Shapes: `[..., T]`, advantages also `[...]`.
+    KL is estimated by k3 from tokens of the old policy, `w - 1 - log w`, whose gradient is that of
+    KL without more weights. Shapes: `[..., T]`, advantages also `[...]`, to `[..., T]`.
 
     Reference: Schulman et al. 2017 (arXiv:1707.06347), equation 8; k3 for the exact KL there.
     """
@@ -46,12 +47,14 @@ def ppo_kl(
     ratio = jnp.exp(log_probs - old)
     kl = monte_carlo.kl_k3(old, log_probs)
     loss = coefficient * kl - ratio * advantages
-    kept = lambda x: jnp.where(mask, x, 0)
-    return TokenLoss(kept(loss), PenaltyDiagnostics(*map(kept, jax.lax.stop_gradient((ratio, kl)))))
+    loss, ratio, kl = (jnp.where(mask, x, 0) for x in (loss, ratio, kl))
+    return TokenLoss(loss, PenaltyDiagnostics(*jax.lax.stop_gradient((ratio, kl))))
 
 
-def adapt_coefficient(coefficient: ArrayLike, kl: ArrayLike, target: ArrayLike) -> Array:
+def adapt_coefficient(coefficient: Scalar, kl: ArrayLike, target: Scalar) -> Array:
     """Twice the coefficient where `kl > 1.5 target`, half of it where `kl < target / 1.5`.
+
+    Shapes: any, broadcast, to that of kl.
 
     >>> adapt_coefficient(1.0, jnp.array([0.5, 1.0, 2.0]), 1.0)
     Array([0.5, 1. , 2. ], dtype=float32)

@@ -30,26 +30,24 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 from jdiv.divergences.generator import Generator
 from jdiv.estimators import monte_carlo
 from jdiv.policy.clipped import ClipDiagnostics
-from jdiv.policy.tokens import TokenLoss, masked
+from jdiv.policy.tokens import Advantages, TokenLoss, masked
+from jdiv.types import LogProbs, Mask, Scalar
 
 
 class DivergenceDiagnostics(NamedTuple):
-    """Of a loss with a divergence, each `[..., T]` and 0 where masked."""
+    """Ratio and divergence at each token, `[..., T]`, 0 where masked."""
 
     ratio: Array
     """`pi/old`."""
     divergence: Array
-    """`total f(w)`, whose mean over tokens is D. Customary f has terms of either sign."""
+    """`total f(w)`, whose mean over tokens is D; the customary f has terms of either sign."""
 
 
-def _divergence(
-    generator: Generator, log_probs: Array, old: Array, total: ArrayLike | None
-) -> Array:
+def _divergence(generator: Generator, log_probs: Array, old: Array, total: Scalar | None) -> Array:
     """`f(w)` at samples of old, or `total f(w)` with the centred f."""
     if total is None:
         return monte_carlo.plain_from_q(generator, log_probs, old)
@@ -57,7 +55,12 @@ def _divergence(
 
 
 def _objective(
-    generator, log_probs, old, rewards, coefficient, total
+    generator: Generator,
+    log_probs: Array,
+    old: Array,
+    rewards: Array,
+    coefficient: Scalar,
+    total: Scalar | None,
 ) -> tuple[Array, DivergenceDiagnostics]:
     """`total (-w R + beta f(w))`, and evidence."""
     # A reward of 0 is one also where the ratio overflows.
@@ -69,18 +72,26 @@ def _objective(
 
 
 def rpg(
-    log_probs: ArrayLike,
-    old_log_probs: ArrayLike,
-    rewards: ArrayLike,
-    mask: ArrayLike,
+    log_probs: LogProbs,
+    old_log_probs: LogProbs,
+    rewards: Advantages,
+    mask: Mask,
     *,
-    coefficient: ArrayLike,
+    coefficient: Scalar,
     generator: Generator,
-    total: ArrayLike | None = None,
-) -> TokenLoss:
+    total: Scalar | None = None,
+) -> TokenLoss[DivergenceDiagnostics]:
     """`-w R + coefficient f(w)` per sample, differentiable as it stands; see the module.
 
     Shapes: `[..., T]`, rewards (or advantages) also `[...]`, to `[..., T]`.
+
+    >>> log_probs, old = jnp.log(jnp.array([[0.5]])), jnp.log(jnp.array([[0.25]]))
+    >>> mask = jnp.full((1, 1), True)  # w = 2: -2 R + w log w
+    >>> from jdiv import generators
+    >>> row = generators.kl()
+    >>> out = rpg(log_probs, old, jnp.ones(1), mask, coefficient=1.0, generator=row)
+    >>> print(f"{out.loss[0, 0]:.4f}")
+    -0.6137
 
     Reference: RPG (arXiv:2505.17508), its table of differentiable losses; other generators follow
     by the same derivation and are not in the paper.
@@ -93,15 +104,15 @@ def rpg(
 
 
 def rpg_reinforce(
-    log_probs: ArrayLike,
-    old_log_probs: ArrayLike,
-    rewards: ArrayLike,
-    mask: ArrayLike,
+    log_probs: LogProbs,
+    old_log_probs: LogProbs,
+    rewards: Advantages,
+    mask: Mask,
     *,
-    coefficient: ArrayLike,
+    coefficient: Scalar,
     generator: Generator,
-    total: ArrayLike | None = None,
-) -> TokenLoss:
+    total: Scalar | None = None,
+) -> TokenLoss[DivergenceDiagnostics]:
     """`-stop_gradient(w R - coefficient w f'(w)) log pi` per sample; see the module.
 
     Shapes: `[..., T]`, rewards (or advantages) also `[...]`, to `[..., T]`.
@@ -124,45 +135,45 @@ def rpg_reinforce(
 
 
 def regularized_advantages(
-    log_probs: ArrayLike,
-    old_log_probs: ArrayLike,
-    advantages: ArrayLike,
-    mask: ArrayLike,
+    log_probs: LogProbs,
+    old_log_probs: LogProbs,
+    advantages: Advantages,
+    mask: Mask,
     *,
-    coefficient: ArrayLike,
+    coefficient: Scalar,
     generator: Generator,
-    normalised: bool = True,
+    normalized: bool = True,
 ) -> Array:
     """`A - coefficient f'(w)`, constants for a clipped loss: `w` times it is the weight of `rpg`.
 
     RKL `A - beta (log w + 1)`, URKL `A - beta log w`; for FKL and UFKL it is `A + beta/w` and
-    `A - beta (1 - 1/w)`, where implementations often leave A. Shapes: `[..., T]`, advantages also
-    `[...]`, to `[..., T]`.
+    `A - beta (1 - 1/w)`, where implementations often have plain A. Shapes: `[..., T]`, advantages
+    also `[...]`, to `[..., T]`.
 
-    Reference: RPG (arXiv:2505.17508), regularised advantages of the clipped losses.
+    Reference: RPG (arXiv:2505.17508), regularized advantages of the clipped losses.
     """
     log_probs, mask, (old, advantages) = masked(
         log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
     )
     slope = generator.slope(jax.lax.stop_gradient(log_probs - old))
-    if normalised:
+    if normalized:
         slope = slope + generator.slope_at_one
     return jnp.where(mask, advantages - coefficient * slope, 0)
 
 
 def rpg_reinforce_clip(
-    log_probs: ArrayLike,
-    old_log_probs: ArrayLike,
-    advantages: ArrayLike,
-    mask: ArrayLike,
+    log_probs: LogProbs,
+    old_log_probs: LogProbs,
+    advantages: Advantages,
+    mask: Mask,
     *,
-    coefficient: ArrayLike,
+    coefficient: Scalar,
     generator: Generator,
-    total: ArrayLike | None = None,
-    low: ArrayLike = 0.2,
-    high: ArrayLike = 0.28,
-    ceiling: ArrayLike = 3.0,
-) -> TokenLoss:
+    total: Scalar | None = None,
+    low: Scalar = 0.2,
+    high: Scalar = 0.28,
+    ceiling: Scalar = 3.0,
+) -> TokenLoss[DivergenceDiagnostics]:
     """`rpg_reinforce` where the ratio is within bounds, constants beyond them.
 
     With `l = -log pi`, `C = -beta w f'(w)` and `psi = (A + C/w) l` the loss is `psi w`, but

@@ -3,26 +3,25 @@
 from typing import NamedTuple
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 from jdiv import checks, numerics, roots
 from jdiv.divergences import generators
 from jdiv.mdp import model, occupancy
 from jdiv.mdp.model import AnyMdp
+from jdiv.types import Scalar, StateActions
 
 
 class RepsStep(NamedTuple):
-    """A step of REPS on a process, with the evidence that it meets its radius."""
+    """The new policy, the dual's solution, and the evidence that the step meets its radius."""
 
     log_policy: Array
     """`[S, A]` `log p(a|s)` of `p ~ q exp(advantage/temperature)`."""
     temperature: Array
-    """`[]` of the dual."""
+    """`[]` eta, the dual's first variable."""
     value: Array
-    """`[S]` the other variables of the dual."""
+    """`[S]` the dual's other variables."""
     divergence: Array
     """`[]` KL of the policy's occupancy from the old one, the radius where it binds."""
     dual: Array
@@ -34,30 +33,32 @@ class RepsStep(NamedTuple):
     """`[]` whether the radius binds."""
 
 
-def reps(mdp: AnyMdp, log_reference: Array, radius: ArrayLike) -> RepsStep:
+def reps(mdp: AnyMdp, ref_logits: StateActions, radius: Scalar) -> RepsStep:
     """`max sum p r` over occupancy measures p with KL(p‖q) at most the radius.
 
-    `p ~ q exp((r + discount E v' - v)/eta)` with (eta, v) from the dual. For every eta v is solved
-    by `occupancy.Problem`, an interior-point method, and eta by Newton's method on the logarithm of
-    the KL. `log_reference`, `[S, A]`, are logarithms of q, the occupancy of the old policy. Where
-    even the optimum is within the radius, eta ends at a 1e-6th of the range of rewards. Call it
-    under jit and in float64.
+    `p ~ q exp((r + discount E v' - v)/eta)` with the temperature eta and the values v from the
+    dual. For every eta an interior-point method, `occupancy.Problem`, solves for v, and Newton's
+    method on the logarithm of the KL for eta. `ref_logits`, `[S, A]`, are logarithms of q, the
+    occupancy of the old policy; they are normalized over both axes. Where even the optimum is
+    within the radius, eta ends at a 1e-6th of the range of rewards. Call it under jit and in
+    float64.
 
-    Reference: Peters, Muelling and Altun 2010, from memory; discount and start are of this form.
+    Reference: Peters, Muelling and Altun 2010.
+    Reconstructed: from memory of the paper; discount and start distribution are of this form.
     """
-    log_reference = checks.as_float("log_reference", log_reference)
-    if log_reference.shape != mdp.reward.shape:
+    ref_logits = checks.as_float("ref_logits", ref_logits)
+    if ref_logits.shape != mdp.reward.shape:
         raise ValueError(
-            f"log_reference must have the reward's shape {tuple(mdp.reward.shape)},"
-            f" got {tuple(log_reference.shape)}"
+            f"ref_logits must have the reward's shape {tuple(mdp.reward.shape)},"
+            f" got {tuple(ref_logits.shape)}"
         )
     checks.positive("radius", radius)
-    shape, dtype = log_reference.shape, log_reference.dtype
-    log_reference = numerics.log_softmax(log_reference.ravel()).reshape(shape)
+    shape, dtype = ref_logits.shape, ref_logits.dtype
+    ref_logits = numerics.log_softmax(ref_logits.ravel()).reshape(shape)
     radius = jnp.asarray(radius, dtype)
     kl = generators.kl()
     # Mass that is no float counts as none.
-    seen = jnp.where(log_reference < jnp.log(jnp.finfo(dtype).tiny), -jnp.inf, log_reference)
+    seen = jnp.where(ref_logits < jnp.log(jnp.finfo(dtype).tiny), -jnp.inf, ref_logits)
     problem = occupancy.Problem(mdp, seen, jnp.ones((), dtype), kl)
 
     def excess(log_eta: Array, _):
@@ -72,19 +73,20 @@ def reps(mdp: AnyMdp, log_reference: Array, radius: ArrayLike) -> RepsStep:
 
     # eta KL <= <p - q, r> <= range sqrt(KL/2), by Pinsker's inequality.
     spread = jnp.max(mdp.reward) - jnp.min(mdp.reward)
-    high = jnp.log(spread / jnp.sqrt(2 * radius))
-    floor = jnp.log(1e-6 * spread)
-    log_eta, value = roots.decreasing(
-        excess,
-        floor,
-        high,
-        jnp.zeros(shape[0], dtype),
-        tolerance=jnp.finfo(dtype).eps ** 0.6,
-    )
-    eta = jnp.exp(log_eta)
+    high, floor = jnp.log(spread / jnp.sqrt(2 * radius)), jnp.log(1e-6 * spread)
+    start, tolerance = jnp.zeros(shape[0], dtype), jnp.finfo(dtype).eps ** 0.6
+    log_eta, value = roots.decreasing(excess, floor, high, start, tolerance=tolerance)
+    active = log_eta > floor
+    return _step(problem._replace(temperature=jnp.exp(log_eta)), ref_logits, radius, value, active)
 
-    tilted = log_reference + problem.advantage(value) / eta
-    never = jnp.max(log_reference, axis=-1, keepdims=True) == -jnp.inf
+
+def _step(
+    problem: occupancy.Problem, ref_logits: Array, radius: Array, value: Array, active: Array
+) -> RepsStep:
+    """The policy that a solution of the dual stands for, and the evidence."""
+    mdp, eta = problem.mdp, problem.temperature
+    tilted = ref_logits + problem.advantage(value) / eta
+    never = jnp.max(ref_logits, axis=-1, keepdims=True) == -jnp.inf
     log_policy = numerics.log_softmax(jnp.where(never, 0, tilted))
     mass = jnp.maximum(model.occupancy(mdp, jnp.exp(log_policy)), 0)
     dual = eta * (radius + jax.nn.logsumexp(tilted)) + (1 - mdp.discount) * (mdp.start @ value)
@@ -92,8 +94,8 @@ def reps(mdp: AnyMdp, log_reference: Array, radius: ArrayLike) -> RepsStep:
         log_policy=log_policy,
         temperature=eta,
         value=value,
-        divergence=occupancy.divergence(jnp.log(mass), log_reference, generator=kl),
+        divergence=occupancy.divergence(jnp.log(mass), ref_logits, generator=generators.kl()),
         dual=dual,
         gap=dual - jnp.sum(mass * mdp.reward),
-        active=log_eta > floor,
+        active=active,
     )

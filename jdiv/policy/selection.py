@@ -3,28 +3,22 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
-from jdiv import parallel
-
-
-def _count(mask: Array, axis_name: str | None) -> Array:
-    return parallel.sum_over(jnp.sum(mask, dtype=jnp.int32), axis_name)
+from jdiv.policy import tokens
+from jdiv.types import Scalar
 
 
-def _mean(x: Array, mask: Array, axis_name: str | None) -> Array:
-    """Mean of what the mask keeps over the whole batch, 0 for none."""
-    total = parallel.sum_over(jnp.sum(jnp.where(mask, x, 0)), axis_name)
-    return total / jnp.maximum(_count(mask, axis_name), 1).astype(x.dtype)
+def share_of(count: Array, share: Scalar, dtype: jnp.dtype) -> Array:
+    """`max(1, floor(share * count))`, computed in the given precision.
 
-
-def _share_of(count: Array, share: ArrayLike, dtype) -> Array:
-    """That share of so many, at least one."""
+    >>> [int(share_of(jnp.array(count), 0.1, jnp.float32)) for count in (5, 50)]
+    [1, 5]
+    """
     return jnp.maximum(jnp.floor(share * count.astype(dtype)), 1).astype(jnp.int32)
 
 
 def kth_largest(
-    scores: Array, eligible: Array, count: ArrayLike, *, axis_name: str | None = None
+    scores: Array, eligible: Array, count: Scalar, *, axis_name: str | None = None
 ) -> Array:
     """The `count`-th largest of the eligible scores of the whole batch, -inf if there are fewer.
 
@@ -39,27 +33,27 @@ def kth_largest(
     word = {32: jnp.uint32, 64: jnp.uint64}[bits]
     one, top = jnp.ones((), word), jnp.array(1 << (bits - 1), word)
 
-    def key(x: Array) -> Array:  # in the order of the numbers
+    def in_order(x: Array) -> Array:  # unsigned integers in the order of the numbers
         pattern = jax.lax.bitcast_convert_type(x, word)
         return jnp.where(pattern >= top, ~pattern, pattern | top)
 
-    keys = key(scores)
+    keys = in_order(scores)
 
     def settle(i: Array, found: Array) -> Array:
         trial = found | (one << jnp.asarray(bits - 1 - i, word))
-        enough = _count((keys >= trial) & eligible, axis_name) >= count
+        enough = tokens.count((keys >= trial) & eligible, axis_name) >= count
         return jnp.where(enough, trial, found)
 
     found = jax.lax.fori_loop(0, bits, settle, jnp.zeros((), word))
-    found = jnp.maximum(found, key(jnp.full((), -jnp.inf, scores.dtype)))
+    found = jnp.maximum(found, in_order(jnp.full((), -jnp.inf, scores.dtype)))
     pattern = jnp.where(found >= top, found ^ top, ~found)
     return jax.lax.bitcast_convert_type(pattern, scores.dtype)
 
 
 def among_largest(
-    scores: Array, eligible: Array, count: ArrayLike, *, axis_name: str | None = None
+    scores: Array, eligible: Array, count: Scalar, *, axis_name: str | None = None
 ) -> Array:
-    """Which of the eligible are the `count` with the largest scores, or equal to the last of them.
+    """Whether a place is eligible and among the `count` largest scores, or equal to the last.
 
     Shapes: any, twice the same, to the same.
 

@@ -1,11 +1,13 @@
 """Losses of sampled tokens: their type, their averages, sums to go, and masks.
 
-A loss takes log-probabilities `[..., T]` of the tokens that were sampled, advantages `[...]` or
-`[..., T]` and a mask `[..., T]` that is True where a token counts. It is minimized and not yet
-averaged; what was in masked places, NaN included, has no influence. Half precision is widened.
+A loss takes log-probabilities `[..., T]` of the tokens that were sampled, advantages `[...]` of a
+sequence or `[..., T]` of its tokens, and a mask `[..., T]` that is True where a token counts. It is
+minimized and not yet averaged: a `TokenLoss` is made one number by `token_mean`, `sequence_mean` or
+`constant_mean`. What stands in masked places, NaN included, has no influence. Half precision is
+widened.
 """
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,74 +15,78 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks, parallel
+from jdiv.types import LogProbs, Mask, PerSequence, PerToken, Scalar
+
+Advantages = PerToken | PerSequence
+"""One number for each token, or one for all tokens of a sequence."""
+
+Diagnostics = TypeVar("Diagnostics", bound=tuple)
 
 
-class TokenLoss(NamedTuple):
-    """A loss before it is averaged."""
+class TokenLoss(NamedTuple, Generic[Diagnostics]):
+    """A loss per token, to be averaged; a loss that is to be summed has another type."""
 
     loss: Array
-    """`[..., T]` per token, 0 where masked, or `[...]` per sample."""
-    aux: NamedTuple
-    """Evidence, without derivatives."""
+    """`[..., T]`, 0 where masked."""
+    aux: Diagnostics
+    """Diagnostics, a `NamedTuple` of the loss's own, without derivatives."""
+
+
+# ------------------------------------------------------------------------------------------- masks
+
+
+def kept(name: str, x: ArrayLike, mask: ArrayLike) -> tuple[Array, Array]:
+    """`x` with 0 where masked, and the mask; refuses other masks than booleans of x's shape."""
+    x, mask = checks.as_float(name, x), jnp.asarray(mask)
+    if mask.dtype != jnp.bool_:
+        raise TypeError(f"mask must be a boolean array, got dtype {mask.dtype}")
+    checks.same_shape(**{name: x, "mask": mask})
+    return jnp.where(mask, x, 0), mask
 
 
 def masked(
-    log_probs: ArrayLike, mask: ArrayLike, **others: ArrayLike
+    log_probs: LogProbs, mask: Mask, **others: Advantages
 ) -> tuple[Array, Array, tuple[Array, ...]]:
     """Log-probabilities, mask and others in one precision and shape, 0 where masked.
 
-    Others without the last axis count for all tokens of their sequence, and are constants.
+    Others without the last axis count for all tokens of their sequence. They are constants.
     """
     arrays = {name: checks.as_float(name, x) for name, x in others.items()}
-    log_probs, mask = checks.as_float("log_probs", log_probs), jnp.asarray(mask)
-    if mask.dtype != jnp.bool_:
-        raise TypeError(f"mask must be a boolean array, got dtype {mask.dtype}")
-    checks.same_shape(log_probs=log_probs, mask=mask)
+    log_probs, mask = kept("log_probs", log_probs, mask)
     dtype = log_probs.dtype
     for name, x in arrays.items():
-        if x.shape not in (log_probs.shape, log_probs.shape[:-1]):
+        if x.shape not in (mask.shape, mask.shape[:-1]):
             raise ValueError(
-                f"{name} must be of shape {log_probs.shape}, or without the last axis,"
-                f" got {x.shape}"
+                f"{name} must be of shape {mask.shape}, or without the last axis, got {x.shape}"
             )
         dtype = jnp.promote_types(dtype, x.dtype)
 
-    def kept(x: Array) -> Array:
-        x = x.astype(dtype) if x.ndim == mask.ndim else x.astype(dtype)[..., None]
-        return jnp.where(mask, x, 0)
+    def constant(x: Array) -> Array:
+        x = jax.lax.stop_gradient(x.astype(dtype))
+        return jnp.where(mask, x if x.ndim == mask.ndim else x[..., None], 0)
 
-    constants = (jax.lax.stop_gradient(kept(x)) for x in arrays.values())
-    return kept(log_probs), mask, tuple(constants)
+    return log_probs.astype(dtype), mask, tuple(constant(x) for x in arrays.values())
 
 
-def to_go(token_rewards: ArrayLike, mask: ArrayLike) -> Array:
-    """Sums of what a token and those after it get; 0 where masked. Shapes: `[..., T]` twice.
+# ---------------------------------------------------------------------------------------- averages
 
-    >>> to_go(jnp.array([1.0, 2.0, 4.0]), jnp.array([True, True, False]))
-    Array([3., 2., 0.], dtype=float32)
+
+def count(mask: Array, axis_name: str | None = None) -> Array:
+    """The number of places that count, on all devices. Shapes: any to `[]`."""
+    return parallel.sum_over(jnp.sum(mask, dtype=jnp.int32), axis_name)
+
+
+def masked_mean(x: Array, mask: Array, axis_name: str | None = None) -> Array:
+    """The mean of x where the mask is True, on all devices; 0 if nothing counts.
+
+    Shapes: any, twice the same, to `[]`.
     """
-    token_rewards, mask, _ = masked(token_rewards, mask)
-    sums = jax.lax.cumsum(token_rewards, axis=mask.ndim - 1, reverse=True)
-    return jnp.where(mask, sums, 0)
+    total = parallel.sum_over(jnp.sum(jnp.where(mask, x, 0)), axis_name)
+    return total / jnp.maximum(count(mask, axis_name), 1).astype(x.dtype)
 
 
-def _kept(x: ArrayLike, mask: ArrayLike) -> tuple[Array, Array]:
-    """x with 0 where masked, and the mask as numbers."""
-    x, mask = checks.as_float("x", x), jnp.asarray(mask)
-    if mask.dtype != jnp.bool_:
-        raise TypeError(f"mask must be a boolean array, got dtype {mask.dtype}")
-    checks.same_shape(x=x, mask=mask)
-    return jnp.where(mask, x, 0), mask.astype(x.dtype)
-
-
-def _mean_of_counted(x: Array, counts: Array, axis_name: str | None) -> Array:
-    """`sum x / sum counts` over all devices; 0 if nothing counts."""
-    total, count = parallel.sum_over((jnp.sum(x), jnp.sum(counts)), axis_name)
-    return total / jnp.maximum(count, 1)
-
-
-def token_mean(x: ArrayLike, mask: ArrayLike, *, axis_name: str | None = None) -> Array:
-    """The mean over all tokens that count, each alike: a sequence weighs as much as it is long.
+def token_mean(x: PerToken, mask: Mask, *, axis_name: str | None = None) -> Array:
+    """The mean over all tokens that count: a sequence weighs as much as it is long.
 
     Shapes: `[n, T]` twice to `[]`; 0 if nothing counts.
 
@@ -89,10 +95,10 @@ def token_mean(x: ArrayLike, mask: ArrayLike, *, axis_name: str | None = None) -
 
     Reference: DAPO (arXiv:2503.14476), equation 8.
     """
-    return _mean_of_counted(*_kept(x, mask), axis_name)
+    return masked_mean(*kept("x", x, mask), axis_name)
 
 
-def sequence_mean(x: ArrayLike, mask: ArrayLike, *, axis_name: str | None = None) -> Array:
+def sequence_mean(x: PerToken, mask: Mask, *, axis_name: str | None = None) -> Array:
     """The mean over sequences of the mean over their tokens: all sequences weigh the same.
 
     Sequences without tokens do not count. Shapes: `[n, T]` twice to `[]`; 0 if nothing counts.
@@ -102,21 +108,39 @@ def sequence_mean(x: ArrayLike, mask: ArrayLike, *, axis_name: str | None = None
 
     Reference: GRPO (Shao et al. 2024, arXiv:2402.03300), equation 3.
     """
-    x, mask = _kept(x, mask)
-    length = jnp.sum(mask, axis=-1)
-    means = jnp.sum(x, axis=-1) / jnp.maximum(length, 1)
-    return _mean_of_counted(means, jnp.minimum(length, 1), axis_name)
+    x, mask = kept("x", x, mask)
+    length = jnp.sum(mask, axis=-1, dtype=jnp.int32)
+    means = jnp.sum(x, axis=-1) / jnp.maximum(length, 1).astype(x.dtype)
+    return masked_mean(means, length > 0, axis_name)
 
 
 def constant_mean(
-    x: ArrayLike, mask: ArrayLike, length: ArrayLike, *, axis_name: str | None = None
+    x: PerToken, mask: Mask, length: Scalar, *, axis_name: str | None = None
 ) -> Array:
     """The mean over sequences of the sum over their tokens, divided by a constant length.
 
     Sequences without tokens do not count. Shapes: `[n, T]` twice and `[]` to `[]`; 0 if nothing
     counts.
 
+    >>> x, mask = jnp.array([[1.0, 9.0], [4.0, 4.0]]), jnp.array([[True, False], [True, True]])
+    >>> constant_mean(x, mask, 2.0)
+    Array(2.25, dtype=float32)
+
     Reference: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), section 3.2.
     """
-    x, mask = _kept(x, mask)
-    return _mean_of_counted(jnp.sum(x, axis=-1), jnp.max(mask, axis=-1), axis_name) / length
+    x, mask = kept("x", x, mask)
+    return masked_mean(jnp.sum(x, axis=-1), jnp.any(mask, axis=-1), axis_name) / length
+
+
+# ------------------------------------------------------------------------------------- sums to go
+
+
+def to_go(token_rewards: PerToken, mask: Mask) -> Array:
+    """The sum of what a token and those after it get; 0 where masked. Shapes: `[..., T]` twice.
+
+    >>> to_go(jnp.array([1.0, 2.0, 4.0]), jnp.array([True, True, False]))
+    Array([3., 2., 0.], dtype=float32)
+    """
+    token_rewards, mask = kept("token_rewards", token_rewards, mask)
+    sums = jax.lax.cumsum(token_rewards, axis=mask.ndim - 1, reverse=True)
+    return jnp.where(mask, sums, 0)

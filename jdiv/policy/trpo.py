@@ -7,13 +7,13 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 from jdiv import checks
+from jdiv.types import Scalar
 
 
 class TrpoStep(NamedTuple):
-    """A step inside the trust region, and what the line search saw."""
+    """A step inside the trust region, and the evidence of the line search."""
 
     parameters: Any
     """A pytree like the one that was given; the same one if no length was accepted."""
@@ -22,7 +22,7 @@ class TrpoStep(NamedTuple):
     divergence: Array
     """`[]` at most the radius."""
     length: Array
-    """`[]` share of the full step that was taken; 0 if none."""
+    """`[]` the share of the full step that was taken; 0 if none was."""
     residual: Array
     """`[]` `|F x - g| / |g|` of the direction."""
 
@@ -31,14 +31,14 @@ def trpo_step(
     surrogate: Callable[[Any], Array],
     divergence: Callable[[Any], Array],
     parameters: Any,
-    radius: ArrayLike,
+    radius: Scalar,
     *,
-    damping: ArrayLike = 0.0,
+    damping: Scalar = 0.0,
     iterations: int = 10,
     shrink: float = 0.8,
     backtracks: int = 15,
 ) -> TrpoStep:
-    """Maximises a surrogate where `divergence <= radius`: `sqrt(2 radius/(x'F x)) x`, `x = F^-1 g`.
+    """Maximizes a surrogate where `divergence <= radius`: `sqrt(2 radius/(x'F x)) x`, `x = F^-1 g`.
 
     F is the Hessian of the divergence, which is 0 at the parameters, and x comes from conjugate
     gradients on `F + damping`. The first of `shrink^k`, k = 0, ..., backtracks, times the step that
@@ -88,8 +88,8 @@ def trpo_step(
 def _conjugate_gradients(product: Callable[[Array], Array], b: Array, iterations: int) -> Array:
     """`F^-1 b` for `product(x) = F x`, from 0.
 
-    Rests where the residual is down to rounding and along directions that F does not see: further
-    on it would go astray.
+    It rests where the residual is down to rounding and along directions that F does not see, where
+    further steps would go astray.
 
     Reference: Hestenes and Stiefel 1952.
     """

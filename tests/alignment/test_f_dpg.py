@@ -5,6 +5,7 @@ import pytest
 
 from jdiv import divergences, generators
 from jdiv.alignment import f_dpg as dpg
+from jdiv.policy.advantages import mean_of_others
 from tests.checks import PARAMETERS, refused
 
 # The customary generators, written down once more.
@@ -174,7 +175,7 @@ def test_a_baseline_from_the_others_is_unbiased():
         of_all = lambda rewards: jnp.mean(rewards, axis=-1, keepdims=True)
         return (
             jax.grad(lambda x: divergences.f_divergence(row, x, log_target))(logits),
-            jax.grad(expected)(logits, dpg.mean_of_others),
+            jax.grad(expected)(logits, mean_of_others),
             jax.grad(expected)(logits, of_all),
         )
 
@@ -265,5 +266,5 @@ def test_refusals():
     refused(ValueError, ["log_proposal"], lambda: dpg.dpg_loss(x, x, none, generator=row))
     refused(ValueError, ["beta", "positive"], lambda: dpg.quasi_rejection(x, x, 0.0))
     refused(ValueError, ["beta", "positive"], lambda: dpg.log_acceptance(x, x, -1.0))
-    refused(ValueError, ["rewards", "two"], lambda: dpg.mean_of_others(x[:1]))
+    refused(ValueError, ["rewards", "two"], lambda: mean_of_others(x[:1]))
     refused(ValueError, ["size", "1"], lambda: dpg.empty_window(0))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jdiv import divergences as dv
 from jdiv import generators
 from tests import high_precision
-from tests.checks import PARAMETERS
+from tests.checks import PARAMETERS, raises
 
 ROWS = json.loads((pathlib.Path(__file__).parents[1] / "data" / "divergences.json").read_text())
 
@@ -568,23 +568,21 @@ def test_kl_at_zeros_against_the_common_implementation():
 def test_refusals_name_the_argument(name):
     f = function(name)
     x = jnp.zeros(3)
-    with pytest.raises(
+    with raises(
         ValueError, match=r"^p_logits and q_logits must have the same shape, got .*\(3,\).*\(4,\)$"
     ):
         f(x, jnp.zeros(4))
-    with pytest.raises(
-        TypeError, match=r"^p_logits must be a floating-point array, got dtype int64$"
-    ):
+    with raises(TypeError, match=r"^p_logits must be a floating-point array, got dtype int64$"):
         f(jnp.array([1, 2, 3]), x)
-    with pytest.raises(TypeError, match=r"^q_logits must be a floating-point array"):
+    with raises(TypeError, match=r"^q_logits must be a floating-point array"):
         f(x, jnp.array([1, 2, 3]))
-    with pytest.raises(ValueError, match=r"^p_logits must have an axis"):
+    with raises(ValueError, match=r"^p_logits must have an axis"):
         f(jnp.float64(0), jnp.float64(0))
-    with pytest.raises(ValueError, match=r"^axis must be within shape \(3,\), got 1$"):
+    with raises(ValueError, match=r"^axis must be within shape \(3,\), got 1$"):
         f(x, x, axis=1)
-    with pytest.raises(TypeError, match=r"^where must be a boolean array"):
+    with raises(TypeError, match=r"^where must be a boolean array"):
         f(x, x, where=jnp.ones(3))
-    with pytest.raises(ValueError, match=r"at least one category"):
+    with raises(ValueError, match=r"at least one category"):
         f(jnp.zeros((2, 0)), jnp.zeros((2, 0)))
 
 
@@ -604,7 +602,7 @@ def test_refusals_name_the_argument(name):
 )
 def test_parameters_out_of_range(name, parameter, bad, allowed):
     x = jnp.zeros(3)
-    with pytest.raises(ValueError, match=f"^{parameter} must be {allowed}, got {bad}$"):
+    with raises(ValueError, match=f"^{parameter} must be {allowed}, got {bad}$"):
         getattr(dv, name)(x, x, **{parameter: bad})
-    with pytest.raises(ValueError, match=f"^{parameter} must be {allowed}"):
+    with raises(ValueError, match=f"^{parameter} must be {allowed}"):
         jax.jit(lambda x: getattr(dv, name)(x, x, **{parameter: bad}))(x)

@@ -1,14 +1,18 @@
 """Each row of the table against its definition at 60 digits: value, slope, inverse, conjugate."""
 
 import functools
+import inspect
 
+import chex
 import jax
 import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
 import pytest
 
-from jdiv import generators
+from jdiv import divergences as dv
+from jdiv import estimators, generators, regularized
+from jdiv.divergences.generator import Generator, row
 from tests.checks import PARAMETERS
 
 # The customary generators, as their papers write them.
@@ -169,6 +173,86 @@ def test_rows_are_pytrees_of_their_parameters():
         jnp.arange(3.0)
     )
     np.testing.assert_allclose(swept, [1 - np.exp(-0.5), 0.5, np.expm1(0.5)], rtol=1e-14)
+
+
+def test_a_row_maps_over_its_own_parameters():
+    """The row is the argument: vmap over its leaves, and their gradient."""
+    t, rows = jnp.float64(0.5), generators.alpha(jnp.arange(3.0))
+    swept = jax.vmap(lambda row: row.slope(t))(rows)
+    np.testing.assert_allclose(swept, [1 - np.exp(-0.5), 0.5, np.expm1(0.5)], rtol=1e-14)
+    by_row = jax.grad(lambda row: row.slope(t))(generators.tsallis(2.0))
+    assert isinstance(by_row, generators.Tsallis)
+    np.testing.assert_allclose(
+        by_row.index, jax.grad(lambda k: generators.tsallis(k).slope(t))(2.0), rtol=1e-14
+    )
+
+
+def test_a_sweep_over_alpha_is_traced_once():
+    p, q = jnp.array([1.0, 0.0, -1.0]), jnp.zeros(3)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def divergence(a):
+        return dv.alpha(p, q, alpha=a)
+
+    found = [divergence(a) for a in jnp.linspace(0.0, 2.0, 5)]
+    chex.assert_trees_all_close(found[0], dv.reverse_kl(p, q), rtol=1e-13)
+    chex.assert_trees_all_close(found[-1], dv.pearson_chi2(p, q) / 2, rtol=1e-13)
+
+
+@pytest.mark.parametrize("name", CUSTOMARY)
+def test_all_follows_from_the_class(name):
+    """Name, factory, public function, its signature and its documentation; ranges and examples."""
+    make, function = generators.TABLE[name], getattr(dv, name)
+    assert getattr(generators, name) is make
+    assert make.name == function.__name__ == name
+    expected = ["p_logits", "q_logits", *make.parameters(), "axis", "where"]
+    assert list(inspect.signature(function).parameters) == expected
+    for section in ("Shapes:", "Range:", ">>> ", "Reference:"):
+        assert section in function.__doc__
+    for parameter, known in make.parameters().items():
+        assert known.low < known.default < known.high
+        assert known.low < known.example < known.high
+        if np.isfinite(known.low):
+            with pytest.raises(ValueError, match=f"^{parameter} must be {known.allowed}, got"):
+                make(**{parameter: known.low})
+
+
+@row
+class Halved(Generator):
+    """Half of Pearson's chi2, as a user would write it: not in the table."""
+
+    at_zero, slope_at_zero, slope_at_infinity = 0.5, -1.0, jnp.inf
+
+    def perspective(self, log_p, log_q, t):
+        return jnp.exp(log_q) * jnp.expm1(t) ** 2 / 2
+
+    def perspective_p(self, log_p, log_q, t):
+        return jnp.exp(log_p) * jnp.expm1(t)
+
+    def perspective_q(self, log_p, log_q, t):
+        return self.perspective(log_p, log_q, t) - self.perspective_p(log_p, log_q, t)
+
+    def shift(self, t, step):
+        above = jnp.exp(t) + step > 0
+        return jnp.where(above, jnp.log(jnp.where(above, jnp.exp(t) + step, 1)), -jnp.inf)
+
+
+def test_a_row_of_a_user_needs_no_registration():
+    own, known = Halved(), generators.alpha(2.0)
+    p, q = jnp.array([1.0, 0.0, -1.0]), jnp.array([0.0, 0.5, 0.0])
+    both = lambda f: [jax.jit(f)(row) for row in (own, known)]
+    for f in (
+        lambda row: dv.f_divergence(row, p, q),
+        lambda row: jax.grad(lambda x: dv.f_divergence(row, x, q))(p),
+        lambda row: estimators.centered_from_p(row, p, q),
+        lambda row: estimators.f_divergence_bound(row, p, q),
+        lambda row: regularized.greedy(p, q, 0.7, generator=row).log_policy,
+        lambda row: regularized.greedy_between(p, q, -q, 0.7, 0.2, generator=row).value,
+    ):
+        chex.assert_trees_all_close(*both(f), rtol=1e-10)
+    assert own.name == "halved"
+    assert "halved" not in generators.TABLE
 
 
 @pytest.mark.parametrize("name", CUSTOMARY)

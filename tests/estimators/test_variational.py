@@ -68,12 +68,12 @@ BOUNDS = {
     "nwj": lambda scores, y: estimators.nwj(scores),
     "tuba": lambda scores, y: estimators.tuba(scores, jnp.array([0.4, -0.3])[y]),
     "infonce": lambda scores, y: estimators.infonce(scores),
-    "interpolated .01": lambda scores, y: estimators.interpolated(scores, 0.2, alpha=0.01),
-    "interpolated .3": lambda scores, y: estimators.interpolated(scores, 0.2, alpha=0.3),
+    "interpolated .01": lambda scores, y: estimators.interpolated(scores, 0.2, share=0.01),
+    "interpolated .3": lambda scores, y: estimators.interpolated(scores, 0.2, share=0.3),
     "interpolated .9": lambda scores, y: estimators.interpolated(
-        scores, jnp.array([0.4, -0.3])[y], alpha=0.9
+        scores, jnp.array([0.4, -0.3])[y], share=0.9
     ),
-    "interpolated 1": lambda scores, y: estimators.interpolated(scores, 0.2, alpha=1.0),
+    "interpolated 1": lambda scores, y: estimators.interpolated(scores, 0.2, share=1.0),
     "donsker_varadhan": lambda scores, y: estimators.donsker_varadhan(scores),
 }
 BOUNDS = {name: jax.jit(bound) for name, bound in BOUNDS.items()}
@@ -143,30 +143,30 @@ def test_definitions_by_loops():
     close(estimators.infonce(f), np.mean(nce), 1e-14)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.2, 0.99, 1.0])
-def test_interpolated_by_loops(alpha):
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.99, 1.0])
+def test_interpolated_by_loops(share):
     f = np.asarray(random_scores(5, 5))
     log_a = np.asarray(random_scores(5, seed=1))
     n = len(f)
 
     def baseline(k, j):
         m = np.mean([math.exp(f[i, j]) for i in range(n) if i != k])
-        return alpha * m + (1 - alpha) * math.exp(log_a[j])
+        return share * m + (1 - share) * math.exp(log_a[j])
 
     pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
     joint = np.mean([f[j, j] - math.log(baseline(k, j)) for k, j in pairs])
     product = np.mean([math.exp(f[i, j]) / baseline(j, j) for i, j in pairs])
-    close(estimators.interpolated(f, log_a, alpha=alpha), 1 + joint - product, 1e-14)
+    close(estimators.interpolated(f, log_a, share=share), 1 + joint - product, 1e-14)
 
 
 def test_interpolated_ends():
     f, log_a = random_scores(6, 6), random_scores(6, seed=1)
-    close(estimators.interpolated(f, log_a, alpha=0.0), estimators.tuba(f, log_a), 1e-14)
-    close(estimators.interpolated(f, 1.0, alpha=0.0), estimators.nwj(f), 1e-14)
+    close(estimators.interpolated(f, log_a, share=0.0), estimators.tuba(f, log_a), 1e-14)
+    close(estimators.interpolated(f, 1.0, share=0.0), estimators.nwj(f), 1e-14)
     close(estimators.tuba(f, 1.0), estimators.nwj(f), 1e-14)
     without = [np.delete(np.delete(np.asarray(f), k, 0), k, 1) for k in range(6)]
     close(
-        estimators.interpolated(f, log_a, alpha=1.0),
+        estimators.interpolated(f, log_a, share=1.0),
         np.mean([estimators.infonce(x) for x in without]),
         1e-14,
     )
@@ -181,7 +181,7 @@ def test_interpolated_where_one_score_dominates():
     close(ours[1, 1], others, 1e-14)
     left = np.exp(np.asarray(f)[:, 1]).sum() - math.exp(60.0)
     assert not 0.1 < left / (3 * math.exp(others)) < 10
-    program = jax.jit(jax.value_and_grad(lambda f: estimators.interpolated(f, 0.0, alpha=0.5)))
+    program = jax.jit(jax.value_and_grad(lambda f: estimators.interpolated(f, 0.0, share=0.5)))
     value, gradient = program(f)
     assert jnp.isfinite(value)
     assert jnp.all(jnp.isfinite(gradient))
@@ -192,8 +192,8 @@ def test_constants_that_do_not_matter():
     per_y = random_scores(5, seed=3)
     close(estimators.donsker_varadhan(f + 700), estimators.donsker_varadhan(f), 1e-12)
     close(estimators.infonce(f + per_y[None, :]), estimators.infonce(f), 1e-14)
-    shifted = estimators.interpolated(f + per_y[None, :], 0.3 + per_y, alpha=0.4)
-    close(shifted, estimators.interpolated(f, 0.3, alpha=0.4), 1e-14)
+    shifted = estimators.interpolated(f + per_y[None, :], 0.3 + per_y, share=0.4)
+    close(shifted, estimators.interpolated(f, 0.3, share=0.4), 1e-14)
 
 
 def test_gradient_of_smile_stops_at_the_clip():
@@ -421,7 +421,7 @@ CALLS = {
     "tuba": lambda f: estimators.tuba(f, f[..., 0]),
     "infonce": estimators.infonce,
     "smile": functools.partial(estimators.smile, clip=1.0),
-    "interpolated": lambda f: estimators.interpolated(f, 0.5, alpha=0.3),
+    "interpolated": lambda f: estimators.interpolated(f, 0.5, share=0.3),
     "kl_donsker_varadhan": lambda f: estimators.kl_donsker_varadhan(f[..., 0], f[..., 0, 1:]),
     "f_divergence_bound": lambda f: estimators.f_divergence_bound(
         generators.alpha(1.5), f[..., 0], f[..., 0, 1:]
@@ -480,15 +480,15 @@ def test_refusals():
     refused(
         ValueError,
         ["log_baseline", "(2,)"],
-        lambda: estimators.interpolated(f, jnp.zeros(2), alpha=0.5),
+        lambda: estimators.interpolated(f, jnp.zeros(2), share=0.5),
     )
     for clip in (0.0, -1.0, jnp.nan):
         refused(ValueError, ["clip", "positive"], lambda c=clip: estimators.smile(f, clip=c))
-    for alpha in (-0.1, 1.1):
+    for share in (-0.1, 1.1):
         refused(
             ValueError,
-            ["alpha", "0 to 1"],
-            lambda a=alpha: estimators.interpolated(f, 0.0, alpha=a),
+            ["share", "0 to 1"],
+            lambda a=share: estimators.interpolated(f, 0.0, share=a),
         )
     kl = generators.kl()
     for bound in (

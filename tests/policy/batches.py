@@ -15,13 +15,13 @@ def batch(seed=0, rows=ROWS):
 
 
 def summed(loss, *arrays, **options):
-    """Value and gradient by the first array of the sum of a loss, and what it returns."""
+    """A loss's result, and the gradient of its sum by the first array."""
 
     @jax.jit
     def compute(*arrays):
         def total(first):
             out = loss(first, *arrays[1:], **options)
-            return jnp.sum(out.loss), out
+            return jnp.sum(out[0]), out
 
         return jax.value_and_grad(total, has_aux=True)(arrays[0])
 

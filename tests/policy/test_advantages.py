@@ -5,22 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdiv.policy.advantages import batch_advantages, grpo_advantages, rloo_advantages, varied
+from jdiv.policy.advantages import (
+    batch_advantages,
+    grpo_advantages,
+    mean_of_others,
+    rloo_advantages,
+    varied,
+)
 from jdiv.policy.clipped import ppo_clip
 from jdiv.policy.tokens import sequence_mean
+from tests.checks import refused
 
 RNG = np.random.default_rng(0)
-
-
 N, T = 16, 5
-
-
 OLD = RNG.normal(size=(N, T)) - 2
-
-
 NEW = OLD + 0.4 * RNG.normal(size=(N, T))
-
-
 MASK = np.arange(T) < RNG.integers(0, T + 1, N)[:, None]
 MASK[:3] = [[False] * T, [True] * T, [True] + [False] * (T - 1)]
 
@@ -39,6 +38,7 @@ def test_advantages():
     )
     others = [[r[i] - np.delete(r, i).mean() for i in range(4)] for r in rewards]
     np.testing.assert_allclose(rloo_advantages(rewards), others)
+    np.testing.assert_allclose(mean_of_others(rewards), rewards - np.array(others))
     kept = NEW[MASK]
     expected = np.zeros_like(NEW)
     expected[MASK] = (kept - kept.mean()) / kept.std()
@@ -96,3 +96,8 @@ def test_conflicts_cancel_at_a_shared_prefix():
     shared, own = jax.grad(loss, argnums=(0, 1))(logits, jnp.array([0.0, 0.0]))
     np.testing.assert_allclose(shared, 0, atol=1e-16)
     assert own[0] < 0 < own[1]
+
+
+def test_refusals():
+    refused(TypeError, ("rewards",), lambda: grpo_advantages(jnp.ones((2, 3), jnp.int32)))
+    refused(ValueError, ("rewards", "two"), lambda: mean_of_others(jnp.ones((3, 1))))

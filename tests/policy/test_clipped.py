@@ -4,28 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiv.policy.clipped import cispo, gspo, ppo_clip, reinforce
+from jdiv.policy.clipped import cispo, dual_clip, gspo, ppo_clip, reinforce
 from jdiv.policy.tokens import sequence_mean
+from tests.checks import refused
 
 RNG = np.random.default_rng(0)
-
-
 N, T = 16, 5
-
-
 OLD = RNG.normal(size=(N, T)) - 2
-
-
 NEW = OLD + 0.4 * RNG.normal(size=(N, T))
-
-
 MASK = np.arange(T) < RNG.integers(0, T + 1, N)[:, None]
 MASK[:3] = [[False] * T, [True] * T, [True] + [False] * (T - 1)]
-
-
 ADVANTAGES = RNG.normal(size=N)
-
-
 LOSSES = {
     "ppo": ppo_clip,
     "higher": functools.partial(ppo_clip, high=0.28),
@@ -145,3 +134,43 @@ def test_extreme_ratios_and_half_precision():
     found = ppo_clip(half, half + 0.5, jnp.ones(1, jnp.bfloat16), jnp.full((1, 2), True))
     assert found.loss.dtype == jnp.float32
     np.testing.assert_allclose(found.loss, -np.exp(np.float32(-0.5)) * np.ones((1, 2)), rtol=1e-6)
+
+
+RATIOS = np.array([0.1, 0.75, 0.85, 1.0, 1.2, 1.35, 2.5, 3.5, 40.0])
+GRID = tuple(x.ravel() for x in np.meshgrid(np.log(RATIOS), [-1.3, -0.2, 0.0, 0.4, 2.0]))
+
+
+def test_dual_clip():
+    old, every = np.linspace(-9, -6, GRID[0].size), np.full(GRID[0].shape, True)
+    losses = {
+        "dual": dual_clip,
+        "no ceiling": functools.partial(dual_clip, ceiling=jnp.inf),
+        "ppo": functools.partial(ppo_clip, high=0.28),
+    }
+
+    def of(loss, x):
+        found = loss(x, old, GRID[1], every)
+        return jnp.sum(found.loss), found
+
+    found = jax.jit(
+        lambda x: {name: jax.grad(functools.partial(of, loss), has_aux=True)(x)
+                   for name, loss in losses.items()}
+    )(old + GRID[0])  # fmt: skip
+    w, a = np.exp(GRID[0]), GRID[1]
+    bounded = np.maximum(-w * a, -np.clip(w, 0.8, 1.28) * a)
+    expected = np.where(a >= 0, bounded, np.minimum(bounded, -3 * a))
+    gradient, dual = found["dual"]
+    np.testing.assert_allclose(dual.loss, expected)
+    moves = np.isclose(expected, -w * a, rtol=1e-12, atol=0) & (a != 0)
+    np.testing.assert_allclose(gradient, np.where(moves, -w * a, 0))
+    np.testing.assert_array_equal(dual.aux.clipped, ~moves & (a != 0))
+    np.testing.assert_allclose(found["no ceiling"][1].loss, found["ppo"][1].loss)
+    np.testing.assert_allclose(found["no ceiling"][0], found["ppo"][0])
+
+
+def test_refusals():
+    ones, mask = jnp.ones((2, 3)), jnp.full((2, 3), True)
+    refused(TypeError, ("mask", "boolean"), lambda: ppo_clip(ones, ones, ones, ones))
+    refused(TypeError, ("mask", "boolean"), lambda: dual_clip(ones, ones, ones, ones))
+    refused(ValueError, ("log_probs", "mask"), lambda: reinforce(ones, ones, mask[:, :2]))
+    refused(ValueError, ("advantages",), lambda: reinforce(ones, ones[:1], mask))

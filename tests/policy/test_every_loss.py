@@ -1,21 +1,32 @@
 """What every loss of tokens has to withstand, all of them in one program."""
 
 import functools
+import importlib
+import inspect
+import pkgutil
+import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jdiv.policy
 from jdiv import generators
 from jdiv.policy import regularized_gradient
 from jdiv.policy.awr import awr
 from jdiv.policy.clipped import cispo, dual_clip, gspo, ppo_clip, reinforce
+from jdiv.policy.mpo import m_step_loss
 from jdiv.policy.ppo import ppo_kl
 from jdiv.policy.recipes.anchored_policy_optimization import anchored_policy_optimization
+from jdiv.policy.recipes.dmpo import dmpo_target
 from jdiv.policy.recipes.entropy_mechanism import clip_cov, kl_cov
 from jdiv.policy.recipes.gtpo import gtpo
+from jdiv.policy.recipes.haepo import haepo
 from jdiv.policy.recipes.lp_reg import lp_reg
+from jdiv.policy.recipes.tpo import group_forward_kl
+from jdiv.policy.tokens import TokenLoss, sequence_mean, token_mean
+from tests.checks import refused
 
 ROWS, LENGTH = 8, 5
 
@@ -59,13 +70,13 @@ LOSSES = {
     **rows(regularized_gradient.rpg_reinforce_clip),
     "kl_cov": functools.partial(kl_cov, share=0.2),
     "clip_cov": lambda new, old, a, mask: clip_cov(
-        jax.random.key(0), new, old, a, mask, share=0.2, lowest=0.0
+        new, old, a, mask, jax.random.key(0), share=0.2, lowest=0.0
     ),
     "lp_reg": lambda new, old, a, mask: lp_reg(new, old, old, a, mask, share=0.2),
     "gtpo": lambda new, old, a, mask: gtpo(
         new, old, -old, a, jnp.ones_like(new), mask, initial_entropy=1.0
     ),
-    "apo": lambda new, old, a, mask: anchored_policy_optimization(
+    "anchored_policy_optimization": lambda new, old, a, mask: anchored_policy_optimization(
         new, old, 0.5 * old, 0.5 * old, a, mask
     ),
 }
@@ -121,3 +132,69 @@ def test_statistics_of_the_batch_are_those_of_all_devices(name):
     parts = jax.pmap(lambda *x: loss(*x).loss, axis_name="devices")(*divided)
     scale = 1 + np.abs(whole).max()
     np.testing.assert_allclose(parts.reshape(whole.shape) / scale, whole / scale, atol=1e-6)
+
+
+def test_extremes_and_masks_in_double_precision_with_diagnostics():
+    losses = {
+        "ppo_kl": lambda x, old, a, m: ppo_kl(x, old, a, m, coefficient=0.5),
+        "awr": lambda x, old, a, m: awr(x, a, m, temperature=0.01),
+    }
+    log_probs = np.array([[-0.1, -80.1, np.nan, -1.0], [np.nan] * 4, [-90.0, -1e-9, -5.0, -3.0]])
+    old = np.array([[-80.1, -0.1, -1.0, np.nan], [-1.0] * 4, [-1.0, -81.0, -5.0, -3.0]])
+    mask = np.array([[True, True, False, False], [False] * 4, [True] * 4])
+    advantages = np.array([300.0, np.nan, -1.0])
+
+    @jax.jit
+    def both(x, a):
+        def of(loss):
+            value = lambda x: jnp.sum(loss(x, jnp.asarray(old, x.dtype), a, mask).loss)
+            return loss(x, jnp.asarray(old, x.dtype), a, mask), jax.grad(value)(x)
+
+        return {name: of(loss) for name, loss in losses.items()}
+
+    for dtype in (np.float64, jnp.bfloat16):
+        found = both(jnp.asarray(log_probs, dtype), jnp.asarray(advantages, dtype))
+        for name, ((values, aux), gradient) in found.items():
+            assert values.dtype == (np.float64 if dtype == np.float64 else np.float32), name
+            for x in (values, gradient.astype(values.dtype), *aux):
+                assert np.isfinite(x).all(), name
+                assert (np.asarray(x)[~mask] == 0).all(), name
+            assert np.abs(gradient).max() > 0, name
+
+
+def public_functions():
+    """Every public function of the package by its full name."""
+    for found in pkgutil.walk_packages(jdiv.policy.__path__, "jdiv.policy."):
+        module = importlib.import_module(found.name)
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if not name.startswith("_") and function.__module__ == found.name:
+                yield f"{found.name}.{name}", function
+
+
+def test_token_losses_are_per_token_and_all_here():
+    """A loss that is to be summed, or is per state or group, has a type that no average takes."""
+    declared = {
+        name.rsplit(".", 1)[1]
+        for name, function in public_functions()
+        if typing.get_origin(inspect.signature(function).return_annotation) is TokenLoss
+    }
+    assert declared - {"clipped_surrogate"} == {name.split()[0] for name in LOSSES}
+    *arrays, mask = batch()
+    for name, (loss, _) in losses_and_gradients(*arrays, mask).items():
+        assert loss.shape == mask.shape, name
+        assert sequence_mean(loss, mask).shape == ()
+
+
+def test_losses_that_are_no_averages_of_tokens():
+    log_probs, rewards = jnp.log(jnp.array([0.2, 0.3, 0.5])), jnp.array([1.0, 0.0, 2.0])
+    every = jnp.full(3, True)
+    trajectories = haepo(log_probs, log_probs, rewards)
+    assert not hasattr(trajectories, "loss")
+    assert float(trajectories.terms.sum()) == pytest.approx(-1.2)  # the sum is the objective
+    assert float(token_mean(trajectories.terms, every)) == pytest.approx(-0.4)  # the mean is not
+    # A group's and a state's are one number each: an average over tokens refuses them.
+    groups = group_forward_kl(log_probs, dmpo_target(rewards))
+    states = m_step_loss(log_probs, rewards, log_probs, coefficient=1.0)
+    assert groups.shape == states.loss.shape == ()
+    for found in (groups, states.loss):
+        refused(ValueError, ["x", "mask", "(3,)"], lambda x=found: token_mean(x, every))

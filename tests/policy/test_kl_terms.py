@@ -5,24 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdiv import estimators
-from jdiv.policy.advantages import grpo_advantages
-from jdiv.policy.clipped import ppo_clip, reinforce
-from jdiv.policy.kl_terms import kl_penalty, kl_rewards, sequence_kl_penalty
-from jdiv.policy.tokens import to_go, token_mean
+from jdiv.policy.clipped import reinforce
+from jdiv.policy.kl_terms import (
+    kl_penalty,
+    kl_rewards,
+    prefix_log_ratio,
+    sequence_kl_penalty,
+    token_log_ratio,
+)
+from jdiv.policy.tokens import to_go
 from tests.checks import refused
 
 RNG = np.random.default_rng(0)
-
-
 N, T = 16, 5
-
-
 OLD = RNG.normal(size=(N, T)) - 2
-
-
 NEW = OLD + 0.4 * RNG.normal(size=(N, T))
-
-
 MASK = np.arange(T) < RNG.integers(0, T + 1, N)[:, None]
 MASK[:3] = [[False] * T, [True] * T, [True] + [False] * (T - 1)]
 
@@ -35,17 +32,9 @@ def hidden(x, with_=np.nan):
 # One or two tokens of three: token 0 ends at once. Row 0 of logits is the first token's, row 1 + a
 # the second's after a.
 SEQUENCES = [(0,)] + [(a, b) for a in (1, 2) for b in range(3)]
-
-
 COUNTS = np.array([[True, len(s) == 2] for s in SEQUENCES])
-
-
 ROWS = np.array([[0, s[0]] for s in SEQUENCES])
-
-
 TAKEN = np.array([[s[0], s[-1]] for s in SEQUENCES])
-
-
 POLICY, REFERENCE, OTHER = (RNG.normal(size=(3, 3)) for _ in range(3))
 
 
@@ -61,6 +50,9 @@ def probabilities(logits):
 def exact_kl(logits, reference):
     p, q = probabilities(logits), probabilities(reference)
     return jnp.sum(p * jnp.log(p / q))
+
+
+WEIGHTS = {"token": token_log_ratio, "prefix": prefix_log_ratio}
 
 
 @functools.cache
@@ -83,13 +75,13 @@ def kl_gradients():
                 (jax.lax.stop_gradient(log_p), of_policy, "on-policy"),
             ):
                 k["old_log_probs"] = old
-                for weights in ("token", "prefix"):
-                    token = kl_penalty(log_p, log_ref, COUNTS, weights=weights, **k)
+                for weights, log_weight in WEIGHTS.items():
+                    token = kl_penalty(log_p, log_ref, COUNTS, log_weight=log_weight, **k)
                     found[name, weights, where] = weight @ token.sum(axis=1)
                 found[name, "weighted sequence", where] = weight @ sequence_kl_penalty(
                     log_p, log_ref, COUNTS, **k
                 )
-        paid = kl_rewards(rewards, log_p, log_ref, COUNTS, coefficient=0.5)
+        paid = kl_rewards(log_p, log_ref, rewards, COUNTS, coefficient=0.5)
         for name, returns in (
             ("to go", to_go(paid, COUNTS)),
             ("whole", jnp.sum(paid, axis=1)),
@@ -157,7 +149,7 @@ def test_kl_of_one_token_published():
 
 def test_rewards_of_tokens():
     rewards = RNG.normal(size=N)
-    found = kl_rewards(rewards, hidden(NEW), hidden(OLD), MASK, coefficient=0.3)
+    found = kl_rewards(hidden(NEW), hidden(OLD), rewards, MASK, coefficient=0.3)
     for i in range(N):
         kept = np.flatnonzero(MASK[i])
         expected = np.where(MASK[i], -0.3 * (NEW[i] - OLD[i]), 0)
@@ -166,7 +158,7 @@ def test_rewards_of_tokens():
         np.testing.assert_allclose(found[i], expected, atol=1e-15)
     sums = [np.where(MASK[i], np.cumsum(np.asarray(found)[i][::-1])[::-1], 0) for i in range(N)]
     np.testing.assert_allclose(to_go(found, MASK), sums, atol=1e-14)
-    free = kl_rewards(rewards, hidden(NEW), hidden(OLD), MASK, coefficient=0.0)
+    free = kl_rewards(hidden(NEW), hidden(OLD), rewards, MASK, coefficient=0.0)
     np.testing.assert_allclose(free.sum(axis=1), rewards * MASK.any(axis=1))
 
 
@@ -180,8 +172,8 @@ def test_kl_of_extreme_ratios():
             kl_penalty(x, still, mask, estimator=k).sum()
             for k in (estimators.kl_k1, estimators.kl_k2, estimators.kl_k3)
         ] + [
-            kl_penalty(x, x + 1, mask, old_log_probs=still, weights=weights).sum()
-            for weights in ("token", "prefix")
+            kl_penalty(x, x + 1, mask, old_log_probs=still, log_weight=log_weight).sum()
+            for log_weight in WEIGHTS.values()
         ])  # fmt: skip
 
     assert np.isfinite(terms(far)).all()
@@ -189,14 +181,9 @@ def test_kl_of_extreme_ratios():
 
 
 def test_refusals():
-    ones = jnp.ones((2, 3))
-    mask = jnp.full((2, 3), True)
-    refused(TypeError, ("mask", "boolean"), lambda: ppo_clip(ones, ones, ones, ones))
-    refused(TypeError, ("mask", "boolean"), lambda: token_mean(ones, ones))
-    refused(ValueError, ("log_probs", "mask"), lambda: reinforce(ones, ones, mask[:, :2]))
-    refused(ValueError, ("advantages",), lambda: reinforce(ones, ones[:1], mask))
-    refused(TypeError, ("rewards",), lambda: grpo_advantages(jnp.ones((2, 3), jnp.int32)))
+    ones, mask = jnp.ones((2, 3)), jnp.full((2, 3), True)
+    refused(TypeError, ("mask", "boolean"), lambda: kl_penalty(ones, ones, ones))
     refused(
-        ValueError, ("weights", "prefix"),
-        lambda: kl_penalty(ones, ones, mask, weights="prefixes"),
+        ValueError, ("rewards", "(2, 3)"),
+        lambda: kl_rewards(ones, ones, ones[:1], mask, coefficient=1.0),
     )  # fmt: skip

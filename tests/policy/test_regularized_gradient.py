@@ -197,13 +197,7 @@ def clipped():
         return lambda x: (lambda found: (jnp.sum(found.loss), found))(loss(x))
 
     def everything(x):
-        losses = {
-            "dual": lambda x: dual_clip(x, LOG_OLD, GRID[1], EVERYWHERE),
-            "no ceiling": lambda x: dual_clip(
-                x, LOG_OLD, GRID[1], EVERYWHERE, ceiling=jnp.inf
-            ),
-            "ppo": lambda x: ppo_clip(x, LOG_OLD, GRID[1], EVERYWHERE, high=0.28),
-        }  # fmt: skip
+        losses = {}
         for name, (generator, total, _) in EIGHT.items():
             losses[name] = lambda x, generator=generator, total=total: rpg.rpg_reinforce_clip(
                 x, LOG_OLD, GRID[1], EVERYWHERE,
@@ -213,19 +207,6 @@ def clipped():
 
     found = jax.jit(everything)(LOG_OLD + GRID[0])
     return jax.tree.map(np.asarray, found)
-
-
-def test_dual_clip():
-    w, a = np.exp(GRID[0]), GRID[1]
-    bounded = np.maximum(-w * a, -np.clip(w, 0.8, 1.28) * a)
-    expected = np.where(a >= 0, bounded, np.minimum(bounded, -3 * a))
-    gradient, found = clipped()["dual"]
-    np.testing.assert_allclose(found.loss, expected)
-    moves = (expected == -w * a) & (a != 0)
-    np.testing.assert_allclose(gradient, np.where(moves, -w * a, 0))
-    np.testing.assert_array_equal(found.aux.clipped, ~moves & (a != 0))
-    np.testing.assert_allclose(clipped()["no ceiling"][1].loss, clipped()["ppo"][1].loss)
-    np.testing.assert_allclose(clipped()["no ceiling"][0], clipped()["ppo"][0])
 
 
 def algorithm_2(w, a, log_p, weight, low=0.2, high=0.28, ceiling=3.0):
@@ -257,13 +238,13 @@ def test_reinforce_clip_is_algorithm_2(name):
     assert len(seen) >= 6
 
 
-def test_regularised_advantages_are_the_weights():
+def test_regularized_advantages_are_the_weights():
     log_p = LOG_OLD + GRID[0]
     w, a = np.exp(GRID[0]), GRID[1]
     for generator, total, weight in EIGHT.values():
         found = rpg.regularized_advantages(
             log_p, LOG_OLD, a, EVERYWHERE,
-            coefficient=BETA, generator=row(generator), normalised=total is None,
+            coefficient=BETA, generator=row(generator), normalized=total is None,
         )  # fmt: skip
         np.testing.assert_allclose(w * found, weight(w, a) / (total or 1), rtol=1e-9, atol=1e-12)
     # As constants of a clipped loss they leave its gradient that of the objective.
@@ -323,4 +304,4 @@ def test_refusals():
         ValueError, ("old_log_probs",),
         lambda: rpg.rpg_reinforce(ones, ones[:, :2], ones, mask, **options),
     )  # fmt: skip
-    refused(TypeError, ("mask",), lambda: dual_clip(ones, ones, ones, ones))
+    refused(TypeError, ("mask",), lambda: rpg.rpg(ones, ones, ones, ones, **options))

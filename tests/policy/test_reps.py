@@ -10,19 +10,12 @@ from jdiv.mdp import environments, model
 from jdiv.mdp.model import Mdp
 from jdiv.policy.mpo import e_step
 from jdiv.policy.reps import reps
+from tests.checks import refused
 
 ROWS, ACTIONS = 5, 4
-
-
 RADII = np.array([1e-10, 1e-5, 1e-3, 0.03, 0.3, 1.0, 8.0])
-
-
 RNG = np.random.default_rng(0)
-
-
 VALUES = RNG.normal(size=(ROWS, ACTIONS))
-
-
 PRIOR = np.log(RNG.dirichlet(np.ones(ACTIONS), ROWS))
 
 
@@ -64,7 +57,7 @@ def test_reps_meets_its_radius_without_gap():
         np.testing.assert_allclose(mass, np.exp(tilted - special.logsumexp(tilted)), atol=1e-11)
 
 
-def test_reps_minimises_the_dual():
+def test_reps_minimizes_the_dual():
     mdp, reference = process()
     found = steps_of_reps()
     transition, reward, start = (np.asarray(x) for x in (mdp.transition, mdp.reward, mdp.start))
@@ -88,3 +81,11 @@ def test_reps_of_one_state_is_a_reweighting():
     np.testing.assert_allclose(by_process.log_policy, by_row.log_policy, atol=1e-10)
     assert by_process.temperature == pytest.approx(float(by_row.temperature), rel=1e-9)
     assert by_process.dual == pytest.approx(float(by_row.dual), rel=1e-9)
+
+
+def test_refusals():
+    refused(ValueError, ["ref_logits", "shape"], lambda: reps(process()[0], PRIOR, 0.1))
+    refused(
+        ValueError, ["radius", "positive"],
+        lambda: reps(process()[0], np.log(process()[1]), 0.0),
+    )  # fmt: skip

@@ -23,7 +23,7 @@ def penalty(log_policy):
     return 0.3 * divergences.pearson_chi2(log_policy, jnp.zeros_like(log_policy))
 
 
-def penalised_return(mdp, logits):
+def penalized_return(mdp, logits):
     log_policy = jax.nn.log_softmax(logits)
     return mdp.start @ model.policy_value(mdp, jnp.exp(log_policy), -penalty(log_policy))
 
@@ -47,8 +47,8 @@ def computed():
             "gradient": tabular.policy_gradient(mdp, logits),
             "autodiff": jax.grad(plain)(logits),
             "ahead": jax.vmap(lambda t: plain(logits + t * direction))(jnp.array([1e-5, -1e-5])),
-            "penalised": tabular.policy_gradient(mdp, logits, penalty),
-            "penalised autodiff": jax.grad(lambda x: penalised_return(mdp, x))(logits),
+            "penalized": tabular.policy_gradient(mdp, logits, penalty),
+            "penalized autodiff": jax.grad(lambda x: penalized_return(mdp, x))(logits),
             "natural": tabular.natural_gradient(mdp, logits),
             "fisher": jax.vmap(lambda x: tabular.fisher_product(mdp, logits, x))(
                 jnp.eye(STATES * ACTIONS).reshape(-1, STATES, ACTIONS)
@@ -86,7 +86,7 @@ def computed():
 def test_gradients_are_those_of_the_exact_return():
     direction, found = computed()
     np.testing.assert_allclose(found["gradient"], found["autodiff"], atol=1e-13)
-    np.testing.assert_allclose(found["penalised"], found["penalised autodiff"], atol=1e-13)
+    np.testing.assert_allclose(found["penalized"], found["penalized autodiff"], atol=1e-13)
     along = np.sum(found["gradient"] * direction, axis=(1, 2))
     difference = (found["ahead"][:, 0] - found["ahead"][:, 1]) / 2e-5
     np.testing.assert_allclose(along, difference, rtol=1e-7, atol=1e-8)
@@ -137,16 +137,16 @@ def test_bounds_hold_and_are_no_trivial_ones():
     assert (found["near bounds"][:, 1:].max(axis=1) > 0).any()
 
 
-def test_safe_mixing_maximises_its_bound():
+def test_safe_mixing_maximizes_its_bound():
     _, found = computed()
     rates = np.linspace(0, 1, 21)
     safe = found["safe"]
-    assert ((safe.rate >= 0) & (safe.rate <= 1)).all()
+    assert ((safe.share >= 0) & (safe.share <= 1)).all()
     assert (safe.gain >= found["gains"].max(axis=1) - 1e-13).all()
     # A parabola through the grid has its top there.
     for seed in range(SEEDS):
         a, b, _ = np.polyfit(rates, found["gains"][seed], 2)
-        np.testing.assert_allclose(safe.rate[seed], np.clip(-b / (2 * a), 0, 1), atol=1e-10)
+        np.testing.assert_allclose(safe.share[seed], np.clip(-b / (2 * a), 0, 1), atol=1e-10)
 
 
 def test_nothing_is_left_to_mix_at_the_optimum_and_without_a_future():
@@ -155,7 +155,7 @@ def test_nothing_is_left_to_mix_at_the_optimum_and_without_a_future():
     safe = jax.jit(tabular.safe_mixing)(mdp, best, best)
     assert safe.gain == pytest.approx(0, abs=1e-12)
     safe = jax.jit(tabular.safe_mixing)(mdp._replace(discount=0.0), jnp.full((5, 3), 1 / 3), best)
-    assert safe.rate == 1
+    assert safe.share == 1
 
 
 @pytest.mark.parametrize("name", ["pearson_chi2", "squared_hellinger"])

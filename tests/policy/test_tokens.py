@@ -5,20 +5,13 @@ import numpy as np
 from jdiv import parallel
 from jdiv.policy.advantages import batch_advantages
 from jdiv.policy.clipped import ppo_clip
-from jdiv.policy.tokens import constant_mean, sequence_mean, token_mean
+from jdiv.policy.tokens import constant_mean, sequence_mean, to_go, token_mean
+from tests.checks import refused
 
 RNG = np.random.default_rng(0)
-
-
 N, T = 16, 5
-
-
 OLD = RNG.normal(size=(N, T)) - 2
-
-
 NEW = OLD + 0.4 * RNG.normal(size=(N, T))
-
-
 MASK = np.arange(T) < RNG.integers(0, T + 1, N)[:, None]
 MASK[:3] = [[False] * T, [True] * T, [True] + [False] * (T - 1)]
 
@@ -77,3 +70,9 @@ def test_share_of_the_gradient_by_length():
         share, (length / length.sum(), flat, flat * length / 7), strict=True
     ):
         np.testing.assert_allclose(-found, expected)
+
+
+def test_refusals():
+    ones, mask = jnp.ones((2, 3)), jnp.full((2, 3), True)
+    refused(TypeError, ("mask", "boolean"), lambda: token_mean(ones, ones))
+    refused(ValueError, ("token_rewards", "mask"), lambda: to_go(ones, mask[:1]))

@@ -9,6 +9,7 @@ from jdiv import generators
 from jdiv.mdp import environments, model, occupancy
 from jdiv.policy import tabular
 from jdiv.policy.trpo import trpo_step
+from tests.checks import refused
 
 RNG = np.random.default_rng(0)
 
@@ -93,3 +94,12 @@ def test_trpo_stays_where_nothing_is_accepted():
         assert step.divergence == 0
         assert step.gain == 0
     assert wall.length == 0
+
+
+def test_refusals():
+    for words, options in (
+        (["shrink", "(0, 1)"], {"shrink": 1.0}),
+        (["iterations"], {"iterations": 0}),
+    ):
+        call = functools.partial(trpo_step, jnp.sum, jnp.sum, jnp.ones(2), 0.1, **options)
+        refused(ValueError, words, call)

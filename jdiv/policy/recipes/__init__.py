@@ -22,3 +22,45 @@ by others, and the line says what is inferred.
 * `spae`: SPAE, credit by the progress of each step
 * `tpo`: TPO, a group's policy tilted by utilities
 """
+
+from jdiv.policy.recipes import (
+    ace,
+    aer,
+    anchored_policy_optimization,
+    arlcp,
+    difficulty,
+    dler,
+    dmpo,
+    dph_rl,
+    entropy_mechanism,
+    fg_expo,
+    grpo_lambda,
+    gtpo,
+    haepo,
+    lp_reg,
+    rapo,
+    safe,
+    spae,
+    tpo,
+)
+
+__all__ = [
+    "ace",
+    "aer",
+    "anchored_policy_optimization",
+    "arlcp",
+    "difficulty",
+    "dler",
+    "dmpo",
+    "dph_rl",
+    "entropy_mechanism",
+    "fg_expo",
+    "grpo_lambda",
+    "gtpo",
+    "haepo",
+    "lp_reg",
+    "rapo",
+    "safe",
+    "spae",
+    "tpo",
+]

@@ -1,19 +1,26 @@
-"""Adaptive entropy regularization, AER (arXiv:2510.10959): an entropy bonus held at a target."""
+"""Adaptive entropy regularization, AER (arXiv:2510.10959): an entropy bonus held at a target.
+
+Reconstructed: the abstract has a coefficient by difficulty, one for all, and a target that is a
+share of the initial entropy. Both formulas are inferred; .4 is from a summary by others.
+"""
 
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks
+from jdiv.types import Scalar
 
 
-def aer_coefficients(accuracy: ArrayLike, scale: ArrayLike, *, rho: ArrayLike) -> Array:
+def aer_coefficients(accuracy: ArrayLike, scale: ArrayLike, *, rho: Scalar) -> Array:
     """Entropy coefficient `scale max(0, rho - accuracy)` of each question: more for the harder.
 
-    Inferred: of AER its abstract is known, a coefficient by difficulty and one for all. Shapes: any
-    to the same; 0 from the accuracy rho on.
+    Shapes: any to the same; 0 from the accuracy rho on.
 
-    Reference: adaptive entropy regularisation (arXiv:2510.10959), abstract.
+    >>> aer_coefficients(jnp.array([0.25, 0.75, 1.0]), 2.0, rho=1.0)
+    Array([1.5, 0.5, 0. ], dtype=float32)
+
+    Reference: AER (arXiv:2510.10959), abstract.
     """
     return scale * jnp.maximum(rho - checks.as_float("accuracy", accuracy), 0)
 
@@ -21,17 +28,17 @@ def aer_coefficients(accuracy: ArrayLike, scale: ArrayLike, *, rho: ArrayLike) -
 def aer_scale(
     scale: ArrayLike,
     entropy: ArrayLike,
-    initial_entropy: ArrayLike,
+    initial_entropy: Scalar,
     *,
-    target: ArrayLike = 0.4,
-    rate: ArrayLike,
+    target: Scalar = 0.4,
+    step_size: ArrayLike,
 ) -> Array:
-    """`max(0, scale + rate (target H_0 - H))`: rests where the entropy is its target.
+    """`max(0, scale + step_size (target H_0 - H))`: rests where the entropy is its target.
 
-    That the target is a share of the initial entropy is the abstract's; the integral control is
-    inferred, and .4 is from a summary by others. Shapes: any, broadcast.
+    An integral control of the coefficient that all questions share, never negative. Shapes: any,
+    broadcast.
 
-    Reference: adaptive entropy regularisation (arXiv:2510.10959), abstract.
+    Reference: AER (arXiv:2510.10959), abstract.
     """
     entropy = checks.as_float("entropy", entropy)
-    return jnp.maximum(scale + rate * (target * initial_entropy - entropy), 0)
+    return jnp.maximum(scale + step_size * (target * initial_entropy - entropy), 0)

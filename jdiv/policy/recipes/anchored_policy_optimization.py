@@ -1,21 +1,31 @@
-"""Anchored Policy Optimization (arXiv:2602.05717): PPO anchored to the reference's support."""
+"""Anchored Policy Optimization (arXiv:2602.05717): PPO anchored to the reference's support.
+
+Asymmetric Policy Optimization (arXiv:2506.21655), which is called APO as well, is another method.
+
+Reconstructed: a push and a pull, on errors only and towards the top tokens of the reference, are
+the authors' description (abstract and README of the code); how they enter the ratio and both
+coefficients are inferred.
+"""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 from jdiv import checks
 from jdiv.policy.clipped import ppo_clip
-from jdiv.policy.tokens import TokenLoss, masked
+from jdiv.policy.tokens import Advantages, TokenLoss, masked
+from jdiv.types import Logits, LogProbs, Mask, Scalar
 
 
-def support(ref_logits: ArrayLike, *, size: int) -> Array:
-    """The `size` likeliest tokens of the reference, and those equal to the last one.
+def support(ref_logits: Logits, *, size: int) -> Array:
+    """Whether a token is among the `size` likeliest of the reference, or equal to the last.
 
     Shapes: `[..., V]` to booleans of the same.
+
+    >>> support(jnp.array([0.0, 3.0, 1.0, 2.0]), size=2).tolist()
+    [False, True, False, True]
     """
     ref_logits = checks.as_float("ref_logits", ref_logits)
     if not 1 <= size <= ref_logits.shape[-1]:
@@ -24,36 +34,34 @@ def support(ref_logits: ArrayLike, *, size: int) -> Array:
 
 
 class AnchorDiagnostics(NamedTuple):
-    """How far the policy has left the support."""
+    """Ratios, and the change of the support's probability where the answer is wrong."""
 
     ratio: Array
-    """`[..., T]`"""
+    """`[..., T]` `pi/pi_old`, 0 where masked."""
     coverage: Array
-    """`[..., T]` probability of the support, over that of the old policy."""
+    """`[..., T]` the support's probability over its old one; 1 where nothing is pulled."""
 
 
 def anchored_policy_optimization(
-    log_probs: ArrayLike,
-    old_log_probs: ArrayLike,
-    log_coverage: ArrayLike,
-    old_log_coverage: ArrayLike,
-    advantages: ArrayLike,
-    mask: ArrayLike,
+    log_probs: LogProbs,
+    old_log_probs: LogProbs,
+    log_coverage: LogProbs,
+    old_log_coverage: LogProbs,
+    advantages: Advantages,
+    mask: Mask,
     *,
-    push: ArrayLike = 1.0,
-    pull: ArrayLike = 0.1,
-    low: ArrayLike = 0.2,
-    high: ArrayLike = 0.2,
-) -> TokenLoss:
+    push: Scalar = 1.0,
+    pull: Scalar = 0.1,
+    low: Scalar = 0.2,
+    high: Scalar = 0.2,
+) -> TokenLoss[AnchorDiagnostics]:
     """PPO's loss; where A is negative `push` times it, `+ pull A M/M_old`, M the support's mass.
 
-    A wrong token is pushed down and the reference's support, `log_coverage` being the logarithm of
-    its probability, is pulled up. That there is a push and a pull, on errors only and towards the
-    top tokens of the reference, is the authors' description; how they enter the ratio and both
-    coefficients are inferred. With push 1 and pull 0 it is `ppo_clip`.
-    Shapes: `[..., T]`, advantages `[...]` or `[..., T]`.
+    A wrong token is pushed down, and the reference's support is pulled up: `log_coverage` is the
+    logarithm of its probability. With push 1 and pull 0 it is `ppo_clip`. Shapes: `[..., T]`,
+    advantages also `[...]`, to `[..., T]`.
 
-    Reference: APO (arXiv:2602.05717), abstract and the README of its code.
+    Reference: Anchored Policy Optimization (arXiv:2602.05717), abstract and README of its code.
     """
     log_probs, mask, (old_log_probs, advantages) = masked(
         log_probs, mask, old_log_probs=old_log_probs, advantages=advantages

@@ -6,13 +6,15 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks
+from jdiv.types import Values
 
 
-def arlcp_rewards(correct: ArrayLike, lengths: ArrayLike, reflections: ArrayLike) -> Array:
+def arlcp_rewards(correct: Values, lengths: ArrayLike, reflections: ArrayLike) -> Array:
     """`1 - w sigmoid(z_reflections) - (.2 - w) sigmoid(z_lengths)` for right answers, else 0.
 
-    z is standardised over the right answers of the group, with n - 1; reflections are counts of
-    words such as `wait`. w is .05 up to 40 reflections, .1 up to 80, .15 beyond.
+    z is standardized over the right answers of the group, with n - 1. Lengths and reflections are
+    counts, the latter of words such as `wait`; w is .05 up to 40 reflections, .1 up to 80, .15
+    beyond.
     Shapes: `[groups, size]` three times to the same.
 
     Reference: ARLCP (arXiv:2602.12113), code at c8ff44f.
@@ -23,14 +25,14 @@ def arlcp_rewards(correct: ArrayLike, lengths: ArrayLike, reflections: ArrayLike
     right = correct > 0
     count = jnp.sum(right, axis=-1, keepdims=True).astype(correct.dtype)
 
-    def standardised(x: Array) -> Array:
+    def standardized(x: Array) -> Array:
         kept = jnp.where(right, x, 0)
-        centred = x - jnp.sum(kept, axis=-1, keepdims=True) / jnp.maximum(count, 1)
-        squares = jnp.sum(jnp.where(right, centred**2, 0), axis=-1, keepdims=True)
+        centered = x - jnp.sum(kept, axis=-1, keepdims=True) / jnp.maximum(count, 1)
+        squares = jnp.sum(jnp.where(right, centered**2, 0), axis=-1, keepdims=True)
         spread = jnp.sqrt(squares / jnp.maximum(count - 1, 1))
-        return centred / jnp.where(spread > 0, spread, 1)
+        return centered / jnp.where(spread > 0, spread, 1)
 
     weight = jnp.where(reflections <= 40, 0.05, jnp.where(reflections <= 80, 0.1, 0.15))
     weight = weight.astype(correct.dtype)
-    of_reflections, of_lengths = (jax.nn.sigmoid(standardised(x)) for x in (reflections, lengths))
+    of_reflections, of_lengths = (jax.nn.sigmoid(standardized(x)) for x in (reflections, lengths))
     return jnp.where(right, 1 - weight * of_reflections - (0.2 - weight) * of_lengths, 0)

@@ -1,62 +1,73 @@
-"""Online difficulty filtering (arXiv:2504.03380): questions by pass rate, KL to the optimum."""
+"""Online difficulty filtering (arXiv:2504.03380): questions by pass rate, KL to the optimum.
+
+Reconstructed: the band .2 to .8 is from a note by others. The exact statement of the paper about
+learnability is unknown; the KL and its limit are derived here.
+"""
 
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks, divergences
+from jdiv.types import Scalar, Values
 
 
-def pass_rate(rewards: ArrayLike) -> Array:
+def pass_rate(rewards: Values) -> Array:
     """Mean reward of each group. Shapes: `[..., size]` to `[...]`."""
     return jnp.mean(checks.as_float("rewards", rewards), axis=-1)
 
 
-def difficulty_filter(rewards: ArrayLike, *, low: ArrayLike = 0.2, high: ArrayLike = 0.8) -> Array:
-    """Which groups to keep: those with a pass rate in [low, high].
+def difficulty_filter(rewards: Values, *, low: Scalar = 0.2, high: Scalar = 0.8) -> Array:
+    """Whether to keep a group: its pass rate is in [low, high].
 
-    The band .2 to .8 is from a note by others. Without variance in a group there is no gradient:
-    any band within (0, 1) drops those. Shapes: `[..., size]` to `[...]`.
+    Groups without variance have no gradient, and any band within (0, 1) drops them. Shapes:
+    `[..., size]` to `[...]`.
 
     Reference: online difficulty filtering (arXiv:2504.03380).
     """
-    rate = pass_rate(rewards)
-    return (rate >= low) & (rate <= high)
+    accuracy = pass_rate(rewards)
+    return (accuracy >= low) & (accuracy <= high)
 
 
-def kl_to_optimum(rate: ArrayLike, beta: ArrayLike) -> Array:
-    """`KL(pi_0‖pi*) = log(1 - p + p e^(1/beta)) - p/beta` for a pass rate p and reward 0 or 1.
+def kl_to_optimum(accuracy: ArrayLike, beta: Scalar) -> Array:
+    """`KL(pi_0‖pi*) = log(1 - p + p e^(1/beta)) - p/beta` at accuracy p and reward 0 or 1.
 
-    pi* maximises `E[r] - beta KL(pi‖pi_0)`. For large beta it is `p (1 - p) / (2 beta^2)`, which is
+    pi* maximizes `E[r] - beta KL(pi‖pi_0)`. For large beta it is `p (1 - p) / (2 beta^2)`, which is
     no lower bound in general: see `learnability`. Shapes: any, broadcast; 0 at p = 0 and 1.
 
     >>> print(f"{kl_to_optimum(0.3, 1.0):.4f}")
     0.1157
 
-    Reference: derived; online difficulty filtering (arXiv:2504.03380) for the relation.
+    Reference: online difficulty filtering (arXiv:2504.03380), for the relation.
     """
-    return divergences.kl(*_bernoulli(rate, beta))
+    return divergences.kl(*_bernoulli(accuracy, beta))
 
 
-def kl_from_optimum(rate: ArrayLike, beta: ArrayLike) -> Array:
-    """`KL(pi*‖pi_0)`, the other direction of `kl_to_optimum`. Shapes: any, broadcast."""
-    return divergences.kl(*_bernoulli(rate, beta)[::-1])
+def kl_from_optimum(accuracy: ArrayLike, beta: Scalar) -> Array:
+    """`KL(pi*‖pi_0)`, the other direction of `kl_to_optimum`, from accuracy and beta.
+
+    Shapes: any, broadcast; 0 at p = 0 and 1.
+    """
+    return divergences.kl(*_bernoulli(accuracy, beta)[::-1])
 
 
-def _bernoulli(rate: ArrayLike, beta: ArrayLike) -> tuple[Array, Array]:
-    """Logits of wrong and right, of pi_0 and of pi*."""
-    rate = jnp.asarray(rate, jnp.result_type(float))
-    rate, gain = jnp.broadcast_arrays(rate, jnp.asarray(1 / beta, rate.dtype))
-    logits = jnp.stack([jnp.log1p(-rate), jnp.log(rate)], axis=-1)
+def _bernoulli(accuracy: ArrayLike, beta: Scalar) -> tuple[Array, Array]:
+    """Logits of a wrong and a right answer, under pi_0 and under pi*."""
+    accuracy = jnp.asarray(accuracy, jnp.result_type(float))
+    accuracy, gain = jnp.broadcast_arrays(accuracy, jnp.asarray(1 / beta, accuracy.dtype))
+    logits = jnp.stack([jnp.log1p(-accuracy), jnp.log(accuracy)], axis=-1)
     return logits, logits + jnp.stack([jnp.zeros_like(gain), gain], axis=-1)
 
 
-def learnability(rate: ArrayLike, beta: ArrayLike) -> Array:
-    """`p (1 - p) / (2 beta^2)`: what `kl_to_optimum` is for large beta.
+def learnability(accuracy: ArrayLike, beta: Scalar) -> Array:
+    """`p (1 - p) / (2 beta^2)`, the limit of `kl_to_optimum` for large beta, from an accuracy p.
 
-    At beta 1 it is below it for p = .1 and .3, and above it from .5 on: the next order is
+    At beta 1 it is less than that for p = .1 and .3, and more from .5 on: the next order is
     `p (1 - p) (1 - 2 p) / (6 beta^3)`. Shapes: any, broadcast.
 
-    Reference: online difficulty filtering (arXiv:2504.03380), whose exact statement is unknown.
+    >>> print(f"{learnability(0.3, 1.0):.4f}")
+    0.1050
+
+    Reference: online difficulty filtering (arXiv:2504.03380).
     """
-    return rate * (1 - rate) / (2 * beta**2)
+    return accuracy * (1 - accuracy) / (2 * beta**2)

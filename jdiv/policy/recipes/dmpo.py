@@ -1,19 +1,28 @@
-"""DMPO (arXiv:2605.19461): a target over a group in proportion to rewards."""
+"""DMPO (arXiv:2605.19461): a policy fitted over each group to a target in proportion to rewards.
+
+The loss is `jdiv.policy.recipes.tpo.group_forward_kl` to `dmpo_target`.
+
+Reconstructed: the target is the abstract's; that the policy is normalized over the group, as in
+TPO, is inferred.
+"""
 
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 from jdiv import checks
+from jdiv.types import Values
 
 
-def dmpo_target(rewards: ArrayLike) -> Array:
+def dmpo_target(rewards: Values) -> Array:
     """`log(R_i / sum R)`: -inf for no reward, and everywhere in a group without any.
 
     Shapes: `[..., G]` rewards that are not negative, to the same; a negative one has no logarithm
     and counts as no reward.
 
-    Reference: DMPO (arXiv:2605.19461), abstract: a target proportional to the reward.
+    >>> jnp.exp(dmpo_target(jnp.array([3.0, 1.0, 0.0]))).round(2)
+    Array([0.75, 0.25, 0.  ], dtype=float32)
+
+    Reference: DMPO (arXiv:2605.19461), abstract.
     """
     rewards = checks.as_float("rewards", rewards)
     rewards = jnp.maximum(rewards, 0)

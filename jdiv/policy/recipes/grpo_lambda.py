@@ -1,32 +1,39 @@
-"""GRPO-lambda (arXiv:2505.18086): length penalties for the easiest groups only."""
+"""GRPO-lambda (arXiv:2505.18086): length penalties for the easiest groups only.
+
+Reconstructed: from the abstract; how lengths are penalized and the share are unknown.
+"""
 
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 from jdiv import checks, parallel
-from jdiv.policy.recipes.difficulty import pass_rate
 from jdiv.policy.selection import among_largest
+from jdiv.types import Scalar, Values
 
 
 def grpo_lambda_rewards(
-    correct: ArrayLike,
-    penalised: ArrayLike,
+    correct: Values,
+    penalized: Values,
     *,
-    share: ArrayLike,
+    share: Scalar,
     axis_name: str | None = None,
 ) -> Array:
-    """Length-penalised rewards for the share of groups with the highest pass rates, else 0 and 1.
+    """Length-penalized rewards for the share of groups with the highest pass rates, else 0 and 1.
 
-    Only where answers are right is there something to shorten. How lengths are penalised and the
-    share are unknown: pass the penalised rewards, of `arlcp_rewards` for one. Groups as good as the
-    last one count, too; share 0 is no penalty. Shapes: `[groups, size]` twice to the same.
+    Only where answers are right is there something to shorten. Pass the penalized rewards, those of
+    `arlcp_rewards` for one. Groups as good as the last one count, too; share 0 is no penalty.
+    Shapes: `[groups, size]` twice to the same.
+
+    >>> correct = jnp.array([[1.0, 1.0], [1.0, 0.0]])
+    >>> grpo_lambda_rewards(correct, 0.5 * correct, share=0.5)
+    Array([[0.5, 0.5],
+           [1. , 0. ]], dtype=float32)
 
     Reference: GRPO-lambda (arXiv:2505.18086), abstract.
     """
-    correct, penalised = checks.alike(correct=correct, penalised=penalised)
-    rate = pass_rate(correct)
-    groups = parallel.sum_over(jnp.asarray(rate.size, rate.dtype), axis_name)
+    correct, penalized = checks.alike(correct=correct, penalized=penalized)
+    accuracy = jnp.mean(correct, axis=-1)
+    groups = parallel.sum_over(jnp.asarray(accuracy.size, accuracy.dtype), axis_name)
     count = jnp.floor(share * groups).astype(jnp.int32)
-    easiest = among_largest(rate, jnp.full(rate.shape, True), count, axis_name=axis_name)
-    return jnp.where((easiest & (count > 0))[..., None], penalised, correct)
+    easiest = among_largest(accuracy, jnp.full(accuracy.shape, True), count, axis_name=axis_name)
+    return jnp.where((easiest & (count > 0))[..., None], penalized, correct)

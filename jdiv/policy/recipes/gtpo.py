@@ -1,4 +1,7 @@
-"""GTPO (arXiv:2508.03772): conflicting tokens, and completions of high entropy."""
+"""GTPO (arXiv:2508.03772): conflicting tokens, and completions of high entropy.
+
+Reconstructed: whether the entropy of a completion is differentiated is not stated; here it is not.
+"""
 
 import math
 from typing import NamedTuple
@@ -10,19 +13,25 @@ from jax.typing import ArrayLike
 
 from jdiv import checks
 from jdiv.policy.tokens import TokenLoss, masked
+from jdiv.types import LogProbs, Mask, PerSequence, PerToken, Scalar
 
 LOG_2 = math.log(2)
 
 
 def conflict_weights(
-    tokens: ArrayLike, advantages: ArrayLike, mask: ArrayLike, *, runs: bool = False
+    tokens: ArrayLike, advantages: PerSequence, mask: Mask, *, runs: bool = False
 ) -> Array:
     """2 and 0 for conflicting tokens in completions of positive and negative advantage, else 1.
 
-    Conflicting are equal tokens at equal places in completions of both signs. With `runs` it is
-    the released code: only those of the unbroken run from the start, times the same for the run to
-    the end with completions aligned there, so that 4 is possible. Masks then have to be prefixes.
-    Shapes: tokens and mask `[..., G, T]`, advantages `[..., G]` to `[..., G, T]`.
+    Tokens conflict that are equal and at equal places in completions of both signs. With `runs` it
+    is the released code: only conflicts of the unbroken run from the start count, times the same
+    for the run to the end with completions aligned there, so that 4 is possible. Masks then have to
+    be prefixes. Shapes: tokens and mask `[..., G, T]`, advantages `[..., G]` to `[..., G, T]`.
+
+    >>> tokens = jnp.array([[3, 1, 4], [3, 1, 5]])
+    >>> conflict_weights(tokens, jnp.array([1.0, -1.0]), jnp.full((2, 3), True))
+    Array([[2., 2., 1.],
+           [0., 0., 1.]], dtype=float32)
 
     Reference: GTPO (arXiv:2508.03772), and its code.
     """
@@ -54,35 +63,35 @@ def conflict_weights(
 
 
 class ConflictDiagnostics(NamedTuple):
-    """How much of each completion counts."""
+    """Ratios, and the weights of tokens and completions."""
 
     ratio: Array
-    """`[..., G, T]`"""
+    """`[..., G, T]` `pi/pi_old`, 1 where masked."""
     weights: Array
-    """`[..., G, T]` 0, 1 or 2 (4 for runs) of each token."""
+    """`[..., G, T]` 0, 1 or 2 (4 for runs) for each token."""
     kept: Array
     """`[..., G]` completions that are not dropped for their entropy."""
 
 
 def gtpo(
-    log_probs: ArrayLike,
-    old_log_probs: ArrayLike,
-    entropy: ArrayLike,
-    advantages: ArrayLike,
-    weights: ArrayLike,
-    mask: ArrayLike,
+    log_probs: LogProbs,
+    old_log_probs: LogProbs,
+    entropy: PerToken,
+    advantages: PerSequence,
+    weights: PerToken,
+    mask: Mask,
     *,
     initial_entropy: ArrayLike,
-    coefficient: ArrayLike = 0.1,
-    threshold: ArrayLike = LOG_2,
-) -> TokenLoss:
+    coefficient: Scalar = 0.1,
+    threshold: Scalar = LOG_2,
+) -> TokenLoss[ConflictDiagnostics]:
     """`-keep (A - coefficient <H>) w weight`, to be reduced by `sequence_mean`.
 
-    `<H>` is a completion's mean entropy, no gradient in it (not stated). A completion is kept if it
-    is at most the threshold, or if the initial entropy was above it: any distribution with
-    `max p <= 1/2` has at least log 2. The weights are of `conflict_weights`, the advantages
-    rewards less their mean, without scale. With weights 1, coefficient 0 and everything kept it is
-    `-A w`. Shapes: `[..., G, T]`, advantages `[..., G]`.
+    `<H>` is a completion's mean entropy, a constant. A completion is kept if it is at most the
+    threshold, or if the initial entropy was above it: any distribution with `max p <= 1/2` has at
+    least log 2. The weights are those of `conflict_weights`, the advantages rewards less their
+    mean, without scale. With weights 1, coefficient 0 and everything kept it is `-A w`. Shapes:
+    `[..., G, T]`, advantages `[..., G]`, to `[..., G, T]`.
 
     Reference: GTPO (arXiv:2508.03772), and its code, which has threshold .7, no exception for the
     initial entropy, and divides by the number of conflicting tokens.

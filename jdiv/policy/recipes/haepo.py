@@ -1,53 +1,60 @@
-"""HAEPO (arXiv:2508.18884): weights of whole trajectories."""
+"""HAEPO (arXiv:2508.18884): a batch weighted by the softmax of whole trajectories' likelihoods.
+
+Reconstructed: from the abstract; that entropy and KL are of the weights is inferred, the
+coefficients are unknown.
+"""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 from jdiv import checks, parallel
-from jdiv.policy.tokens import TokenLoss
+from jdiv.types import PerSample, Scalar
 
 
 class TrajectoryTerms(NamedTuple):
-    """How a batch is weighted."""
+    """Terms of a loss that is their sum over a batch of trajectories, and the batch's weights."""
 
+    terms: Array
+    """`[n]`, to be summed over all trajectories of all devices, not averaged: no loss of tokens."""
     weights: Array
     """`[n]` softmax of the trajectories' log-probabilities."""
     entropy: Array
-    """`[]` of the weights."""
+    """`[]` entropy of the weights."""
     kl: Array
-    """`[]` of the weights to those of the reference."""
+    """`[]` KL of the weights from those of the reference."""
 
 
 def haepo(
-    sequence_log_probs: ArrayLike,
-    ref_sequence_log_probs: ArrayLike,
-    rewards: ArrayLike,
+    log_probs: PerSample,
+    ref_log_probs: PerSample,
+    rewards: PerSample,
     *,
-    entropy: ArrayLike = 0.0,
-    kl: ArrayLike = 0.0,
+    entropy_weight: Scalar = 0.0,
+    kl_weight: Scalar = 0.0,
     axis_name: str | None = None,
-) -> TokenLoss:
-    """`w (-R + entropy log w + kl log w/w_ref)`, `w = softmax_i(log pi(trajectory_i))`: sum it.
+) -> TrajectoryTerms:
+    """`w (-R + entropy_weight log w + kl_weight log w/w_ref)`, w the softmax over trajectories.
 
-    Over trajectories that are each enumerated once w is the policy and the sum the objective;
-    over sampled ones each counts by pi again, which is greedier than REINFORCE. That entropy and KL
-    are of the weights is inferred, the coefficients are unknown. The gradient by a log-probability
-    is `w (f - sum w f)`, the last the sum of the loss, also across devices.
-    Shapes: `[n]` three times to `[n]`.
+    Log-probabilities are those of whole trajectories, and the loss is the sum of the terms. Over
+    trajectories that are each enumerated once w is the policy and the sum the objective; over
+    sampled ones each counts by pi again, which is greedier than REINFORCE. The gradient by a
+    log-probability is `w (f - sum w f)`, also across devices. Shapes: `[n]` three times to `[n]`.
+
+    >>> policy, rewards = jnp.array([0.25, 0.75]), jnp.array([1.0, 0.0])
+    >>> haepo(jnp.log(policy), jnp.log(policy), rewards).terms.sum()  # minus the expected reward
+    Array(-0.25, dtype=float32)
 
     Reference: HAEPO (arXiv:2508.18884), abstract.
     """
-    names = ("sequence_log_probs", "ref_sequence_log_probs", "rewards")
-    given = (sequence_log_probs, ref_sequence_log_probs, rewards)
-    arrays = {name: checks.as_float(name, x) for name, x in zip(names, given, strict=True)}
-    checks.same_shape(**arrays)
-    dtype = arrays["sequence_log_probs"].dtype
-    log_probs, log_ref, rewards = (x.astype(dtype) for x in arrays.values())
-    total = lambda x: parallel.sum_over(jnp.sum(x), axis_name)
+    log_probs, log_ref, rewards = checks.alike(
+        log_probs=log_probs, ref_log_probs=ref_log_probs, rewards=rewards
+    )
+
+    def total(x: Array) -> Array:
+        return parallel.sum_over(jnp.sum(x), axis_name)
 
     def log_softmax(x: Array) -> Array:
         x = jax.lax.stop_gradient(x)
@@ -56,7 +63,7 @@ def haepo(
 
     log_w, log_w_ref = log_softmax(log_probs), log_softmax(log_ref)
     w, log_ratio = jnp.exp(log_w), log_w - log_w_ref
-    each = -rewards + entropy * log_w + kl * log_ratio
+    each = -rewards + entropy_weight * log_w + kl_weight * log_ratio
     slope = w * (each - total(w * each))
-    loss = w * each + slope * (log_probs - jax.lax.stop_gradient(log_probs))
-    return TokenLoss(loss, TrajectoryTerms(w, -total(w * log_w), total(w * log_ratio)))
+    terms = w * each + slope * (log_probs - jax.lax.stop_gradient(log_probs))
+    return TrajectoryTerms(terms, w, -total(w * log_w), total(w * log_ratio))

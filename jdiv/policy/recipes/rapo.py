@@ -1,33 +1,35 @@
-"""RAPO (arXiv:2510.03865): forward KL to a reference that is reweighted by rewards."""
+"""RAPO (arXiv:2510.03865): forward KL to a reference that is reweighted by rewards.
+
+Reconstructed: forward KL and the reweighted reference are the abstract's; the weights are unknown
+and the caller's, `exp(r/beta)` for one.
+"""
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 from jdiv import checks, parallel
+from jdiv.types import PerSample
 
 
 def rapo_penalty(
-    sequence_log_probs: ArrayLike,
-    ref_sequence_log_probs: ArrayLike,
-    weights: ArrayLike,
+    log_probs: PerSample,
+    ref_log_probs: PerSample,
+    weights: PerSample,
     *,
     axis_name: str | None = None,
 ) -> Array:
-    """`v log(v pi_ref/pi)`, v the weights over their mean: samples of the reference, re-weighted.
+    """`v log(v pi_ref/pi)`, v the weights over their mean, at samples of the reference.
 
-    Its mean is KL(ref'‖pi) for `ref' ∝ weight ref`, exactly over an enumeration in which each
-    counts as often as the reference has it. Forward KL and a reference re-weighted by rewards are
-    the abstract's; the weights are unknown and the caller's, `exp(r/beta)` for one. With equal
-    weights it is the plain forward KL. Shapes: `[n]` three times to the same.
+    One number for each sample, to be averaged over all of the batch: the mean is KL(ref'‖pi) for
+    `ref' ∝ weight ref`, exactly over an enumeration in which each answer counts as often as the
+    reference has it. With equal weights it is the plain forward KL. Shapes: log-probabilities of
+    sequences and weights, `[n]` three times, to the same.
 
     Reference: RAPO (arXiv:2510.03865), abstract.
     """
     log_probs, log_ref, weights = checks.alike(
-        sequence_log_probs=sequence_log_probs,
-        ref_sequence_log_probs=ref_sequence_log_probs,
-        weights=weights,
+        log_probs=log_probs, ref_log_probs=ref_log_probs, weights=weights
     )
     mean = parallel.mean_over(jnp.mean(weights), axis_name)
     v = jax.lax.stop_gradient(weights / jnp.where(mean > 0, mean, 1))

@@ -1,4 +1,8 @@
-"""SAFE (code: ryyzn9/SAFE): a KL penalty beyond a threshold that a controller moves."""
+"""SAFE (code: ryyzn9/SAFE): a KL penalty beyond a threshold that a controller moves.
+
+Reconstructed: from the released code; how a phase is recognized is unknown, that the rise of the KL
+is the one since 50 steps ago and that the velocity is the difference of rewards is inferred.
+"""
 
 from typing import NamedTuple
 
@@ -8,17 +12,21 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks
+from jdiv.types import Scalar, Values
 
 SAFE_PHASES = {"warmup": 1.5, "climbing": 1.2, "plateau": 0.8, "converged": 1.0}
-"""Factors of the threshold; how a phase is recognised is unknown."""
+"""Factors of the threshold, by the phase of training."""
 
 
-def softmin(values: ArrayLike, *, temperature: ArrayLike = 0.3, axis: int = -1) -> Array:
+def softmin(values: Values, *, temperature: Scalar = 0.3, axis: int = -1) -> Array:
     """`-t log mean exp(-v/t)`: between the least value, at t = 0, and the mean.
 
     Shapes: `[..., n]` to `[...]`, the values of the critics last.
 
-    Reference: ryyzn9/SAFE, code, which has two critics.
+    >>> print(f"{softmin(jnp.array([1.0, 2.0])):.4f}")
+    1.1974
+
+    Reference: ryyzn9/SAFE, its code, which has two critics.
     """
     values = checks.as_float("values", values)
     count = jnp.asarray(values.shape[axis], values.dtype)
@@ -27,14 +35,14 @@ def softmin(values: ArrayLike, *, temperature: ArrayLike = 0.3, axis: int = -1) 
 
 
 def safe_penalty(
-    kl: ArrayLike, entropy: ArrayLike, threshold: ArrayLike, *, as_released: bool = False
+    kl: ArrayLike, entropy: ArrayLike, threshold: Scalar, *, as_released: bool = False
 ) -> Array:
     """`.1 (kl - threshold)_+^2 max(1/2, 2/(H + .1))`, added to the policy's loss.
 
     The code builds it from Python floats, and so it has a value and no gradient: `as_released`.
     Shapes: any, broadcast; `kl` is smoothed by `safe_control`.
 
-    Reference: ryyzn9/SAFE, code.
+    Reference: ryyzn9/SAFE, its code.
     """
     kl, entropy = checks.as_float("kl", kl), checks.as_float("entropy", entropy)
     excess = jnp.maximum(kl - threshold, 0)
@@ -42,42 +50,42 @@ def safe_penalty(
     return jax.lax.stop_gradient(penalty) if as_released else penalty
 
 
-def safe_penalty_asymmetric(kl: ArrayLike, previous_kl: ArrayLike, *, steps: float = 50) -> Array:
+def safe_penalty_asymmetric(kl: ArrayLike, old_kl: ArrayLike, *, steps: float = 50) -> Array:
     """`.1 (kl - .3)_+^2 + 5 max(0, rise / steps)`, the rise squared: falls of the KL are free.
 
-    That the rise is the one since the KL of 50 steps ago is inferred. Shapes: any, twice the same.
+    `old_kl` is the KL of so many steps ago. Shapes: any, twice the same.
 
-    Reference: ryyzn9/SAFE, code.
+    Reference: ryyzn9/SAFE, its code.
     """
     kl = checks.as_float("kl", kl)
-    rise = jnp.maximum((kl - previous_kl) / steps, 0)
+    rise = jnp.maximum((kl - old_kl) / steps, 0)
     return 0.1 * jnp.maximum(kl - 0.3, 0) ** 2 + 5 * rise**2
 
 
 class SafeState(NamedTuple):
-    """What SAFE's controller keeps; zeros to start with."""
+    """State of SAFE's controller, `[]` each; zeros to start with."""
 
     kl: Array
-    """Smoothed by .9."""
+    """KL, smoothed by .9."""
     reward: Array
-    """Of the step before."""
+    """The reward of the step before."""
     velocity: Array
-    """Of the reward, smoothed by .95."""
+    """Change of the reward by step, smoothed by .95."""
     integral: Array
-    """Of the errors of the velocity."""
+    """Sum of the errors of the velocity."""
     error: Array
-    """Of the step before."""
+    """The error of the step before."""
 
 
 def safe_control(
-    state: SafeState, kl: ArrayLike, reward: ArrayLike, *, phase: ArrayLike
+    state: SafeState, kl: Scalar, reward: Scalar, *, phase: Scalar
 ) -> tuple[SafeState, Array]:
     """The next state and the threshold `clip((.3 + PID) phase, .1, .6)`.
 
-    PID has gains .3, .01, .05 on the velocity of the reward less .001. The KL keeps its gradient;
-    that velocity is the difference of rewards is inferred. Shapes: `[]`.
+    PID has gains .3, .01, .05 on the velocity of the reward less .001. The KL keeps its gradient,
+    the threshold is a constant. Shapes: `[]`.
 
-    Reference: ryyzn9/SAFE, code.
+    Reference: ryyzn9/SAFE, its code.
     """
     kl = 0.9 * state.kl + 0.1 * kl
     velocity = 0.95 * state.velocity + 0.05 * (reward - state.reward)

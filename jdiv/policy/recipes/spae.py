@@ -1,4 +1,8 @@
-"""SPAE (arXiv:2601.03823): credit by the progress of each step."""
+"""SPAE (arXiv:2601.03823): credit by the progress of each step.
+
+Reconstructed: the two terms are known in words from the abstract, threshold and difference from the
+released probe (code at 1f8c839); how they combine is inferred.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +10,17 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks
+from jdiv.types import PerSequence, PerToken, Scalar
 
 
 def step_potential(correctness: ArrayLike, confidence: ArrayLike) -> Array:
     """SPAE's potential `3/2 a c + a/2 - c` of a step: 1 if sure and right, -1 if sure and wrong.
 
     Correctness a is the probability of the right answer and confidence c in [0, 1], both of answers
-    forced at the end of the step; 0 for neither. Shapes: any, twice the same.
+    forced at the end of the step; 0 for neither. Shapes: any, twice the same, to the same.
+
+    >>> [float(step_potential(jnp.array(a), jnp.array(1.0))) for a in (1.0, 0.5, 0.0)]
+    [1.0, 0.0, -1.0]
 
     Reference: SPAE (arXiv:2601.03823), code at 1f8c839.
     """
@@ -22,18 +30,17 @@ def step_potential(correctness: ArrayLike, confidence: ArrayLike) -> Array:
 
 
 def spae_advantages(
-    advantages: ArrayLike,
-    potential: ArrayLike,
+    advantages: PerSequence,
+    potential: PerToken,
     *,
-    saturation: ArrayLike = 0.9,
-    damping: ArrayLike,
-    shaping: ArrayLike,
+    saturation: Scalar = 0.9,
+    damping: Scalar,
+    shaping: Scalar,
 ) -> Array:
     """`A (1 - damping [saturated before]) + shaping (Phi_k - Phi_(k-1))` for each step.
 
-    Credit of the outcome is less once the potential has been above its saturation, and what a step
-    adds to the potential counts, 0 for the first. Known are these two terms in words, and the
-    threshold and the difference from the released probe; how they combine is inferred.
+    The outcome gives less credit once the potential has been above its saturation; a step's own
+    share is what it adds to the potential, 0 for the first. Constants.
     Shapes: advantages `[...]`, potential `[..., steps]`, to `[..., steps]`.
 
     Reference: SPAE (arXiv:2601.03823), abstract, and its code at 1f8c839.

@@ -1,50 +1,42 @@
-"""TPO (arXiv:2604.06159): a group's policy tilted by utilities."""
-
-from typing import NamedTuple
+"""TPO (arXiv:2604.06159): a policy fitted over each group to its old one, tilted by utilities."""
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
-from jdiv.policy.tokens import TokenLoss
+from jdiv.types import Values
 
 
-class Target(NamedTuple):
-    """What a group is fitted to, and by what."""
+def tpo_target(old_log_probs: Values, utilities: Values) -> Array:
+    """`log q`, `q_i ∝ p_i^old e^(u_i)` over the group of sequences.
 
-    log_target: Array
-    """`[..., G]`"""
-    log_policy: Array
-    """`[..., G]` softmax of the sequence log-probabilities over the group."""
-
-
-def tpo_target(old_sequence_log_probs: ArrayLike, utilities: ArrayLike) -> Array:
-    """`log q`, `q_i ∝ p_i^old e^(u_i)` over the group. Shapes: `[..., G]` twice to the same.
+    Shapes: log-probabilities of sequences and utilities `[..., G]` to the same.
 
     Reference: TPO (arXiv:2604.06159).
     """
-    old, utilities = checks.alike(
-        old_sequence_log_probs=old_sequence_log_probs, utilities=utilities
-    )
+    old, utilities = checks.alike(old_log_probs=old_log_probs, utilities=utilities)
     return numerics.log_softmax(old + utilities)
 
 
-def group_forward_kl(sequence_log_probs: ArrayLike, log_target: ArrayLike) -> TokenLoss:
-    """`q_i log(q_i/p_i)` per sample, summing to KL(q‖p): p is softmax of the log-probabilities.
+def group_forward_kl(log_probs: Values, log_target: Values) -> Array:
+    """KL(q‖p) of each group, p the softmax of its sequences' log-probabilities.
 
-    Its gradient by a log-probability is `p - q`, 0 at the target; nothing for a group without
-    target. That the policy is normalised over the group is TPO's, and inferred for DMPO.
-    Shapes: `[..., G]` twice to the same.
+    A loss per group, already summed over the group and to be averaged over groups. Its gradient by
+    a log-probability is `p - q`, 0 at the target; 0 for a group without target, all -inf. Shapes:
+    `[..., G]` twice to `[...]`.
 
-    Reference: DMPO (arXiv:2605.19461), abstract; TPO (arXiv:2604.06159).
+    >>> target = jnp.log(jnp.array([0.5, 0.5]))
+    >>> log_probs = jnp.log(jnp.array([0.01, 0.03]))  # sequences are unlikely, one thrice the other
+    >>> print(f"{group_forward_kl(log_probs, target):.4f}")
+    0.1438
+    >>> jax.grad(group_forward_kl)(log_probs, target).round(4)
+    Array([-0.25,  0.25], dtype=float32)
+
+    Reference: TPO (arXiv:2604.06159).
     """
-    log_probs, log_target = checks.alike(
-        sequence_log_probs=sequence_log_probs, log_target=log_target
-    )
+    log_probs, log_target = checks.alike(log_probs=log_probs, log_target=log_target)
     log_p = numerics.log_softmax(log_probs)
     inside = log_target > -jnp.inf
     log_q = jax.lax.stop_gradient(jnp.where(inside, log_target, 0))
-    loss = jnp.where(inside, jnp.exp(log_q) * (log_q - log_p), 0)
-    return TokenLoss(loss, Target(log_target, jax.lax.stop_gradient(log_p)))
+    return jnp.sum(jnp.where(inside, jnp.exp(log_q) * (log_q - log_p), 0), axis=-1)

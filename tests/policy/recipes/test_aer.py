@@ -9,7 +9,7 @@ from jdiv.policy.recipes.aer import aer_coefficients, aer_scale
 
 
 def test_aer_scale_rests_at_its_target_and_is_never_negative():
-    at = functools.partial(aer_scale, initial_entropy=2.0, target=0.4, rate=0.5)
+    at = functools.partial(aer_scale, initial_entropy=2.0, target=0.4, step_size=0.5)
     assert float(at(0.3, jnp.array(0.8))) == pytest.approx(0.3)
     assert float(at(0.3, jnp.array(0.5))) > 0.3 > float(at(0.3, jnp.array(1.0)))
     assert float(at(0.01, jnp.array(2.0))) == 0.0
@@ -28,12 +28,12 @@ def test_integral_control_holds_the_entropy_where_fixed_coefficients_do_not():
 
     @jax.jit
     @jax.vmap
-    def late_entropy(scale, rate):
+    def late_entropy(scale, step_size):
         def step(carry, _):
             logits, scale = carry
             objective = lambda z: jax.nn.softmax(z) @ reward + scale * entropy(z)
             logits = logits + 0.5 * jax.grad(objective)(logits)
-            scale = aer_scale(scale, entropy(logits), initial, rate=rate)
+            scale = aer_scale(scale, entropy(logits), initial, step_size=step_size)
             return (logits, scale), entropy(logits)
 
         _, entropies = jax.lax.scan(step, (jnp.zeros(10), scale), length=3000)

@@ -84,7 +84,7 @@ def test_clip_cov():
     advantages = 3 * advantages
     lose = functools.partial(clip_cov, share=0.15, lowest=0.5, highest=5.0, low=0.2, high=0.2)
     keys = jax.random.split(jax.random.key(0), 2000)
-    everyone = jax.jit(jax.vmap(lambda key: lose(key, log_probs, old, advantages, mask)))
+    everyone = jax.jit(jax.vmap(lambda key: lose(log_probs, old, advantages, mask, key)))
     out = everyone(keys)
     parent = ppo_clip(log_probs, old, np.broadcast_to(advantages[:, None], mask.shape), mask)
     covariance, count = covariance_by_hand(log_probs, advantages, mask)
@@ -104,6 +104,6 @@ def test_clip_cov():
     assert np.allclose(loss[~chosen], np.broadcast_to(parent.loss, loss.shape)[~chosen])
     # An empty band leaves PPO.
     one = clip_cov(
-        keys[0], log_probs, old, advantages, mask, lowest=90.0, highest=99.0, low=0.2, high=0.2
+        log_probs, old, advantages, mask, keys[0], lowest=90.0, highest=99.0, low=0.2, high=0.2
     )
     assert np.array_equal(one.loss, parent.loss)

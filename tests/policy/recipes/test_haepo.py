@@ -12,12 +12,13 @@ def test_haepo_over_an_enumeration_is_the_objective():
     logits, reference, rewards = rng.normal(size=(3, 6))
     log_p, log_ref = (x - np.log(np.exp(x).sum()) for x in (logits, reference))
     p = np.exp(log_p)
-    out, gradient = summed(haepo, logits, reference, rewards, entropy=0.3, kl=0.2)
+    weights = {"entropy_weight": 0.3, "kl_weight": 0.2}
+    out, gradient = summed(haepo, logits, reference, rewards, **weights)
     kl, entropy = (p * (log_p - log_ref)).sum(), -(p * log_p).sum()
     expected = -p @ rewards - 0.3 * entropy + 0.2 * kl
-    assert float(out.loss.sum()) == pytest.approx(expected, rel=1e-12)
-    assert float(out.aux.entropy) == pytest.approx(entropy)
-    assert float(out.aux.kl) == pytest.approx(kl)
+    assert float(out.terms.sum()) == pytest.approx(expected, rel=1e-12)
+    assert float(out.entropy) == pytest.approx(entropy)
+    assert float(out.kl) == pytest.approx(kl)
 
     def naive(logits):
         log_w = jax.nn.log_softmax(logits)
@@ -34,5 +35,5 @@ def test_haepo_over_samples_counts_the_policy_twice():
     log_p = np.log(np.array([0.7, 0.3]))[taken]
     rewards = np.array([1.0, 0.0])[taken]
     out = haepo(log_p, log_p, rewards)
-    assert float(-out.loss.sum()) == pytest.approx(0.49 / 0.58)
+    assert float(-out.terms.sum()) == pytest.approx(0.49 / 0.58)
     assert rewards.mean() < 0.49 / 0.58

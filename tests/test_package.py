@@ -1,0 +1,57 @@
+"""The package as it is imported: names, cost, what it needs."""
+
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import jdiv
+
+
+def run(program):
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_every_module_is_named():
+    found = {module.name for module in pkgutil.iter_modules(jdiv.__path__)}
+    assert set(jdiv.__all__) == found | {"generators"}
+    assert set(jdiv.__all__) <= set(dir(jdiv))
+    for name in jdiv.__all__:
+        assert getattr(jdiv, name).__name__.split(".")[-1] == name
+
+
+def test_the_promised_spellings():
+    program = (
+        "import jdiv; from jdiv import policy, divergences as dv, generators;"
+        "assert jdiv.generators is dv.generators is generators;"
+        "print(jdiv.mdp.Mdp.__name__, dv.kl.__name__, policy.__name__, jdiv.__version__)"
+    )
+    assert run(program) == f"Mdp kl jdiv.policy {jdiv.__version__}"
+
+
+def test_importing_jdiv_imports_jax_at_most():
+    """No module beyond those of `import jax` and the standard library."""
+    program = (
+        "import jax, sys; before = set(sys.modules); import jdiv;"
+        "print(*(set(sys.modules) - before - set(sys.stdlib_module_names)))"
+    )
+    assert run(program) == "jdiv"
+
+
+def test_the_library_needs_jax_and_jaxtyping_alone():
+    """No package of an extra is imported, whatever module is."""
+    program = (
+        "import jdiv, sys; [getattr(jdiv, name) for name in jdiv.__all__ if name != 'checkpoints'];"
+        "extras = {'flax', 'optax', 'gymnax', 'ott', 'orbax', 'chex', 'ml_collections', 'xarray'};"
+        "print(*extras & set(sys.modules))"
+    )
+    assert run(program) == ""
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(AttributeError, match="has no attribute 'divergence'"):
+        _ = jdiv.divergence
