@@ -1,12 +1,17 @@
 """The package as it is imported: names, cost, what it needs."""
 
+import pathlib
 import pkgutil
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
 import jdiv
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def run(program):
@@ -55,3 +60,14 @@ def test_the_library_needs_jax_and_jaxtyping_alone():
 def test_unknown_names_are_refused():
     with pytest.raises(AttributeError, match="has no attribute 'divergence'"):
         _ = jdiv.divergence
+
+
+def test_the_wheel_and_the_extras():
+    """The wheel packs jdiv alone; its core needs two packages; `all` takes every other extra."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["jdiv"]
+    core = [re.match(r"[\w-]+", name)[0] for name in project["project"]["dependencies"]]
+    assert core == ["jax", "jaxtyping"]
+    extras = project["project"]["optional-dependencies"]
+    everything = set(re.search(r"\[(.*)\]", extras["all"][0])[1].split(","))
+    assert everything == set(extras) - {"all"}

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jdiv import checks
 from jdiv.divergences import generators
 from jdiv.regularized import greedy
-from jdiv.types import PerSequence, Probs, Rewards, SequenceLogProbs, Values
+from jdiv.types import PerSequence, Rewards, SequenceLogProbs, Values
 
 _KL = generators.kl()
 
@@ -60,7 +60,7 @@ def binary_value(accuracy: PerSequence, beta: ArrayLike, *, n: int) -> BinaryVal
     right = jnp.arange(n + 1, dtype=accuracy.dtype)
     right = jnp.broadcast_to(right, (*accuracy.shape, n + 1))
 
-    def value(share: Probs) -> Array:
+    def value(share: Array) -> Array:
         log_ref = jnp.stack([jnp.log1p(-share), jnp.log(share)], axis=-1)
         rewards = jnp.broadcast_to(jnp.array([0.0, 1.0], log_ref.dtype), log_ref.shape)
         return greedy(rewards, log_ref, beta, generator=_KL).value

@@ -48,7 +48,8 @@ def _log_ratios(
 
 
 def _only_kl(generator: Generator, loss: str, why: str) -> None:
-    if not isinstance(generator, KL):
+    """Refuses another row than kl, for a loss that keeps a part of the normalizer."""
+    if not isinstance(checked_row(generator), KL):
         raise TypeError(
             f"generator must be kl for {loss}, got {generator.name}: the normalizer of"
             f" an f-divergence cancels {why}"

@@ -151,8 +151,8 @@ def log_barrier(step_size: Scalar) -> Learner:
 
     Regret to `u = (1 - 1/T) best + 1/(T K)` is at most `K log T / s + s/2 sum_t <p_t, l_t^2>` for
     whatever losses, however negative: a log-ratio r = p'/p costs `r - 1 - log r`, which is at least
-    `p (r - 1)^2 / 2`. Exponential weights need `s l >= -1` for the same. Where all
-    `s p_t l_t >= -1/2` also with `s sum_t <p_t^2, l_t^2>`; not without that condition.
+    `p (r - 1)^2 / 2`. Exponential weights need `s l >= -1` for the same. The
+    bound also holds with `s sum_t <p_t^2, l_t^2>` where all `s p_t l_t >= -1/2`, and not without.
 
     Reference: Dai et al. 2023 (arXiv:2301.12942).
     Reconstructed: the algorithm and the absence of a condition, from the abstract; bounds derived.

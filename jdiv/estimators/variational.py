@@ -231,7 +231,7 @@ def kl_donsker_varadhan(p_scores: CriticOfP, q_scores: CriticOfQ) -> Reduced:
 def f_divergence_bound(generator: Generator, p_scores: CriticOfP, q_scores: CriticOfQ) -> Reduced:
     """`mean T(x) - mean f*(T(y))` with x ~ p and y ~ q: a lower bound of `D(p, q)` for every row.
 
-    f* is the conjugate of the centred generator, so the best critic is its slope f'(p/q); for KL
+    f* is the conjugate of the centered generator, so the best critic is its slope f'(p/q); for KL
     that is log p/q, one less than the critic of `nwj`. No bias at the best critic, and on average
     too low at any other; the variance is that of f'(p/q) under p and of f*(f'(p/q)) under q.
     Scores of q above f'(inf) make the bound -inf: `log_ratio_bound` cannot get there.

@@ -18,7 +18,7 @@ that from the last policy. Policies are `[..., n]` log-probabilities, normalized
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,15 +43,17 @@ from jdiv.types import (
 )
 
 _KL = generators.kl()
+State = Any
+"""State of a step, a pytree of arrays: a log-policy, or a `History`."""
 
 
 def play(
-    step: Callable[[Array], Array],
-    start: Array,
+    step: Callable[[State], State],
+    start: State,
     iterations: int,
-    measure: Callable[[Array], Array] = lambda state: state,
-) -> Array:
-    """Runs a step and measures the start and every iterate, `[iterations + 1, ...]`.
+    measure: Callable[[State], Any] = lambda state: state,
+) -> Any:
+    """Runs a step and measures the start and every iterate, leaves `[iterations + 1, ...]`.
 
     >>> halved = play(lambda x: x / 2, jnp.array(8.0), 3)
     >>> halved.tolist()

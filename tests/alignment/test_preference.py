@@ -445,6 +445,7 @@ def test_refusals():
     for error, words, call in (
         (TypeError, ("total_variation", "inverse"), lambda: f_dpo(*four, beta=1.0, generator=tv)),
         (TypeError, ("generator", "row"), lambda: f_dpo(*four, beta=1.0, generator="kl")),
+        (TypeError, ("generator", "row"), lambda: preference.nca(*four, beta=1.0, generator="kl")),
         (ValueError, ("beta", "positive"), lambda: preference.dpo(*four, beta=0.0)),
         (ValueError, ("beta", "(3,)"), lambda: preference.dpo(*four, beta=jnp.ones(2))),
         (ValueError, ("rejected", "(2,)"), lambda: preference.dpo(a, a[:2], a, a, beta=1.0)),

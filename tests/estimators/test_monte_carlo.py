@@ -59,9 +59,9 @@ CUSTOMARY = {
 SMOOTH = [name for name in CUSTOMARY if name != "total_variation"]
 ONCE = [name for name in CUSTOMARY if name not in ("alpha 3", "alpha -.5", "tsallis 1")]
 FORMS = ["centered_from_p", "plain_from_p", "centered_from_q", "plain_from_q"]
-# Every row in every form, but plain only where it is not the centred one: f'(1) is not 0.
+# Every row in every form, but plain only where it is not the centered one: f'(1) is not 0.
 CASES = [
-    (name, form) for name in CUSTOMARY for form in FORMS if "centred" in form or CUSTOMARY[name][3]
+    (name, form) for name in CUSTOMARY for form in FORMS if "centered" in form or CUSTOMARY[name][3]
 ]
 
 
@@ -189,7 +189,7 @@ def test_k3_beats_k1_up_to_a_shift_of_1_12():
 @pytest.mark.parametrize("name", SMOOTH)
 @pytest.mark.parametrize("side", ["p", "q"])
 def test_deviation_close_to_equality(name, side):
-    """Centred: sqrt 2 of the divergence. Plain: 2 |f'(1)| / (f''(1) mu) of it on top."""
+    """Centered: sqrt 2 of the divergence. Plain: 2 |f'(1)| / (f''(1) mu) of it on top."""
     mu = 1e-2
     x, w = np.polynomial.hermite_e.hermegauss(60)
     w, x = w / w.sum(), x + (mu if side == "q" else 0)
@@ -197,7 +197,7 @@ def test_deviation_close_to_equality(name, side):
     generator, slope = generator_of(name), CUSTOMARY[name][3]
     curvature = float(mp.diff(CUSTOMARY[name][2], 1, 2))
     for form, wanted in (
-        ("centred", math.sqrt(2)),
+        ("centered", math.sqrt(2)),
         ("plain", math.hypot(math.sqrt(2), 2 * slope / (curvature * mu))),
     ):
         value = np.asarray(getattr(estimators, f"{form}_from_{side}")(generator, log_p, log_q))
@@ -261,7 +261,7 @@ def test_values(name, form):
         ("plain_from_q", "squared_hellinger", 100.0),
     ],
 )
-def test_plain_form_where_the_centred_one_overflows(form, name, ratio):
+def test_plain_form_where_the_centered_one_overflows(form, name, ratio):
     """In float32 the sum `f_c + f'(1) (u - 1)` is inf - inf here, and all noise long before."""
     generator = generator_of(name)
     log_p, log_q = jnp.float32(0.0), jnp.float32(-ratio)
@@ -270,8 +270,8 @@ def test_plain_form_where_the_centred_one_overflows(form, name, ratio):
     assert float(value) == pytest.approx(float(wanted(mp.mpf(ratio))), rel=1e-5)
     truth = float(mp.diff(wanted, mp.mpf(ratio)))
     assert float(slope) == pytest.approx(truth, rel=1e-4, abs=1e-7 * abs(float(value)))
-    centred = getattr(estimators, form.replace("plain", "centred"))(generator, log_p, log_q)
-    assert centred == jnp.inf
+    centered = getattr(estimators, form.replace("plain", "centered"))(generator, log_p, log_q)
+    assert centered == jnp.inf
 
 
 @pytest.mark.parametrize(("name", "form"), [case for case in CASES if case[0] in SMOOTH])
@@ -289,17 +289,17 @@ def test_slopes(name, form):
     np.testing.assert_array_equal(by_q, -by_p)
 
 
-def test_plain_is_centred_where_the_slope_at_one_is_zero():
+def test_plain_is_centered_where_the_slope_at_one_is_zero():
     t = jnp.array([-jnp.inf, -80.0, -3.0, -0.2, 0.0, 0.7, 5.0, 90.0, jnp.inf])
     log_p, log_q = jnp.where(t < 0, t, 0), jnp.where(t < 0, 0, -t)
     for name in CUSTOMARY:
         if CUSTOMARY[name][3] == 0:
             for side in "pq":
-                centred, plain = (
+                centered, plain = (
                     getattr(estimators, f"{form}_from_{side}")(generator_of(name), log_p, log_q)
-                    for form in ("centred", "plain")
+                    for form in ("centered", "plain")
                 )
-                np.testing.assert_array_equal(centred, plain)
+                np.testing.assert_array_equal(centered, plain)
 
 
 def test_kl_forms_are_k1_and_k3():
@@ -319,7 +319,7 @@ def test_kl_forms_are_k1_and_k3():
 
 @settings(max_examples=50, deadline=None)
 @given(t=st.floats(-600, 600), name=st.sampled_from(list(CUSTOMARY)), side=st.sampled_from("pq"))
-def test_centred_is_never_negative(t, name, side):
+def test_centered_is_never_negative(t, name, side):
     estimate = getattr(estimators, f"centered_from_{side}")
     with jax.enable_x64(True):
         value = estimate(generator_of(name), jnp.float64(t), jnp.float64(0.0))
@@ -426,7 +426,7 @@ def test_gradient_of_the_integral_form():
     """g(u) = f(u) - int_1^u f(v)/v dv, by quadrature and a finite difference in 40 digits."""
     name = "jensen_shannon"
     p, q, _ = logits()
-    f = f_of(name, "centred")
+    f = f_of(name, "centered")
 
     def divergence(*p):
         weights = [mp.exp(x) for x in p]
@@ -450,7 +450,7 @@ def test_gradient_of_the_integral_form():
 def test_gradient_rows_named_in_the_docstring():
     p, q, _ = logits()
 
-    def centred(generator):
+    def centered(generator):
         return pathwise(estimators.centered_from_p, generator, p, q, "p", p)
 
     def half_square(p):
@@ -461,12 +461,12 @@ def test_gradient_rows_named_in_the_docstring():
         return jnp.exp(log_softmax(q)) @ jnp.abs(log_softmax(p) - log_softmax(q)) / 2
 
     other = jax.grad(dv.reverse_kl)(p, q)
-    close(centred(generators.kl()), other, 1e-14)
-    close(centred(generators.reverse_kl()), jax.grad(half_square)(p), 1e-14)
-    close(centred(generators.total_variation()), jax.grad(half_absolute)(p), 1e-14)
+    close(centered(generators.kl()), other, 1e-14)
+    close(centered(generators.reverse_kl()), jax.grad(half_square)(p), 1e-14)
+    close(centered(generators.total_variation()), jax.grad(half_absolute)(p), 1e-14)
     for a in (-0.5, 0.5, 0.9, 2.0, 4.0):
         own = jax.grad(functools.partial(dv.alpha, alpha=a))(p, q)
-        close(centred(generators.alpha(a)), (1 - 1 / a) * own + other / a, 1e-13)
+        close(centered(generators.alpha(a)), (1 - 1 / a) * own + other / a, 1e-13)
 
 
 @pytest.mark.parametrize(("name", "form"), [case for case in CASES if case[0] in ONCE])
@@ -561,7 +561,7 @@ def test_zeros(name):
     at_zero, at_infinity = ENDS[name]
     here, zero = jnp.float64(-0.7), jnp.float64(-jnp.inf)
     log_w = jnp.float64(math.log(3))
-    for form, added in (("plain", 0), ("centred", slope)):
+    for form, added in (("plain", 0), ("centered", slope)):
         from_p = getattr(estimators, f"{form}_from_p")
         from_q = getattr(estimators, f"{form}_from_q")
         close(from_q(generator, zero, here), at_zero + added, 1e-14)
@@ -586,7 +586,7 @@ def test_mean_and_gradient_with_zeros(name, form):
     q = jnp.array([-0.2, 0.4, -jnp.inf, 0.2, -jnp.inf])
     from_p = form.endswith("from_p")
     at_zero, at_infinity = ENDS[name]
-    added = CUSTOMARY[name][3] if form.startswith("centred") else 0
+    added = CUSTOMARY[name][3] if form.startswith("centered") else 0
     missing = (at_zero + added, q, 1) if from_p else (at_infinity - added, p, 2)
     exact = dv.f_divergence(generator, p, q)
     source = p if from_p else q

@@ -12,8 +12,8 @@ def river_swim(*, length: int = 6, discount: float = 0.95) -> Mdp:
     Right succeeds with probability .35 and drifts back with .05 (.6 and .4 at the ends), and pays 1
     at the right end.
 
-    Reference: Strehl and Littman 2008; the numbers are those of Osband, Russo and Van Roy 2013,
-    from memory.
+    Reference: Strehl and Littman 2008; the numbers are those of Osband, Russo and Van Roy 2013.
+    Reconstructed: the numbers, from memory.
     """
     checks.in_range("length", length, 3, np.inf, "at least 3", closed="low")
     transition = np.zeros((length, 2, length))

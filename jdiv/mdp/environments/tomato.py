@@ -9,9 +9,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from jdiv.mdp.model import SparseMdp
+from jdiv.types import Scalar
 
 BOARDS = {
     2: "XXXXXXX XXXXXXX XXXEBXX XDDEXXX XAEEXXX XDDDXXX XXXXXXX",
@@ -20,7 +20,7 @@ BOARDS = {
         " XDDDDDDXXX XXXXXEXXXX XBEEEEXXXX XXXXEEXXXX XXXXXXXXXX"
     ),
 }
-"""A word is a row: wall X, dry tomato D, start A, empty E, bucket B."""
+"""Boards by level, a word a row: wall X, dry tomato D, start A, empty E, bucket B."""
 MOVES = ((0, 1), (0, -1), (1, 0), (-1, 0))
 """Right, left, down, up as (row, column)."""
 REACH = 3.0
@@ -33,7 +33,7 @@ class Tomato(NamedTuple):
     """A tomato world as a finite process."""
 
     mdp: SparseMdp
-    """With the true reward; every move is certain, so there is one successor."""
+    """The process with the true reward; every move is certain, so there is one successor."""
     proxy: Array
     """`[S, A]` the proxy reward."""
     cell: np.ndarray
@@ -46,7 +46,7 @@ class Tomato(NamedTuple):
     """The rows."""
 
 
-def tomato(level: int, *, discount: ArrayLike = 0.99) -> Tomato:
+def tomato(level: int, *, discount: Scalar = 0.99) -> Tomato:
     """The world of a level, with the states that can be reached: 209 at level 2, 463 at level 4.
 
     A move into a wall stays in place. Stepping on a dry tomato waters it; then every watered one
@@ -65,33 +65,9 @@ def tomato(level: int, *, discount: ArrayLike = 0.99) -> Tomato:
             f"level must be one of {', '.join(map(str, BOARDS))}, the boards there are, got {level}"
         )
     board = tuple(BOARDS[level].split())
-    cells = [(r, c) for r, row in enumerate(board) for c, x in enumerate(row) if x != "X"]
-    tomatoes = [cell for cell in cells if board[cell[0]][cell[1]] == "D"]
-    near = {
-        cell: frozenset(t for t in tomatoes if np.hypot(t[0] - cell[0], t[1] - cell[1]) <= REACH)
-        for cell in cells
-    }
-
-    def after(cell, wet, move):
-        there = cell[0] + move[0], cell[1] + move[1]
-        cell = there if there in near else cell
-        return cell, (wet | ({cell} & set(tomatoes))) & near[cell]
-
-    start = next(cell for cell in cells if board[cell[0]][cell[1]] == "A"), frozenset()
-    number, rows = {start: 0}, []
-    queue = [start]
-    for state in queue:  # grows while it is read: breadth first
-        row = []
-        for move in MOVES:
-            cell, wet = after(*state, move)
-            following = start if len(wet) == len(tomatoes) else (cell, wet)
-            if following not in number:
-                number[following] = len(queue)
-                queue.append(following)
-            bucket = board[cell[0]][cell[1]] == "B"
-            row.append((number[following], len(wet), bucket))
-        rows.append(row)
-
+    tiles = {(y, x): tile for y, row in enumerate(board) for x, tile in enumerate(row)}
+    tiles = {cell: tile for cell, tile in tiles.items() if tile != "X"}
+    states, rows = _explored(tiles)
     successor, wet, bucket = np.moveaxis(np.array(rows), -1, 0)
     reward = UNIT * wet
     return Tomato(
@@ -100,11 +76,35 @@ def tomato(level: int, *, discount: ArrayLike = 0.99) -> Tomato:
             probability=jnp.ones((*successor.shape, 1)),
             reward=jnp.asarray(reward, float),
             discount=discount,
-            start=jnp.zeros(len(queue)).at[0].set(1),
+            start=jnp.zeros(len(states)).at[0].set(1),
         ),
-        proxy=jnp.where(bucket, UNIT * len(cells), jnp.asarray(reward, float)),
-        cell=np.array([cell for cell, _ in queue]),
-        watered=np.array([len(wet) for _, wet in queue]),
+        proxy=jnp.where(bucket, UNIT * len(tiles), jnp.asarray(reward, float)),
+        cell=np.array([cell for cell, _ in states]),
+        watered=np.array([len(wet) for _, wet in states]),
         on_bucket=bucket.astype(bool),
         board=board,
     )
+
+
+def _explored(tiles: dict[tuple[int, int], str]) -> tuple[list, list]:
+    """The reachable states, and for each move from each: next state, watered tomatoes, bucket."""
+    tomatoes = {cell for cell, tile in tiles.items() if tile == "D"}
+    near = {
+        cell: {t for t in tomatoes if np.hypot(t[0] - cell[0], t[1] - cell[1]) <= REACH}
+        for cell in tiles
+    }
+    start = next(cell for cell, tile in tiles.items() if tile == "A"), frozenset()
+    number, states, rows = {start: 0}, [start], []
+    for cell, wet in states:  # grows while it is read: breadth first
+        row = []
+        for down, right in MOVES:
+            target = cell[0] + down, cell[1] + right
+            target = target if target in tiles else cell
+            watered = frozenset((wet | ({target} & tomatoes)) & near[target])
+            following = start if watered == tomatoes else (target, watered)
+            if following not in number:
+                number[following] = len(states)
+                states.append(following)
+            row.append((number[following], len(watered), tiles[target] == "B"))
+        rows.append(row)
+    return states, rows
