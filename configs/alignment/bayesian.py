@@ -15,14 +15,15 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Three answers, random ones beside them, and flows with four penalties."""
     config = defaults.get_config("alignment/bayesian", scale)
-    config.reference = (0.5, 0.3, 0.2)
-    config.reward = (0.3, 1.0, -0.2)
+    config.ref_policy = (0.5, 0.3, 0.2)
     config.policy = (0.2, 0.5, 0.3)
+    config.reward = (0.3, 1.0, -0.2)
     config.beta = 0.4
+    # The divergence of the policy from the reference that is the penalty.
+    config.generator = "kl"
     # Random policies, references and rewards for the identity, of so many answers.
     config.cases, config.answers = {"smoke": 50, "quick": 1000, "full": 100_000}[scale], 6
-    config.rate = 1.0
+    config.step_size = 1.0
     config.steps = {"smoke": 4000, "quick": 20_000, "full": 200_000}[scale]
-    config.claims = ConfigDict({"side": "beta KL(pi‖pi*)", "penalty": 0.0, "swapped": False})
     config.sweep = ConfigDict({"beta": (0.0, 0.1, 0.4, 1.0)})
     return config
