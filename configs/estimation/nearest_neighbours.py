@@ -1,9 +1,9 @@
-"""Kullback-Leibler from nearest neighbours: calibrated in two dimensions, too low in twenty.
+"""Kullback-Leibler from nearest neighbors: calibrated in two dimensions, too low in twenty.
 
     python -m experiments.run --config=configs/estimation/nearest_neighbours.py
 
 Under a minute on two cores. Expect, for two Gaussians in two dimensions and 2000 samples of each,
-0, 0.48 and 1.77 with five neighbours where the truth is 0, 0.5 and 2; in twenty dimensions the same
+0, 0.48 and 1.77 with five neighbors where the truth is 0, 0.5 and 2; in twenty dimensions the same
 2 is estimated as 1.25. GIO's score, a control, gives 0.22 for 0 and 1.0 for 2.
 """
 
