@@ -21,16 +21,10 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config.mixture_weight = 0.3
     config.mixture_mode = 2.0
     config.mixture_scale = 0.7
-    # What the controls change: whose inverse slope is taken, the sides of the inequalities,
-    # a multiple of f'(1) (u - 1) on top of f, and which pairs are called equal.
-    config.claims = ConfigDict(
-        {
-            "inverse_of": "each",
-            "pinsker": 2.0,
-            "below_chi2": "kl",
-            "hellinger_scale": 1.0,
-            "tilt": 0.0,
-            "equal": "equal",
-        }
-    )
+    # Whose inverse slope is taken: each row's own, or that of "kl" for all.
+    config.inverse_of = "each"
+    # Or "customary", with f'(1) (u - 1) in them.
+    config.generator = "centered"
+    # Precision in which one of two equal distributions was stored.
+    config.equals_stored_in = "float64"
     return config
