@@ -168,7 +168,7 @@ class AveragedIterate(NamedTuple):
     log_policy: Array
     """`[S, A]` the policy to act by."""
     total: Array
-    """`[S, A]` discounted sum of all action values so far."""
+    """`[S, A]` discounted sum of all action values so far, up to a constant for each state."""
 
 
 AnyIterate = Iterate | AveragedIterate
@@ -254,7 +254,9 @@ def da_vi(kl_weight: Scalar, entropy_weight: Scalar) -> Scheme:
         payoff = at.q - kl_weight * log_ratio - entropy_weight * jnp.where(hard, 0, logits)
         q = action_values(mdp, jnp.sum(jnp.exp(log_policy) * payoff, axis=-1)) + error
         share = jnp.where(hard, 0, kl_weight / scale)
-        return AveragedIterate(q, log_policy, q + share * at.total)
+        # Without its largest entry the sum does not grow, and neither does its rounding error.
+        centered = at.total - jnp.max(at.total, axis=-1, keepdims=True)
+        return AveragedIterate(q, log_policy, q + share * centered)
 
     return Scheme(init, step)
 
