@@ -43,7 +43,9 @@ def implicit(f: Callable[[Array], Array], start: Array, low: Array, high: Array)
     return Root(x, residual, iterations.astype(jnp.int32), resting > 0)
 
 
-def bracketed_newton(f: Callable[[Array], Array], start: Array, low: Array, high: Array):
+def bracketed_newton(
+    f: Callable[[Array], Array], start: Array, low: Array, high: Array
+) -> tuple[Array, tuple[Array, Array, Array]]:
     """The root of an increasing f in [low, high]: Newton's step where it helps, else bisection.
 
     A step has to stay inside the bracket, and the one before must have halved |f|. All rows of

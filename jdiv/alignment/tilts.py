@@ -207,31 +207,31 @@ def with_moments(ref_logits: Logits, features: ArrayLike, moments: ArrayLike) ->
 
     Reference: Go et al. 2023 (arXiv:2302.08215), distributional targets.
     """
-    log_ref, centred = _centred_features(ref_logits, features, moments)
+    log_ref, centered = _centered_features(ref_logits, features, moments)
     present = (log_ref > -jnp.inf)[:, None]
-    lowest = jnp.min(jnp.where(present, centred, jnp.inf), axis=0)
-    highest = jnp.max(jnp.where(present, centred, -jnp.inf), axis=0)
-    tolerance = 64 * jnp.finfo(centred.dtype).eps * (highest - lowest)
+    lowest = jnp.min(jnp.where(present, centered, jnp.inf), axis=0)
+    highest = jnp.max(jnp.where(present, centered, -jnp.inf), axis=0)
+    tolerance = 64 * jnp.finfo(centered.dtype).eps * (highest - lowest)
 
     def law(coefficients: Array) -> tuple[Array, Array]:
         """The law, and by how much it misses the moments."""
-        log_policy = numerics.log_softmax(log_ref + centred @ coefficients)
-        return log_policy, jnp.exp(log_policy) @ centred
+        log_policy = numerics.log_softmax(log_ref + centered @ coefficients)
+        return log_policy, jnp.exp(log_policy) @ centered
 
     def newton(coefficients: Array) -> tuple[Array, Array, Array]:
         log_policy, missed = law(coefficients)
-        deviation = jnp.where(present, centred - missed[None], 0)
+        deviation = jnp.where(present, centered - missed[None], 0)
         covariance = (jnp.exp(log_policy)[:, None] * deviation).T @ deviation
         variance = jnp.diagonal(covariance)
         scale = jnp.where(variance > 0, 1 / jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
         correlation = scale[:, None] * covariance * scale[None]
         move = -scale * (jnp.linalg.pinv(correlation, hermitian=True) @ (scale * missed))
-        exponent = centred @ move
+        exponent = centered @ move
         highest = jnp.max(jnp.where(present[:, 0], exponent, -jnp.inf))
         lowest = jnp.min(jnp.where(present[:, 0], exponent, jnp.inf))
         return move, highest - lowest, jnp.all(jnp.abs(missed) <= tolerance)
 
-    start = jnp.zeros(centred.shape[-1], centred.dtype)
+    start = jnp.zeros(centered.shape[-1], centered.dtype)
     coefficients, _, iterations = roots.damped_newton(newton, start, limit=100)
     log_policy, missed = law(coefficients)
     return MomentFit(
@@ -244,7 +244,7 @@ def with_moments(ref_logits: Logits, features: ArrayLike, moments: ArrayLike) ->
     )
 
 
-def _centred_features(
+def _centered_features(
     ref_logits: Logits, features: ArrayLike, moments: ArrayLike
 ) -> tuple[Array, Array]:
     """The normalized reference, and features less the moments, 0 where it has no mass."""
