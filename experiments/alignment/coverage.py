@@ -8,25 +8,24 @@ and the KL is exact: `preference.hypo` has the same mean and gradient from sampl
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.claims import Claim
-from experiments.lab.plots import COLORS, Picture
+from experiments.lab import axes
+from experiments.lab.claims import Finding, between, claim, equals, together
+from experiments.lab.plots import COLORS, Picture, curve, panels, style
+from experiments.lab.results import Labelled, labelled
 from jdiv import divergences, roots
 from jdiv.alignment import preference
 
-TRACED = ("coefficient",)
+AXES = {"coefficient": axes.non_negative}
+DIRECTIONS = {"kl": divergences.kl, "reverse_kl": divergences.reverse_kl}
+FIELDS = {"compared": axes.one_of((2, 3)), "direction": axes.one_of(DIRECTIONS)}
 TERMS = ("KL", "SFT", "KL of pairs")
-DIMS = {
-    "policy": ("term", "start", "answer"),
-    **dict.fromkeys(("kl", "pair_loss", "slope"), ("term", "start")),
-}
 HYPO, RPO = "Song et al. 2024 (arXiv:2406.01462)", "Liu et al. 2024 (arXiv:2405.16436)"
-# Of two starts: most mass on the unseen answer, and the reference.
+# From two starts: most mass on the unseen answer, and the reference.
 RAY = ((0.029, 0.01067, 0.96033), (0.72457, 0.26655, 0.00888))
 RAY_KL = (4.260, 0.110)
 LOSS = 0.58220311
@@ -37,37 +36,32 @@ KEPT = {
     1.0: (0.61199, 0.37772, 0.01028),
 }
 KEPT_KL = {0.001: (0.10958, 5.1e-6), 0.1: (0.0924, 5.1e-5)}
+# Reruns: all three answers compared; the other direction of KL.
+FEW = {"sweep.coefficient": (0.0, *KEPT), "starts": (4.0, float(np.log(0.01 / 0.495)))}
+COMPARED = {"compared": 3, **FEW}
+REVERSED = {"direction": "reverse_kl", **FEW}
 
 
-def coordinates(config: ConfigDict) -> dict[str, object]:
-    """Names of what is added to DPO, of starts, numbers of answers."""
-    return {"term": TERMS, "start": config.starts, "answer": range(1, 1 + len(config.reference))}
-
-
-def validate(config: ConfigDict, point: dict) -> None:
-    """Refuses a negative coefficient."""
-    if point["coefficient"] < 0:
-        raise ValueError(
-            f"config.sweep.coefficient must not be negative, got {point['coefficient']}"
-        )
-
-
-def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
-    """Minimisers of DPO with each term, from both starts."""
+def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:
+    """Minimizers of DPO with each term, from all starts."""
     log_ref = jnp.log(jnp.array(config.reference))
-    win = jax.nn.sigmoid(jnp.asarray(config.reward_gap))
-    often = jnp.stack([win, 1 - win])
+    divergence = DIRECTIONS[config.direction]
+    pairs = np.array([(i, j) for i in range(config.compared) for j in range(config.compared)])
+    chosen, rejected = pairs[pairs[:, 0] != pairs[:, 1]].T
+    rewards = jnp.array(config.rewards)
+    often = jax.nn.sigmoid(rewards[chosen] - rewards[rejected])
 
     def loss(logits, weights):
         """The mean over pairs of RPO's loss, and two kinds of KL."""
         log_pi = jax.nn.log_softmax(logits)
-        pair = log_pi[:2], log_pi[1::-1], log_ref[:2], log_ref[1::-1]
+        pair = log_pi[chosen], log_pi[rejected], log_ref[chosen], log_ref[rejected]
         online, sft, offline = weights * point["coefficient"]
         of_pairs = preference.rpo(*pair, beta=config.beta, coefficient=sft)
+        seen = slice(config.compared)
         return (
             often @ of_pairs
-            + online * divergences.kl(log_pi, log_ref)
-            + offline * divergences.kl(log_pi[:2], log_ref[:2])
+            + online * divergence(log_pi, log_ref)
+            + offline * divergence(log_pi[seen], log_ref[seen])
         )
 
     def solve(weights, start):
@@ -81,33 +75,37 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
 
     third = jnp.array(config.starts)
     starts = jnp.stack([jnp.zeros_like(third), jnp.zeros_like(third), third], axis=-1)
-    each_start = jax.vmap(solve, (None, 0))
-    return jax.vmap(each_start, (0, None))(jnp.eye(len(TERMS)), starts)
+    found = jax.vmap(jax.vmap(solve, (None, 0)), (0, None))(jnp.eye(len(TERMS)), starts)
+    policy = found.pop("policy")
+    by = {"term": TERMS, "start": config.starts}
+    answers = range(1, 1 + len(config.reference))
+    return {"policy": labelled(policy, **by, answer=answers)} | {
+        name: labelled(x, **by) for name, x in found.items()
+    }
 
 
 def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     """The unseen answer after the fit, against where it started; the KL against the coefficient."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2))
+    figure, (left, right) = panels(2, height=4.2)
     in_order = results.sortby("start")
-    start = 1 / (1 + 2 * np.exp(-in_order.start))
+    # From logits 0, 0 and this one to the probability of the last.
     unseen = in_order.policy.sel(answer=len(config.reference))
+    unseen = unseen.assign_coords(start=1 / (1 + 2 * np.exp(-in_order.start)))
+    kl = results.kl.isel(start=1).sortby("coefficient")
+    kl = kl.sel(coefficient=kl.coefficient > 0)
     lines = {
-        "DPO": ({"coefficient": 0.0, "term": "KL"}, "-"),
-        "with KL(π‖ref): HyPO": ({"coefficient": 0.001, "term": "KL"}, "--"),
-        "with SFT: RPO": ({"coefficient": 0.001, "term": "SFT"}, "-."),
-        "with KL on the pairs": ({"coefficient": 0.001, "term": "KL of pairs"}, (0, (1, 2))),
+        "DPO": (0.0, "KL"),
+        "with KL(π‖ref): HyPO": (0.001, "KL"),
+        "with SFT: RPO": (0.001, "SFT"),
+        "with KL on the pairs": (0.001, "KL of pairs"),
     }
-    for (label, (at, style)), colour in zip(lines.items(), COLORS, strict=False):
-        width = 3 if "pairs" in label else None
-        look = {"linestyle": style, "color": colour, "linewidth": width}
-        left.plot(start, unseen.sel(at), label=label, **look)
-        if label != "DPO":
-            of_term = results.isel(start=1).sel(term=at["term"]).sortby("coefficient")
-            of_term = of_term.sel(coefficient=of_term.coefficient > 0)
-            right.plot(of_term.coefficient, of_term.kl, **look)
-    right.axhline(
-        results.kl.sel(coefficient=0.0, term="KL").isel(start=1), color=COLORS[0], label="DPO"
-    )
+    for number, (label, (coefficient, term)) in enumerate(lines.items()):
+        look = style(number) | {"linewidth": 3 if "pairs" in label else 1.5, "label": label}
+        curve(left, "start", unseen.sel(coefficient=coefficient, term=term), **look)
+        if coefficient:
+            curve(right, "coefficient", kl.sel(term=term), **look)
+    alone = results.kl.sel(coefficient=0.0, term="KL").isel(start=1)
+    right.axhline(alone, color=COLORS[0])
     left.set(xscale="log", xlabel="unseen answer: probability at the start")
     left.set(ylabel="unseen answer: probability after the fit")
     left.set_yscale("symlog", linthresh=1e-4)
@@ -125,68 +123,74 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     }
 
 
-def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
-    """The ray, HyPO's table, RPO's point, what the KL has to see."""
-    of = config.claims
-    results = results.isel(start=slice(len(RAY)))
-    ray = results.sel(coefficient=of.coefficient, term="KL")
-    table = results.sel(coefficient=list(KEPT), term=of.online)
-    table = table.transpose("coefficient", "start", "answer")
-    kept = np.array(list(KEPT.values()))[:, None, :]
-    kl = [table.kl.sel(coefficient=c).values - number for c, (number, _) in KEPT_KL.items()]
-    sft = results.sel(coefficient=list(KEPT), term=of.sft)
-    point = sft.policy.transpose("coefficient", "start", "answer").values
-    win = 1 / (1 + np.exp(-config.reward_gap))
-    apart = np.abs(results.policy.isel(start=0) - results.policy.isel(start=1))
-    apart = apart.sel(coefficient=list(KEPT)).max("answer")
-    return [
-        Claim(
-            "dpo-has-a-ray-of-minimisers",
-            f"{HYPO}, on coverage; recomputed independently",
-            "DPO from mass on the unseen answer and from the reference: policies, KL 4.260 and"
-            " .110, and the same loss .58220311; each minus its reference number.",
-            [
-                *(ray.policy.transpose("start", "answer").values - RAY).ravel(),
-                *(ray.kl.values - RAY_KL),
-                *(ray.pair_loss.values - LOSS),
-                *ray.slope.values,
-            ],
-            low=[*[-5.1e-6] * 6, *[-5.1e-4] * 2, *[-5.1e-9] * 2, 0, 0],
-            high=[*[5.1e-6] * 6, *[5.1e-4] * 2, *[5.1e-9] * 2, 1e-12, 1e-12],
-            controls=({"claims.coefficient": 0.01},),
+def at_table(results: xr.Dataset, term: str) -> xr.Dataset:
+    """The fits with this term at the table's coefficients, from the table's two starts."""
+    table = results.isel(start=slice(len(RAY))).sel(coefficient=list(KEPT), term=term)
+    return table.transpose("coefficient", "start", "answer")
+
+
+@claim(
+    source=f"{HYPO}, on coverage; this toy, recomputed independently",
+    reference=[*np.ravel(RAY), *RAY_KL, LOSS, LOSS],
+    reruns=(COMPARED,),
+    wrong=({"coefficient": 0.01},),
+)
+def dpo_has_a_ray_of_minimizers(results: xr.Dataset, coefficient: float = 0.0) -> Finding:
+    """DPO from mass on the unseen answer and from the reference: policies, KL 4.260 and .110, and
+    the same loss .58220311, each minus its reference number; then the largest derivatives."""
+    ray = results.isel(start=slice(len(RAY))).sel(coefficient=coefficient, term="KL")
+    return together(
+        equals(0, ray.policy.transpose("start", "answer") - RAY, tolerance=5.1e-6),
+        equals(0, ray.kl - RAY_KL, tolerance=5.1e-4),
+        equals(0, ray.pair_loss - LOSS, tolerance=5.1e-9),
+        between(0, ray.slope, 1e-12),
+    )
+
+
+@claim(
+    source=f"{HYPO}; this toy, recomputed independently",
+    reference=[*np.ravel(list(KEPT.values())), *(kl for kl, _ in KEPT_KL.values())],
+    reruns=(REVERSED, COMPARED),
+    wrong=({"term": "KL of pairs"}, {"term": "SFT"}),
+)
+def hypo_keeps_the_unseen_answer(results: xr.Dataset, term: str = "KL") -> Finding:
+    """With lambda KL(pi‖ref) at lambda = .001, .01, .1, 1, from both starts: (.72271, .26613,
+    .01116), (.721, .26786, .01114), (.70485, .28419, .01097), (.61199, .37772, .01028), KL .10958
+    and .0924 at .001 and .1; deviations, and the largest derivative."""
+    table = at_table(results, term)
+    return together(
+        equals(0, table.policy - np.array(list(KEPT.values()))[:, None], tolerance=5.1e-6),
+        *(
+            equals(0, table.kl.sel(coefficient=coefficient) - kl, tolerance=digits)
+            for coefficient, (kl, digits) in KEPT_KL.items()
         ),
-        Claim(
-            "hypo-keeps-the-unseen-answer",
-            f"{HYPO}; recomputed independently",
-            "With lambda KL(pi‖ref) at lambda = .001, .01, .1, 1, from both starts: (.72271,"
-            " .26613, .01116), (.721, .26786, .01114), (.70485, .28419, .01097), (.61199, .37772,"
-            " .01028), KL .10958 and .0924 at .001 and .1; deviations, and the largest derivative.",
-            [*(table.policy.values - kept).ravel(), *np.ravel(kl), float(table.slope.max())],
-            low=[*[-5.1e-6] * 24, *[-x for _, x in KEPT_KL.values() for _ in RAY], 0],
-            high=[*[5.1e-6] * 24, *[x for _, x in KEPT_KL.values() for _ in RAY], 1e-12],
-            controls=({"claims.online": "KL of pairs"}, {"claims.online": "SFT"}),
-        ),
-        Claim(
-            "rpo-drives-it-to-zero",
-            f"{RPO}; analytic",
-            "With eta times the SFT loss, at each eta > 0 and from both starts, DPO's ray collapses"
-            " to (.7311, .2689, 0): deviations, the last entry of each being the unseen answer.",
-            point - np.array([win, 1 - win, 0.0]),
-            low=-1e-6,
-            high=1e-6,
-            controls=({"claims.sft": "KL"},),
-        ),
-        Claim(
-            "the-kl-has-to-see-what-is-not-compared",
-            f"{HYPO}: the KL is estimated online",
-            "Largest difference between the policies from both starts, with the KL over all answers"
-            " and with the KL over the compared ones only, for which the unseen one is free.",
-            [
-                float(apart.sel(term=of.online).max()),
-                float(apart.sel(term=of.offline).min()),
-            ],
-            low=(0, 0.9),
-            high=(1e-6, 1),
-            controls=({"claims.online": "KL of pairs"}, {"claims.offline": "KL"}),
-        ),
-    ]
+        between(0, table.slope.max(), 1e-12),
+    )
+
+
+@claim(source=f"{RPO}; analytic", reruns=(COMPARED,), wrong=({"term": "KL"},))
+def rpo_drives_it_to_zero(results: xr.Dataset, config: ConfigDict, term: str = "SFT") -> Finding:
+    """With eta times the SFT loss, at each eta > 0 and from both starts, DPO's ray collapses to
+    (.7311, .2689, 0): deviations, the last entry of each being the unseen answer."""
+    first, second, _ = config.rewards
+    win = 1 / (1 + np.exp(second - first))
+    point = at_table(results, term).policy - np.array([win, 1 - win, 0.0])
+    return equals(0, point, tolerance=1e-6)
+
+
+@claim(
+    source=f"{HYPO}: the KL is estimated online",
+    reruns=(COMPARED,),
+    wrong=({"online": "KL of pairs"}, {"offline": "KL"}),
+)
+def the_kl_has_to_see_what_is_not_compared(
+    results: xr.Dataset, online: str = "KL", offline: str = "KL of pairs"
+) -> Finding:
+    """The largest difference between the policies from both starts with the KL over all answers,
+    and the least with the KL over the compared ones only, for which the unseen one is free."""
+
+    def apart(term: str) -> xr.DataArray:
+        policy = at_table(results, term).policy
+        return np.abs(policy.isel(start=0) - policy.isel(start=1)).max("answer")
+
+    return between((0, 0.9), (apart(online).max(), apart(offline).min()), (1e-6, 1))
