@@ -1,4 +1,4 @@
-"""Margin losses: what each fits, and when a squared loss regularises like KL.
+"""Margin losses: what each fits, and when a squared loss regularizes like KL.
 
     python -m experiments.run --config=configs/alignment/preference_losses.py
 
@@ -19,13 +19,14 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config.logits = (3.334742, 4.191343, -3.558059)
     config.reference = (0.600942, 0.067602, 0.331455)
     config.pairs = (0.6435, 0.000044, 0.356457)
+    # Whose link makes the log-ratios of rho: that of kl is the logarithm.
+    config.generator = "kl"
+    # Share of pairs whose labels are turned round before margins are fitted.
+    config.flipped = 0.0
     # Gradient descent of rho^2/2.
-    config.rate = 0.02
+    config.step_size = 0.02
     config.steps = {"smoke": 500, "quick": 20_000, "full": 100_000}[scale]
     config.record_every = 5
-    config.claims = ConfigDict(
-        {"shares": (0.8, 0.6), "savage": "savage", "on_policy": "policy", "off_policy": "pairs"}
-    )
     more = (0.51, 0.55, 0.65, 0.7, 0.75, 0.85, 0.9, 0.95, 0.98)
     config.sweep = ConfigDict({"share": (0.6, 0.8) if scale == "smoke" else (0.6, 0.8, *more)})
     return config

@@ -2,8 +2,8 @@
 
     python -m experiments.run --config=configs/alignment/value_based.py
 
-Five seconds on two cores. P(correct first node) = e^(1/eta) / (e^(1/eta) + d - 1): .731059 and
-.999955 for two arms at eta = 1 and .1, whatever their length. A*-PO's on-policy gradient is
+Five seconds on two cores. P(correct first node) = e^(1/beta) / (e^(1/beta) + d - 1): .731059 and
+.999955 for two arms at beta = 1 and .1, whatever their length. A*-PO's on-policy gradient is
 (.01556, -.04683, .03127) for every V; V* = .4116 and E[V_hat] = .3697 at accuracy .2.
 """
 
@@ -19,25 +19,16 @@ def get_config(scale: str = "quick") -> ConfigDict:
         scale, tuple((degree, length) for degree in (2, 3, 5) for length in (1, 2, 4))
     )
     config.graphs = (*shorter, (2, 5), (5, 5), (3, 8))
+    # Backups of the law of returns that are left out of as many as the longest arm needs.
+    config.missing_backups = 0
     # A*-PO: policy, reference, rewards and beta of the gradient, values of V; beta of V_hat.
     config.policy, config.reference = (0.2, 0.5, 0.3), (0.5, 0.3, 0.2)
-    config.rewards, config.beta = (0.0, 1.0, 0.0), 0.1
+    config.rewards, config.loss_beta = (0.0, 1.0, 0.0), 0.1
     config.baselines = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0)
-    config.beta_value = 0.5
+    config.value_beta = 0.5
     config.samples = (2, 8, 32)
     config.accuracies = (0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97)
-    config.claims = ConfigDict(
-        {
-            "exchanged": False,
-            "group": 0,
-            "backups": "all",
-            "sampled": "policy",
-            "samples": "8",
-        }
-    )
     config.sweep = ConfigDict(
-        {
-            "eta": {"smoke": (1.0, 0.1)}.get(scale, (3.0, 1.0, 0.5, 0.3, 0.2, 0.15, 0.1)),
-        }
+        {"beta": (1.0, 0.1) if scale == "smoke" else (3.0, 1.0, 0.5, 0.3, 0.2, 0.15, 0.1)}
     )
     return config

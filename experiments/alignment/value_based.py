@@ -1,37 +1,32 @@
 """Q# on star graphs and the value of A*-PO, exactly.
 
-Q# (Zhou et al. 2025, arXiv:2502.20548) tilts the reference by `eta log E_ref e^(Z/eta)`; its graphs
-are those of Bachmann and Nagarajan 2024, on which a model pretrained on next tokens guesses the
-first step. Its code is not available and the accuracies of the paper are those of trained networks:
-here the tables are exact. A*-PO estimates the same value from eight samples of the reference.
+Q# (Zhou et al. 2025, arXiv:2502.20548) tilts the reference by `beta log E_ref e^(Z/beta)`; its
+graphs are those of Bachmann and Nagarajan 2024, on which a model pretrained on next tokens guesses
+the first step. Its code is not available and the accuracies of the paper are those of trained
+networks: here the tables are exact. A*-PO estimates the same value from eight samples of the
+reference.
 """
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.claims import Claim
-from experiments.lab.plots import COLORS, Picture
-from jdiv import generators
+from experiments.lab.axes import each, fraction, non_negative, positive
+from experiments.lab.claims import Finding, at_least, at_most, between, claim, equals
+from experiments.lab.plots import Picture, curve, panels, style
+from experiments.lab.results import Labelled, labelled
 from jdiv.alignment import a_star_po, q_sharp
+from jdiv.divergences import generators
 from jdiv.mdp import environments
 
-TRACED = ("eta",)
+AXES = {"beta": positive}
+FIELDS = {"accuracies": each(fraction), "missing_backups": non_negative, "loss_beta": positive}
 SAMPLED = ("policy", "reference")
-DIMS = {
-    "first": ("graph",),
-    "pretrained": ("graph",),
-    "gradient": ("sampled", "value", "logit"),
-    "deviation": ("value",),
-    "table": ("accuracy", "kind"),
-    "disagreement": ("backups",),
-}
 SOURCE = "Q# (Zhou et al. 2025, arXiv:2502.20548), section 3.1"
-# P(correct first node) by degree and eta.
+# P(correct first node) by degree and beta.
 FIRST = {
     (2, 1.0): (0.731059, 5e-7),
     (2, 0.1): (0.999955, 5e-7),
@@ -50,23 +45,8 @@ VALUES = {
 GRADIENT = (0.01556, -0.04683, 0.03127)
 
 
-def coordinates(config: ConfigDict) -> dict[str, object]:
-    """Graphs by degree and length of their arms; V; accuracies of the reference."""
-    return {
-        "graph": [f"{degree}x{length}" for degree, length in config.graphs],
-        "sampled": SAMPLED,
-        "value": config.baselines,
-        "logit": np.arange(3),
-        "accuracy": config.accuracies,
-        "backups": ("all", "one too few"),
-        "kind": ("exact", *(str(n) for n in config.samples)),
-    }
-
-
 def validate(config: ConfigDict, point: dict) -> None:
-    """Refuses temperatures and sample sizes without a meaning."""
-    if not point["eta"] > 0:
-        raise ValueError(f"config.sweep.eta must be positive, got {point['eta']}")
+    """Refuses what leaves claims without numbers."""
     if 8 not in config.samples or not set(VALUES) <= set(config.accuracies):
         raise ValueError("config.samples must have 8, config.accuracies all of the reference table")
 
@@ -88,34 +68,33 @@ def forest(graphs: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.concatenate(children), np.concatenate(returns), np.array(roots)
 
 
-def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
-    """P(correct first node) at this eta, and what is known of A*-PO."""
+def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:
+    """P(correct first node) at this beta, and what is known of A*-PO."""
     with jax.ensure_compile_time_eval():
         children, returns, roots = forest(config.graphs)
     depth = max(length for _, length in config.graphs)
-    eta, uniform = point["eta"], jnp.zeros(children.shape)
+    beta, uniform = point["beta"], jnp.zeros(children.shape)
     log_returns = jnp.log(jnp.stack([1 - returns, returns], axis=-1))
-    support = jnp.array([0.0, 1.0])
-    law, early = (
-        q_sharp.return_laws(children, uniform, log_returns, depth=backups)
-        for backups in (depth, depth - 2)  # the children need one less than the centre
+    law = q_sharp.return_laws(
+        children, uniform, log_returns, depth=max(depth - config.missing_backups, 0)
     )
-    q, early = (q_sharp.q_values(children, x, support, eta) for x in (law, early))
-    policy = jnp.exp(q_sharp.optimal_policy(q, uniform, eta))
+    q = q_sharp.q_values(children, law, jnp.array([0.0, 1.0]), beta)
+    policy = jnp.exp(q_sharp.optimal_policy(q, uniform, beta))
     recursion = q_sharp.regularized_values(
-        children, uniform, returns, eta, generator=generators.kl(), depth=depth
+        children, uniform, returns, beta, generator=generators.kl(), depth=depth
     )
     there = children[roots] >= 0
+    graphs = [f"{degree}x{length}" for degree, length in config.graphs]
     mean, deviation = gradients(config)
     return {
-        "first": policy[roots, 0],
-        "pretrained": 1 / jnp.sum(there, axis=-1, dtype=policy.dtype),
-        "disagreement": jnp.stack(
-            [jnp.max(jnp.abs(jnp.where(there, (recursion.q - x)[roots], 0))) for x in (q, early)]
+        "first": labelled(policy[roots, 0], graph=graphs),
+        "pretrained": labelled(1 / jnp.sum(there, axis=-1, dtype=policy.dtype), graph=graphs),
+        "disagreement": jnp.max(jnp.abs(jnp.where(there, (recursion.q - q)[roots], 0))),
+        "gradient": labelled(mean, sampled=SAMPLED, value=config.baselines, logit=range(3)),
+        "deviation": labelled(deviation, value=config.baselines),
+        "table": labelled(
+            values(config), accuracy=config.accuracies, samples=("exact", *map(str, config.samples))
         ),
-        "gradient": mean,
-        "deviation": deviation,
-        "table": values(config),
     }
 
 
@@ -126,51 +105,53 @@ def gradients(config: ConfigDict) -> tuple[Array, Array]:
 
     def losses(logits, value):
         return a_star_po.a_star_po_loss(
-            jax.nn.log_softmax(logits), jnp.log(ref), rewards, jnp.full(3, value), beta=config.beta
+            jax.nn.log_softmax(logits),
+            jnp.log(ref),
+            rewards,
+            jnp.full(3, value),
+            beta=config.loss_beta,
         )
 
-    def of(value):
-        each = jax.jacobian(losses)(logits, value)  # [answer, logit]
+    def moments(value):
+        by_answer = jax.jacobian(losses)(logits, value)  # [answer, logit]
         pi = jax.nn.softmax(logits)
-        mean = jnp.stack([pi @ each, ref @ each])
-        return mean, jnp.sqrt(pi @ jnp.sum((each - mean[0][None]) ** 2, axis=-1))
+        mean = jnp.stack([pi @ by_answer, ref @ by_answer])
+        return mean, jnp.sqrt(pi @ jnp.sum((by_answer - mean[0][None]) ** 2, axis=-1))
 
-    mean, deviation = jax.vmap(of)(jnp.array(config.baselines))
+    mean, deviation = jax.vmap(moments)(jnp.array(config.baselines))
     return jnp.swapaxes(mean, 0, 1), deviation
 
 
 def values(config: ConfigDict) -> Array:
     """V* and E[V_hat] for each accuracy and number of samples."""
     accuracy = jnp.array(config.accuracies)
-    of = [a_star_po.binary_value(accuracy, config.beta_value, n=n) for n in config.samples]
-    return jnp.stack([of[0].optimal, *(x.expected for x in of)], axis=-1)
+    found = [a_star_po.binary_value(accuracy, config.value_beta, n=n) for n in config.samples]
+    return jnp.stack([found[0].optimal, *(x.expected for x in found)], axis=-1)
 
 
 def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
-    """First step against eta, bias of V, deviation of the gradient."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11.4, 3.7))
-    eta = results.eta.values
-    shown = {degree: f"{degree}x{length}" for degree, length in reversed(config.graphs)}
-    for (degree, graph), style, colour in zip(
-        sorted(shown.items()), ("o-", "s--", "^-."), COLORS, strict=False
-    ):
-        left.plot(1 / eta, results["first"].sel(graph=graph), style, color=colour,
-                  label=f"Q#, {degree} arms")  # fmt: skip
-        left.axhline(1 / degree, color=colour, linestyle=":", linewidth=1)
+    """First step against beta, bias of V, deviation of the gradient."""
+    figure, (left, middle, right) = panels(3, width=3.8, height=3.7)
+    first = results["first"].assign_coords(beta=1 / results.beta)
+    last = {degree: f"{degree}x{length}" for degree, length in config.graphs}
+    for number, (degree, graph) in enumerate(sorted(last.items())):
+        look = style(number, marker=True)
+        curve(left, "beta", first.sel(graph=graph), label=f"Q#, {degree} arms", **look)
+        left.axhline(1 / degree, color=look["color"], linestyle=":", linewidth=1)
     left.plot([], [], "k:", linewidth=1, label="pretrained, 1/arms")
-    left.set(xscale="log", xlabel="1/η", ylabel="P(correct first node)", ylim=(0, 1.4),
-             yticks=np.linspace(0, 1, 6))  # fmt: skip
+    left.set(xscale="log", xlabel="1/β", ylabel="P(correct first node)", ylim=(0, 1.4))
+    left.set_yticks(np.linspace(0, 1, 6))
     left.legend(loc="upper left", ncols=2, fontsize="small", columnspacing=1)
-    table = results.table.isel(eta=0)
-    gap = table.sel(kind="exact") - table
-    for n, style in zip(config.samples, ("-", "--", "-.", ":"), strict=False):
-        middle.plot(table.accuracy, gap.sel(kind=str(n)), style, label=f"{n} samples")
+    at = results.isel(beta=0)
+    gap = at.table.sel(samples="exact") - at.table
+    for number, n in enumerate(config.samples):
+        label = f"{n} samples"
+        curve(middle, "accuracy", gap.sel(samples=str(n)), label=label, **style(number))
     middle.set(xlabel="accuracy of the reference", ylabel="V* - E[V̂]", ylim=(0, None))
     middle.legend()
-    right.plot(results.value, results.deviation.isel(eta=0), "-", label="deviation of one sample")
-    mean = results.gradient.isel(eta=0).sel(sampled="policy")
-    size = np.sqrt((mean**2).sum("logit"))
-    right.plot(results.value, size, "--", label="size of the mean")
+    curve(right, "value", at.deviation, label="deviation of one sample", **style(0))
+    size = np.sqrt((at.gradient.sel(sampled="policy") ** 2).sum("logit"))
+    curve(right, "value", size, label="size of the mean", **style(1))
     right.set(xlabel="V in the loss", ylabel="gradient of A*-PO by the logits", ylim=(0, None))
     right.legend()
     return {
@@ -184,104 +165,93 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     }
 
 
-def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
-    """The table of first steps, its independence of length, and A*-PO's two facts."""
-    etas = {1.0: 0.1, 0.1: 1.0} if config.claims.exchanged else {1.0: 1.0, 0.1: 0.1}
-    lengths = dict(config.graphs)
-    first = [
-        float(results["first"].sel(graph=f"{degree}x{lengths[degree]}", eta=etas[eta]))
-        for degree, eta in FIRST
-    ]
+TOO_FEW = {"missing_backups": 2, "sweep.beta": (1.0, 0.1)}
+
+
+def of_paper(config: ConfigDict, degree: int) -> str:
+    """The last graph of this degree in the config, which is the paper's."""
+    return f"{degree}x{dict(config.graphs)[degree]}"
+
+
+@claim(
+    source=f"{SOURCE}; exact values by the formula e^(1/beta) / (e^(1/beta) + d - 1)",
+    reference=[number for number, _ in FIRST.values()],
+    reruns=(TOO_FEW,),
+)
+def first_node_of_star_graphs(results: xr.Dataset, config: ConfigDict) -> Finding:
+    """P(correct first node) with d arms at beta = 1 and .1: .731059, .999955 (d = 2), .40461,
+    .999818 (5), .576117, .999909 (3), to these digits."""
+    first = results["first"]
+    found = [first.sel(graph=of_paper(config, d), beta=beta).item() for d, beta in FIRST]
     number, half = np.array(list(FIRST.values())).T
-    group = config.claims.group
-    alike = [graph[group] for graph in config.graphs]
-    by_graph = results["first"].transpose("eta", "graph").values
-    spread = [
-        float(np.ptp(by_graph[:, [key == one for key in alike]], axis=-1).max())
-        for one in sorted(set(alike))
-    ]
-    at = results.isel(eta=0)
-    table = at.table.sel(accuracy=list(VALUES), kind=["exact", config.claims.samples])
-    measured = table.transpose("accuracy", "kind").values
-    if config.claims.exchanged:
-        measured = measured[:, ::-1]
-    expected = np.array(list(VALUES.values()))
-    gradient = at.gradient.sel(sampled=config.claims.sampled, value=[0.0, 0.3, 1.0])
-    every = at.table.transpose("accuracy", "kind").values
-    bias = every[:, :1] - every[:, 1:]
-    return [
-        Claim(
-            "first-node-of-star-graphs",
-            f"{SOURCE}; exact values by the formula e^(1/eta) / (e^(1/eta) + d - 1)",
-            "P(correct first node) with d arms at eta = 1 and .1: .731059, .999955 (d = 2),"
-            " .40461, .999818 (5), .576117, .999909 (3), to these digits. The paper"
-            " reports about 100% for trained networks.",
-            first,
-            low=number - 1.01 * half,
-            high=number + 1.01 * half,
-            controls=({"claims.exchanged": True},),
-        ),
-        Claim(
-            "the-same-for-every-length",
-            f"{SOURCE}; follows from deterministic arms",
-            "Largest difference of P(correct first node) between graphs of equal degree.",
-            spread,
-            high=1e-12,
-            controls=({"claims.group": 1},),
-        ),
-        Claim(
-            "pretraining-guesses",
-            f"{SOURCE}: about 1/d before, about 100% with Q#",
-            "P(correct first node) at eta = .1 over that of the reference, by degree 2, 3, 5: it"
-            " is nearly d.",
-            [
-                float(
-                    (results["first"] / results.pretrained).sel(
-                        graph=f"{degree}x{lengths[degree]}", eta=etas[0.1]
-                    )
-                )
-                / degree
-                for degree in (2, 3, 5)
-            ],
-            low=0.999,
-            high=1.0,
-            controls=({"claims.exchanged": True},),
-        ),
-        Claim(
-            "the-law-of-returns-is-enough",
-            "Geist, Scherrer and Pietquin 2019: the soft Bellman recursion",
-            "Largest difference at the centre between eta log E_ref e^(Z/eta) and the recursion.",
-            results.disagreement.sel(backups=config.claims.backups).values,
-            high=1e-12,
-            controls=({"claims.backups": "one too few"},),
-        ),
-        Claim(
-            "the-mean-gradient-ignores-v",
-            "A*-PO, released code (ZhaolinGao/A-PO); reference numbers, whose setting was not given"
-            " and was found by search: it is in the config",
-            "The exact gradient for V = 0, .3, 1, each (.01556, -.04683, .03127), answers from the"
-            " policy.",
-            gradient.transpose("value", "logit").values,
-            low=[np.array(GRADIENT) - 5.01e-6] * 3,
-            high=[np.array(GRADIENT) + 5.01e-6] * 3,
-            controls=({"claims.sampled": "reference"},),
-        ),
-        Claim(
-            "value-of-eight-samples",
-            "A*-PO, released code, 8 samples, beta = 1/2; reference table, binomial enumeration",
-            "V* and E[V_hat] at accuracies .05, .2, .5, .9: .1386 .1101, .4116 .3697, .7169 .6964,"
-            " .9548 .9520.",
-            measured,
-            low=expected - 5.01e-5,
-            high=expected + 5.01e-5,
-            controls=({"claims.samples": "2"},),
-        ),
-        Claim(
-            "the-estimate-is-too-small",
-            "Jensen's inequality",
-            "V* - E[V_hat], least over all accuracies and numbers of samples.",
-            float((-bias if config.claims.exchanged else bias).min()),
-            low=0.0,
-            controls=({"claims.exchanged": True},),
-        ),
-    ]
+    return equals(number, found, tolerance=1.01 * half)
+
+
+@claim(
+    source=f"{SOURCE}; follows from deterministic arms",
+    reruns=(TOO_FEW,),
+    wrong=({"by": "length"},),
+)
+def the_same_for_every_length(
+    results: xr.Dataset, config: ConfigDict, by: str = "degree"
+) -> Finding:
+    """The largest difference of P(correct first node) between graphs of equal degree."""
+    alike = [degree if by == "degree" else length for degree, length in config.graphs]
+    first = results["first"].assign_coords(graph=alike).groupby("graph")
+    return at_most(1e-12, (first.max("graph") - first.min("graph")).max("beta"))
+
+
+@claim(
+    source=f"{SOURCE}. Reconstructed: about 1/d before, about 100% with Q#",
+    reruns=(TOO_FEW,),
+)
+def pretraining_guesses(results: xr.Dataset, config: ConfigDict) -> Finding:
+    """P(correct first node) at beta = .1 over that of the reference, by degree 2, 3, 5, over d: the
+    reference guesses one of d, and the optimum is nearly sure."""
+    gain = (results["first"] / results.pretrained).sel(beta=0.1)
+    return between(0.999, [gain.sel(graph=of_paper(config, d)) / d for d in (2, 3, 5)], 1.0)
+
+
+@claim(
+    source="Geist, Scherrer and Pietquin 2019: the soft Bellman recursion",
+    reruns=(TOO_FEW,),
+)
+def the_law_of_returns_is_enough(results: xr.Dataset) -> Finding:
+    """The largest difference at the center between beta log E_ref e^(Z/beta) and the recursion, for
+    each beta."""
+    return at_most(1e-12, results.disagreement)
+
+
+@claim(
+    source="A*-PO, released code (ZhaolinGao/A-PO); an independent computation, whose setting was"
+    " not given and was found by search: it is in the config",
+    reference=[GRADIENT] * 3,
+    wrong=({"sampled": "reference"},),
+)
+def the_mean_gradient_ignores_v(results: xr.Dataset, sampled: str = "policy") -> Finding:
+    """The exact gradient for V = 0, .3, 1, each (.01556, -.04683, .03127), answers from the
+    policy."""
+    gradient = results.gradient.isel(beta=0).sel(sampled=sampled, value=[0.0, 0.3, 1.0])
+    return equals([GRADIENT] * 3, gradient.transpose("value", "logit"), decimals=5)
+
+
+@claim(
+    source="A*-PO, released code, 8 samples, beta = 1/2; an independent computation, binomial"
+    " enumeration",
+    reference=list(VALUES.values()),
+    wrong=({"samples": "2"},),
+)
+def value_of_eight_samples(results: xr.Dataset, samples: str = "8") -> Finding:
+    """V* and E[V_hat] at accuracies .05, .2, .5, .9: .1386 .1101, .4116 .3697, .7169 .6964, .9548
+    .9520."""
+    table = results.table.isel(beta=0).sel(accuracy=list(VALUES), samples=["exact", samples])
+    return equals(list(VALUES.values()), table.transpose("accuracy", "samples"), decimals=4)
+
+
+# The control takes the estimate of two samples for the value.
+@claim(source="Jensen's inequality", wrong=({"exact": "2"},))
+def the_estimate_is_too_small(results: xr.Dataset, exact: str = "exact") -> Finding:
+    """V* - E[V_hat], the least over all accuracies and numbers of samples."""
+    table = results.table.isel(beta=0)
+    bias = table.sel(samples=exact) - table.drop_sel(samples="exact")
+    return at_least(0.0, bias.min())
