@@ -324,8 +324,8 @@ def rewards_figure(first: xr.Dataset):
         curve(right, "moment", first.path.sel(generator=name).clip(min=1e-17), **style(number))
     left.set(xlim=(-4, 4), ylim=(-4.5, 6), xlabel="log π/p", ylabel="reward, -f'(π/p)")
     left.legend(fontsize="small", loc="upper right")
-    right.set(yscale="log", xlim=(0, 90), ylim=(1e-12, 3))
-    right.set(xlabel="time of the flow, f''(1) = 1", ylabel="own divergence from the target, nats")
+    right.set(yscale="log", xlim=(0, first.moment.max()), ylim=(1e-12, 3))
+    right.set(xlabel="time of the flow, f''(1) = 1", ylabel="own divergence from the target")
     return figure
 
 
