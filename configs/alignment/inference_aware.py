@@ -18,8 +18,7 @@ def get_config(scale: str = "quick") -> ConfigDict:
     """Quantiles in cells between Chebyshev's points; the error is of the square of their width."""
     config = defaults.get_config("alignment/inference_aware", scale)
     config.cells = {"smoke": 150, "quick": 800, "full": 3200}[scale]
-    config.claims = ConfigDict(
-        {"swapped": False, "constant": "log u", "single": "best of 1", "curvature": "-exp(-5u)"}
-    )
+    # Whether rewards are their quantiles before they are transformed.
+    config.calibrated = True
     config.sweep = ConfigDict({"budget": (0.25, 0.5, 1.0, 2.0)})
     return config

@@ -3,9 +3,9 @@
     python -m experiments.run --config=configs/alignment/reward_ensembles.py
 
 A quarter of a minute on two cores. Coste et al. 2024's claim in a toy: where reward models disagree
-on a tenth of the answers, one of five and their mean overoptimise (1.10 at n = 16 and -.09 at 256;
+on a tenth of the answers, one of five and their mean overoptimize (1.10 at n = 16 and -.09 at 256;
 2.21 at 256 and 1.42 at 12,500), their minimum and the mean less half the variance rise to 3.67 and
-3.69, next to 3.84 with the true reward. With the same noise everywhere nobody overoptimises.
+3.69, next to 3.84 with the true reward. With the same noise everywhere nobody overoptimizes.
 """
 
 from ml_collections import ConfigDict
@@ -18,12 +18,11 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config = defaults.get_config("alignment/reward_ensembles", scale)
     config.pool = 12_500
     config.members = 5
-    # Of UWO.
+    # Weight of the variance that UWO takes away.
     config.coefficient = 0.5
     # A strange answer is worse and its reward is noise.
     config.strange = ConfigDict({"share": 0.1, "gold": -1.0, "noise": 3.0})
     config.noise = 0.3
-    config.claims = ConfigDict({"noise": "strange", "uwo": "uwo", "swapped": False, "shift": 0})
     config.sweep = ConfigDict(
         {"seed": tuple(range({"smoke": 32, "quick": 240, "full": 2000}[scale]))}
     )

@@ -46,7 +46,7 @@ BONBON = (
 BEIRAMI = "Beirami et al. 2024 (arXiv:2401.01879)"
 GUI = "Gui et al. 2024, BoNBoN (arXiv:2406.00832)"
 # The law n p F^(n - 1), which forgets that two draws may be equal; KL(ref‖best of n); and log n.
-NO_TIES = {"ties": False, "rounds": 50_000}
+NO_TIES = {"ties": False, "rounds": 200_000}
 WRONG_DIRECTION = {"generator": "reverse_kl", "rounds": 50_000}
 LOG_N = {"bound_term": 0.0, "rounds": 50_000}
 

@@ -6,18 +6,21 @@ objective is rederived, and the reference numbers are an independent computation
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from jax import Array
+from matplotlib.axes import Axes
 from ml_collections import ConfigDict
 
-from experiments.lab.claims import Claim
-from experiments.lab.plots import Picture
+from experiments.lab.axes import above, positive
+from experiments.lab.claims import Finding, at_least, at_most, claim, equals
+from experiments.lab.plots import Picture, curve, panels, style, ticks
+from experiments.lab.results import Labelled, labelled
 from jdiv import divergences, generators
 from jdiv.alignment import inference_aware, tilts
 
-TRACED = ("budget",)
+AXES = {"budget": positive}
+FIELDS = {"cells": above(1)}
 # (1 for the best and -1 for the worst, of how many draws).
 OBJECTIVES = {
     "best of 1": (1, 1),
@@ -34,16 +37,12 @@ TRANSFORMS = {
     "-exp(-5u)": lambda u: inference_aware.exponential_transform(u, -5.0),
     "-exp(-10u)": lambda u: inference_aware.exponential_transform(u, -10.0),
 }
-DIMS = {
-    "win": ("objective", "rule"),
-    "from_identity": ("objective",),
-    "converged": ("objective",),
-    "transformed": ("objective", "u"),
-    "power": (),
-}
-SOURCE = "Balashankar et al. 2024 (arXiv:2412.19792); an independent computation of the objective"
+PAPER = "Balashankar et al. 2024 (arXiv:2412.19792)"
+SOURCE = f"{PAPER}; an independent computation of the objective"
 BUDGETS = (0.25, 0.5, 1.0, 2.0)
 OPTIMUM = "optimum"
+# Transforms of a reward in the same order that is not its quantile.
+RAW = {"calibrated": False, "cells": 150}
 BEST = {
     ("u", "best of 1"): (0.6989, 0.7737, 0.8646, 0.9502),
     ("u", "best of 2"): (0.7198, 0.7917, 0.8733, 0.9515),
@@ -87,40 +86,27 @@ def _optimum(objective: str) -> str:
     return f"{OPTIMUM}, {objective}"
 
 
-def coordinates(config: ConfigDict) -> dict[str, object]:
-    """Names of objectives and of rules, and quantiles."""
-    return {
-        "objective": tuple(OBJECTIVES),
-        "rule": (*TRANSFORMS, *map(_optimum, OBJECTIVES)),
-        "u": np.asarray(inference_aware.quantiles(config.cells)[0]),
-    }
-
-
-def validate(config: ConfigDict, point: dict) -> None:
-    """Refuses what has no tilt."""
-    if not point["budget"] > 0:
-        raise ValueError(f"config.sweep.budget must be positive, got {point['budget']}")
-
-
-def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
+def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:
     """Win rates of all rules under all objectives at one KL."""
-    u, log_ref = inference_aware.quantiles(config.cells)
+    with jax.ensure_compile_time_eval():  # as numbers, which name the results
+        u, ref_logits = inference_aware.quantiles(config.cells)
     budget, kl = point["budget"], generators.kl()
-    rewards = jnp.stack([transform(u) for transform in TRANSFORMS.values()])
+    calibrated = u if config.calibrated else jnp.sin(jnp.pi * u / 2) ** 2
+    rewards = jnp.stack([transform(calibrated) for transform in TRANSFORMS.values()])
     tilted = tilts.tilted_to(
-        rewards, jnp.broadcast_to(log_ref, rewards.shape), budget, generator=kl
+        rewards, jnp.broadcast_to(ref_logits, rewards.shape), budget, generator=kl
     )
     sign, n = jnp.asarray(list(OBJECTIVES.values()), u.dtype).T
 
     # The worst of n is the best of n of opposite rewards, with all signs reversed.
     def optimum(sign: Array, n: Array) -> inference_aware.AlignedPolicy:
         def slope(log_policy: Array) -> Array:
-            return sign * inference_aware.best_of_n_transform(sign * u, log_policy, log_ref, n)
+            return sign * inference_aware.best_of_n_transform(sign * u, log_policy, ref_logits, n)
 
-        return inference_aware.aligned_to(slope, log_ref, budget, generator=kl)
+        return inference_aware.aligned_to(slope, ref_logits, budget, generator=kl)
 
     def win(log_policy: Array, sign: Array, n: Array) -> Array:
-        won = inference_aware.best_of_n_win_rate(sign * u, log_policy, log_ref, n)
+        won = inference_aware.best_of_n_win_rate(sign * u, log_policy, ref_logits, n)
         return jnp.where(sign > 0, won, 1 - won)
 
     optima = jax.vmap(optimum)(sign, n)
@@ -128,54 +114,48 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     every = jax.vmap(jax.vmap(win, (0, None, None)), (None, 0, 0))
     identity = jnp.broadcast_to(tilted.log_policy[0], optima.log_policy.shape)
     spent = jnp.abs(optima.divergence - budget) < 1e-9
+    objective = tuple(OBJECTIVES)
+    rule = (*TRANSFORMS, *map(_optimum, OBJECTIVES))
     return {
-        "win": every(rules, sign, n),
-        "from_identity": divergences.total_variation(optima.log_policy, identity),
-        "converged": optima.converged & spent & jnp.all(tilted.converged),
-        "transformed": optima.transformed,
+        "win": labelled(every(rules, sign, n), objective=objective, rule=rule),
+        "from_identity": labelled(
+            divergences.total_variation(optima.log_policy, identity), objective=objective
+        ),
+        "converged": labelled(
+            optima.converged & spent & jnp.all(tilted.converged), objective=objective
+        ),
+        "transformed": labelled(optima.transformed, objective=objective, u=np.asarray(u)),
         "power": 1 / tilted.beta[1],
     }
 
 
 def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     """What to tilt by, and what it gains."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11.4, 3.8))
-    at = results.transformed.sel(budget=1.0)
-    # Line style, and where on the curve its name stands.
-    styles = {
-        "best of 1": ("-", 0.5, (5, -9)),
-        "best of 2": ("--", 0.72, (-54, 2)),
-        "best of 4": ("-.", 0.84, (5, -12)),
-        "worst of 2": (":", 0.46, (3, -10)),
-        "worst of 4": ((0, (5, 1, 1, 1, 1, 1)), 0.32, (-52, 5)),
+    figure, (left, middle, right) = panels(3, width=3.8)
+    # Where on the curve its name stands.
+    names = {
+        "best of 1": (0.5, (5, -9)),
+        "best of 2": (0.72, (-54, 2)),
+        "best of 4": (0.84, (5, -12)),
+        "worst of 2": (0.46, (3, -10)),
+        "worst of 4": (0.32, (-52, 5)),
     }
-    for objective, (style, where, offset) in styles.items():
-        reward = at.sel(objective=objective)
+    for number, (objective, (where, offset)) in enumerate(names.items()):
+        reward = results.transformed.sel(budget=1.0, objective=objective)
         scaled = (reward - reward.min()) / (reward.max() - reward.min())
-        (line,) = left.plot(results.u, scaled, linestyle=style)
+        look = style(number)
+        curve(left, "u", scaled, **look)
         left.annotate(
-            objective, (where, float(np.interp(where, results.u, scaled))), xytext=offset,
-            textcoords="offset points", fontsize="x-small", color=line.get_color(),
-        )  # fmt: skip
+            objective,
+            (where, float(np.interp(where, results.u, scaled))),
+            xytext=offset,
+            textcoords="offset points",
+            fontsize="x-small",
+            color=look["color"],
+        )
     left.set(xlabel="quantile of the reward", ylabel="optimal transformed reward, rescaled")
-    shown = {
-        "best of 4": (middle, ("log u", "exp(5u)", "exp(10u)", _optimum("best of 4"))),
-        "worst of 4": (right, ("log u", "-exp(-5u)", "-exp(-10u)", _optimum("worst of 4"))),
-    }
-    for objective, (axis, rules) in shown.items():
-        win = results.win.sel(objective=objective)
-        for rule, style in zip(rules, ("o-", "s--", "^-.", "D:"), strict=True):
-            gain = 100 * (win.sel(rule=rule) - win.sel(rule="u"))
-            axis.plot(results.budget, gain, style, label=rule.split(",")[0].replace("-", "−"))
-        axis.axhline(0, color="black", linewidth=0.8)
-        axis.set(
-            xscale="log", xlabel="KL(π‖ref), nats", title=f"win rate of the {objective}",
-            ylabel="gain over the identity, points",
-        )  # fmt: skip
-        axis.title.set_fontsize("medium")
-        axis.set_xticks(results.budget.values, [f"{b:g}" for b in results.budget.values])
-        axis.minorticks_off()
-        axis.legend(frameon=True, framealpha=1, edgecolor="none")
+    _gains(middle, results, "best of 4", ("log u", "exp(5u)", "exp(10u)"))
+    _gains(right, results, "worst of 4", ("log u", "-exp(-5u)", "-exp(-10u)"))
     return {
         "transforms": Picture(
             figure,
@@ -186,91 +166,102 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     }
 
 
-def _table(config: ConfigDict, results: xr.Dataset, table: dict) -> tuple[list, np.ndarray]:
-    """Measured and reference win rates, those measured by the other objective if swapped."""
+def _gains(axis: Axes, results: xr.Dataset, objective: str, rules: tuple[str, ...]) -> None:
+    """Win rates of an objective above that of the tilt by u, in points."""
+    win = results.win.sel(objective=objective)
+    for number, rule in enumerate((*rules, _optimum(objective))):
+        gain = 100 * (win.sel(rule=rule) - win.sel(rule="u"))
+        label = rule.split(",")[0].replace("-", "−")
+        curve(axis, "budget", gain, label=label, **style(number, marker=True))
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set(xscale="log", xlabel="KL(π‖ref), nats", ylabel="gain over the identity, points")
+    axis.set_title(f"win rate of the {objective}", fontsize="medium")
+    ticks(axis, x=results.budget.values)
+    axis.legend(frameon=True, framealpha=1, edgecolor="none")
+
+
+def _win_rates(config: ConfigDict, results: xr.Dataset, table: dict, swapped: bool) -> Finding:
+    """Measured and reference win rates; the measured ones under the other objective if swapped."""
     measured = []
     for rule, objective in table:
         label = _optimum(objective) if rule == OPTIMUM else rule
-        under = SWAP[objective] if config.claims.swapped else objective
+        under = SWAP[objective] if swapped else objective
         at = {"rule": label, "objective": under, "budget": list(BUDGETS)}
         measured.append(results.win.sel(at).values)
-    return measured, np.array(list(table.values()))
-
-
-def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
-    """Both tables, the optimum, the analytic row, one draw, the sign of the curvature."""
-    swap = ({"claims.swapped": True},)
     digits = 5e-5 + 2 / config.cells**2  # half of the last one, and the cells' width
-    best, best_reference = _table(config, results, BEST)
-    worst, worst_reference = _table(config, results, WORST)
+    return equals(tuple(table.values()), measured, tolerance=digits)
+
+
+@claim(
+    source=SOURCE,
+    reference=tuple(BEST.values()),
+    reruns=(RAW,),
+    wrong=({"swapped": True},),
+)
+def best_of_n_table(results: xr.Dataset, config: ConfigDict, swapped: bool = False) -> Finding:
+    """Win rates of the best of 1, 2 and 4 at KL .25, .5, 1, 2 for tilts by u, log u, exp(5u),
+    exp(10u) and at the fixed point, to the reference's four digits."""
+    return _win_rates(config, results, BEST, swapped)
+
+
+@claim(
+    source=SOURCE,
+    reference=tuple(WORST.values()),
+    reruns=(RAW,),
+    wrong=({"swapped": True},),
+)
+def worst_of_n_table(results: xr.Dataset, config: ConfigDict, swapped: bool = False) -> Finding:
+    """Win rates of the worst of 2 and 4, for tilts by u, -exp(-5u), -exp(-10u), by exp(10u), whose
+    curvature has the wrong sign, and at the fixed point, to the reference's four digits."""
+    return _win_rates(config, results, WORST, swapped)
+
+
+@claim(source=SOURCE, wrong=({"swapped": True},))
+def no_tilt_beats_the_fixed_point(results: xr.Dataset, swapped: bool = False) -> Finding:
+    """The best of six transforms and five fixed points wins no more than the objective's own fixed
+    point at the same KL: by how much, for each objective and KL; solvers converged."""
     lead = []
     for objective in OBJECTIVES:
-        fixed = _optimum(SWAP[objective] if config.claims.swapped else objective)
+        fixed = _optimum(SWAP[objective] if swapped else objective)
         won = results.win.sel(objective=objective)
         gap = (won - won.sel(rule=fixed)).max("rule")
         lead.append(gap.where(results.converged.sel(objective=objective) > 0).values)
-    by_n = results.win.sel(rule=config.claims.constant, objective=["best of 1", "best of 2",
-                           "best of 4"])  # fmt: skip
+    return at_most(1e-10, lead)
+
+
+@claim(
+    source="Analytic: density (a + 1) u^a wins (a + 1)/(a + 2) at every n",
+    reruns=(RAW,),
+    wrong=({"rule": "u"},),
+)
+def the_log_row_is_the_same_for_every_n(
+    results: xr.Dataset, config: ConfigDict, rule: str = "log u"
+) -> Finding:
+    """A tilt by log u wins equally often at every n: the largest deviation, within the square of
+    the cells' width."""
+    won = results.win.sel(rule=rule, objective=["best of 1", "best of 2", "best of 4"])
     expected = (results.power + 1) / (results.power + 2)
-    curved = results.win.sel(rule=config.claims.curvature) - results.win.sel(rule="u")
-    return [
-        Claim(
-            "best-of-n-table",
-            SOURCE,
-            "Win rates of the best of 1, 2 and 4 at KL .25, .5, 1, 2 for tilts by u, log u,"
-            " exp(5u), exp(10u) and at the fixed point, to the reference's four digits. The"
-            " control measures the worst of n.",
-            best,
-            low=best_reference - digits,
-            high=best_reference + digits,
-            controls=swap,
-        ),
-        Claim(
-            "worst-of-n-table",
-            SOURCE,
-            "Win rates of the worst of 2 and 4, for tilts by u, -exp(-5u), -exp(-10u), by exp(10u),"
-            " whose curvature has the wrong sign, and at the fixed point, to the reference's four"
-            " digits. The control measures the best of n.",
-            worst,
-            low=worst_reference - digits,
-            high=worst_reference + digits,
-            controls=swap,
-        ),
-        Claim(
-            "no-tilt-beats-the-fixed-point",
-            SOURCE,
-            "By how much the best of six transforms and five fixed points wins more than the"
-            " objective's own fixed point at the same KL; solvers converged. The control takes the"
-            " fixed point of the opposite objective.",
-            lead,
-            high=1e-10,
-            controls=swap,
-        ),
-        Claim(
-            "the-log-row-is-the-same-for-every-n",
-            "Analytic: density (a + 1) u^a wins (a + 1)/(a + 2) at every n",
-            "Largest deviation for a tilt by log u, within the square of the cells' width; the"
-            " control tilts by u.",
-            float(np.abs(by_n - expected).max()),
-            high=4 / config.cells**2,
-            controls=({"claims.constant": "u"},),
-        ),
-        Claim(
-            "one-draw-needs-no-transform",
-            "Balashankar et al. 2024 (arXiv:2412.19792): with one draw the win rate is linear",
-            "Total variation between the fixed point for one draw and the tilt by u; the control"
-            " has two draws.",
-            results.from_identity.sel(objective=config.claims.single).values,
-            high=1e-12,
-            controls=({"claims.single": "best of 2"},),
-        ),
-        Claim(
-            "the-worst-of-four-wants-concave-rewards",
-            f"{SOURCE}; -exp(-10u) is the paper's, of a secondary note",
-            "Win rate of the worst of 4 with -exp(-5u) over that with u, least over KL; the control"
-            " has the curvature of the best of n.",
-            float(curved.sel(objective="worst of 4").min()),
-            low=0,
-            controls=({"claims.curvature": "exp(10u)"},),
-        ),
-    ]
+    return at_most(4 / config.cells**2, np.abs(won - expected).max())
+
+
+@claim(
+    source=f"{PAPER}: with one draw the win rate is linear",
+    reruns=(RAW,),
+    wrong=({"objective": "best of 2"},),
+)
+def one_draw_needs_no_transform(results: xr.Dataset, objective: str = "best of 1") -> Finding:
+    """The fixed point for one draw is the tilt by u: total variation between them, for each KL."""
+    return at_most(1e-12, results.from_identity.sel(objective=objective))
+
+
+@claim(
+    source=f"{SOURCE}; Reconstructed: the paper's -exp(-10u) is from a note on it",
+    wrong=({"rule": "exp(10u)"},),
+)
+def the_worst_of_four_wants_concave_rewards(
+    results: xr.Dataset, rule: str = "-exp(-5u)"
+) -> Finding:
+    """The worst of four wins more with -exp(-5u) than with u at the same KL: by how much, the
+    least over KL. A reward with the curvature of the best of n wins less."""
+    won = results.win.sel(objective="worst of 4")
+    return at_least(0, (won.sel(rule=rule) - won.sel(rule="u")).min())
