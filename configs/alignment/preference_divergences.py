@@ -24,15 +24,33 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config.equal = ConfigDict(
         {"reference": (0.04, 0.01, 0.6, 0.35), "reward": (1.0, 1.0, 0.0, 0.0), "beta": 0.3}
     )
-    # Where entropies are compared, and temperatures of the frontier.
+    # Where entropies are compared, and betas of the frontier.
     config.matched_reward = 0.4
     points = {"smoke": 9, "quick": 97, "full": 385}[scale]
-    config.temperatures = tuple(np.geomspace(0.02, 10, points).tolist())
+    config.frontier = tuple(np.geomspace(0.02, 10, points).tolist())
     config.iterations = 100
-    config.claims = ConfigDict(
-        {"beta": 0.5, "small_beta": 0.1, "failing": "chi2", "repaired": "chi2-PO", "odds": 4.0}
-        | {"uniform": "uniform", "largest": "RKL"}
-    )
-    # Rows by number: RKL, alpha .3, .5, .7, FKL, chi2, JS, chi2-PO.
-    config.sweep = ConfigDict({"beta": (0.5, 0.1), "row": tuple(range(8))})
+    # Whose link f-DPO fits with: that of the divergence "itself", or DPO's, of "kl".
+    config.fitted = "itself"
+    config.sweep = ConfigDict({"beta": (0.5, 0.1), **columns()})
+    config.zipped = ("divergence,family,exponent,factor,slope_at_one",)
     return config
+
+
+def columns() -> dict[str, tuple]:
+    """By the field's names: the row; for powers its exponent; how many times the row it is.
+
+    The last is f'(1), as the papers write f. Their alpha is 1 minus ours, JS and chi2 twice ours.
+    """
+    rows = {
+        "RKL": ("power", 1.0, 1.0, 1.0),
+        "alpha .3": ("power", 0.7, 1.0, 0.0),
+        "alpha .5": ("power", 0.5, 1.0, 0.0),
+        "alpha .7": ("power", 0.3, 1.0, 0.0),
+        "FKL": ("power", 0.0, 1.0, -1.0),
+        "chi2": ("power", 2.0, 2.0, 0.0),
+        "JS": ("jensen_shannon", 1.0, 2.0, 0.0),
+        "chi2-PO": ("chi2_kl", 1.0, 1.0, 1.0),
+    }
+    names = ("family", "exponent", "factor", "slope_at_one")
+    by_name = dict(zip(names, zip(*rows.values(), strict=True), strict=True))
+    return {"divergence": tuple(rows), **by_name}
