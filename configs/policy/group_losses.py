@@ -14,11 +14,10 @@ from configs import defaults
 
 
 def get_config(scale: str = "quick") -> ConfigDict:
-    """Sequences of powers of two; groups of two on the language model of
-    `jdiv.lm.tabular`."""
+    """Sequences of powers of two; groups of two on the language model of `jdiv.lm.tabular`."""
     config = defaults.get_config("policy/group_losses", scale)
     config.lengths = (1, 2, 4, 8, 16, 32, 64)
-    # Of the right answer, and of the prefix that it shares with the wrong one.
+    # Tokens of the right answer, and of the prefix that it shares with the wrong one.
     config.right = 8
     config.shared = 3
     # Bounds of clips: symmetric, DAPO's higher one, CISPO's, dual clip's.
@@ -27,22 +26,7 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config.higher = 0.28
     config.open = 2.0
     config.ceiling = 3.0
-    config.claims = ConfigDict(
-        {
-            # Of advantages: -1 takes the wrong answers for the right ones.
-            "sign": 1.0,
-            # Averages and recipes that the claims are about.
-            "flat": "sequence",
-            "proportional": "token",
-            "cancelling": "token",
-            "exact": "RLOO",
-            "biased": "GRPO",
-        }
-    )
-    config.sweep = ConfigDict(
-        {
-            "sign": (1.0, -1.0),
-            "seed": tuple(range({"smoke": 4, "quick": 32, "full": 512}[scale])),
-        }
-    )
+    # Of advantages: -1 takes the wrong answers for the right ones.
+    config.sign = 1.0
+    config.sweep.seed = tuple(range({"smoke": 4, "quick": 32, "full": 512}[scale]))
     return config

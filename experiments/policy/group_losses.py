@@ -9,34 +9,32 @@ expected gradient is that of the expected reward.
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.claims import Claim
-from experiments.lab.plots import COLORS, Picture
-from jdiv.checks import known
+from experiments.lab.axes import at_least, each, one_of, seeds
+from experiments.lab.claims import Finding, at_most, between, claim
+from experiments.lab.plots import COLORS, Picture, curve, curves, panels, style, ticks
+from experiments.lab.results import Labelled, labelled
 from jdiv.lm import tabular
 from jdiv.policy.advantages import grpo_advantages, rloo_advantages
 from jdiv.policy.clipped import cispo, dual_clip, ppo_clip
 from jdiv.policy.recipes.gtpo import conflict_weights
 from jdiv.policy.tokens import constant_mean, sequence_mean, token_mean
 
-TRACED = ("seed", "sign")
-DIMS = {
-    "share": ("average", "length"),
-    "prefix": ("rule", "length"),
-    "pull": ("clip", "advantage", "ratio"),
-    "error": ("recipe",),
-    "cosine": ("recipe",),
-    "factor": ("recipe",),
+AXES = {"seed": seeds}
+FIELDS = {
+    "lengths": each(at_least(1)),
+    "right": at_least(1),
+    "shared": at_least(1),
+    "sign": one_of((1.0, -1.0)),
 }
 AVERAGES = {"token": "DAPO", "sequence": "GRPO", "constant": "Dr. GRPO"}
 RULES = (*AVERAGES, "conflict weights")
 RATIOS = np.geomspace(0.1, 10, 401)
-CLIPS = "PPO", "DAPO", "dual", "CISPO"
+CLIPS = "PPO", "DAPO", "dual clip", "CISPO"
 RECIPES = {
     # Advantages, average.
     "RLOO": (rloo_advantages, "constant"),
@@ -45,6 +43,7 @@ RECIPES = {
     "GRPO, no std": (lambda rewards: grpo_advantages(rewards, scale=False), "sequence"),
     "DAPO": (grpo_advantages, "token"),
 }
+FLIPPED = {"sign": -1.0, "sweep.seed": (0, 1)}
 
 
 def averaged(name: str, x: Array, mask: Array) -> Array:
@@ -57,23 +56,24 @@ def averaged(name: str, x: Array, mask: Array) -> Array:
 # --------------------------------------------------------------------------------------- tokens
 
 
-def shares(config: ConfigDict, sign: Array) -> Array:
-    """`[average, length]` of the gradient by log-probabilities, summed over each sequence."""
+def shares(config: ConfigDict) -> Labelled:
+    """Shares of the gradient by log-probabilities, summed over each sequence."""
     longest = max(config.lengths)
     mask = jnp.arange(longest)[None] < jnp.array(config.lengths)[:, None]
     still = jnp.full(mask.shape, -1.0)
-    advantages = sign * jnp.ones(len(config.lengths))
+    advantages = config.sign * jnp.ones(len(config.lengths))
 
     def losses(log_probs: Array) -> Array:
         loss = ppo_clip(log_probs, still, advantages, mask).loss
         return jnp.stack([averaged(name, loss, mask) for name in AVERAGES])
 
     by_sequence = jnp.sum(jax.jacrev(losses)(still), axis=-1)
-    return by_sequence / jnp.sum(by_sequence, axis=-1, keepdims=True)
+    share = by_sequence / jnp.sum(by_sequence, axis=-1, keepdims=True)
+    return labelled(share, average=AVERAGES, length=config.lengths)
 
 
-def at_prefix(config: ConfigDict, sign: Array) -> Array:
-    """`[rule, length of the wrong answer]`: ascent on the first shared token.
+def at_prefix(config: ConfigDict) -> Labelled:
+    """Ascent on the first shared token by the length of the wrong answer.
 
     In units of what the right answer alone would have. Both answers are of the same policy, so its
     log-probability is one number.
@@ -82,7 +82,7 @@ def at_prefix(config: ConfigDict, sign: Array) -> Array:
     place = jnp.arange(longest)
     # Equal tokens where they share the prefix, else different ones.
     written = jnp.stack([jnp.zeros_like(place), (place >= config.shared).astype(place.dtype)])
-    advantages = sign * grpo_advantages(jnp.array([[1.0, 0.0]]))[0]
+    advantages = config.sign * grpo_advantages(jnp.array([[1.0, 0.0]]))[0]
 
     def of_length(length: Array) -> Array:
         mask = place[None] < jnp.stack([jnp.asarray(config.right, length.dtype), length])[:, None]
@@ -105,11 +105,12 @@ def at_prefix(config: ConfigDict, sign: Array) -> Array:
         zero = jnp.zeros(())
         return jax.jacfwd(losses)(zero) / -jax.jacfwd(alone)(zero)
 
-    return -jax.vmap(of_length, out_axes=1)(jnp.array(config.lengths))
+    ascent = -jax.vmap(of_length, out_axes=1)(jnp.array(config.lengths))
+    return labelled(ascent, rule=RULES, length=config.lengths)
 
 
-def pulls(config: ConfigDict, sign: Array) -> Array:
-    """`[clip, advantage, ratio]` what gradient descent adds to log pi, for advantages 1 and -1."""
+def pulls(config: ConfigDict) -> Labelled:
+    """What gradient descent adds to log pi by ratio, for advantages 1 and -1."""
     log_ratio = jnp.log(jnp.asarray(RATIOS))
     old, mask = jnp.full(log_ratio.shape, -5.0), jnp.full(log_ratio.shape, True)
 
@@ -129,14 +130,15 @@ def pulls(config: ConfigDict, sign: Array) -> Array:
         _, slopes = jax.jvp(losses, (old + log_ratio,), (jnp.ones_like(old),))
         return -slopes
 
-    return jax.vmap(of_advantage, out_axes=1)(sign * jnp.array([1.0, -1.0]))
+    pull = jax.vmap(of_advantage, out_axes=1)(config.sign * jnp.array([1.0, -1.0]))
+    return labelled(pull, clip=CLIPS, advantage=(1.0, -1.0), ratio=RATIOS)
 
 
 # -------------------------------------------------------------------------------------- gradients
 
 
-def expected(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
-    """Of every recipe the error and direction of the mean gradient over all groups of two."""
+def expected(config: ConfigDict, point: dict, key: Array) -> dict[str, Labelled]:
+    """Error and direction of each recipe's mean gradient over all groups of two."""
     policy, _ = tabular.normal_logits(point["seed"], tuple(config.sweep.seed))
     sequences = tabular.enumerate_sequences(policy.shape)
     count = len(sequences.lengths)
@@ -150,7 +152,7 @@ def expected(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
         log_probs = tabular.token_log_probs(logits)[pairs]
         found = []
         for advantages, average in RECIPES.values():
-            paid = point["sign"] * advantages(rewards[pairs])
+            paid = config.sign * advantages(rewards[pairs])
             loss = ppo_clip(log_probs, jax.lax.stop_gradient(log_probs), paid, mask).loss
             found.append(jax.vmap(lambda x, m, a=average: averaged(a, x, m))(loss, mask) @ chance)
         return -jnp.stack(found)
@@ -159,52 +161,29 @@ def expected(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     true = jax.grad(tabular.expectation)(policy, rewards).ravel()
     size, length = jnp.linalg.norm(true), jnp.linalg.norm(gradients, axis=1)
     along = gradients @ true
-    return {
+    found = {
         "error": jnp.linalg.norm(gradients - true[None], axis=1) / size,
         "cosine": along / (size * length),
         "factor": along / size**2,
     }
+    return {name: labelled(x, recipe=RECIPES) for name, x in found.items()}
 
 
 # -------------------------------------------------------------------------------- the experiment
 
 
-def coordinates(config: ConfigDict) -> dict[str, object]:
-    """Names, lengths and ratios."""
-    return {
-        "average": list(AVERAGES),
-        "rule": list(RULES),
-        "length": list(config.lengths),
-        "clip": list(CLIPS),
-        "advantage": [1.0, -1.0],
-        "ratio": RATIOS,
-        "recipe": list(RECIPES),
-    }
-
-
 def validate(config: ConfigDict, point: dict) -> None:
-    """Refuses unknown names, and lengths that are shorter than the shared prefix."""
-    for field in ("flat", "proportional"):
-        known(f"config.claims.{field}", config.claims[field], AVERAGES)
-    known("config.claims.cancelling", config.claims.cancelling, RULES)
-    for field in ("exact", "biased"):
-        known(f"config.claims.{field}", config.claims[field], RECIPES)
-    if not 1 <= config.shared <= config.right:
+    """Refuses a right answer that is shorter than the shared prefix."""
+    if config.shared > config.right:
         raise ValueError(
-            f"config.shared must be from 1 to config.right = {config.right}, got {config.shared}"
+            f"config.shared must be at most config.right = {config.right}, got {config.shared}"
         )
-    if min(config.sweep.seed) < 0:
-        raise ValueError(f"config.sweep.seed must not be negative, got {min(config.sweep.seed)}")
 
 
-def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
+def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Labelled]:
     """All of it; only the expected gradients depend on the seed."""
-    return {
-        "share": shares(config, point["sign"]),
-        "prefix": at_prefix(config, point["sign"]),
-        "pull": pulls(config, point["sign"]),
-        **expected(config, point, key),
-    }
+    exact = {"share": shares(config), "prefix": at_prefix(config), "pull": pulls(config)}
+    return exact | expected(config, point, key)
 
 
 # -------------------------------------------------------------------------------------- figures
@@ -212,45 +191,33 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
 
 def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     """Lengths, conflicts and expected gradients; and what clips leave."""
-    results = results.sel(sign=1.0)
     return {"averages": _averages(config, results), "clips": _clips(config, results)}
 
 
 def _averages(config: ConfigDict, results: xr.Dataset) -> Picture:
-    figure, axes = plt.subplots(1, 3, figsize=(11.6, 3.9))
-    at = results.isel(seed=0)
-    markers = dict(zip(AVERAGES, ("o-", "s-", "^--"), strict=True))
-    for (name, method), colour in zip(AVERAGES.items(), COLORS, strict=False):
-        axes[0].plot(
-            config.lengths, at.share.sel(average=name), markers[name], color=colour,
-            label=f"{name} ({method})", markersize=5,
-        )  # fmt: skip
-        axes[1].plot(
-            config.lengths, at.prefix.sel(rule=name), markers[name], color=colour, markersize=5
-        )
-    axes[1].plot(
-        config.lengths, at.prefix.sel(rule="conflict weights"), "D:", color=COLORS[3],
-        label="sequence, conflict weights (GTPO)", markersize=5,
-    )  # fmt: skip
-    axes[1].axvline(config.right, color="#707070", linewidth=0.8)
-    axes[0].set(xscale="log", yscale="log", xlabel="length, tokens", ylabel="share of the gradient")
-    axes[0].legend(title="average over", fontsize="small", title_fontsize="small")
-    axes[1].set(
-        xscale="log", xlabel="length of the wrong answer, tokens",
-        ylabel="ascent on a shared token",
-    )  # fmt: skip
-    axes[1].set_ylim(None, 3)
-    axes[1].legend(fontsize="small")
-    for axis in axes[:2]:
+    figure, (left, middle, right) = panels(3, width=3.9, height=3.9)
+    at, small = results.isel(seed=0), {"fontsize": "small", "title_fontsize": "small"}
+    titles = [f"{name} ({recipe})" for name, recipe in AVERAGES.items()]
+    curves(left, "length", at.share.assign_coords(average=titles), "average", marker=True)
+    rules = [*AVERAGES, "sequence, conflict weights (GTPO)"]
+    curves(middle, "length", at.prefix.assign_coords(rule=rules), "rule", marker=True)
+    middle.axvline(config.right, color="#707070", linewidth=0.8)
+    left.set_yscale("log")
+    left.set(xlabel="length, tokens", ylabel="share of the gradient")
+    middle.set(xlabel="length of the wrong answer, tokens", ylabel="ascent on a shared token")
+    middle.set_ylim(None, 3)
+    left.legend(title="average over", **small)
+    middle.legend(handles=middle.lines[3:4], fontsize="small")
+    for axis in (left, middle):
         axis.set_xscale("log", base=2)
-        axis.set_xticks(config.lengths, config.lengths)
+        ticks(axis, x=config.lengths)
     for row, name in enumerate(RECIPES):
         values = results.cosine.sel(recipe=name)
-        axes[2].plot(values, np.full(values.shape, row), "|", color=COLORS[5], markersize=12)
-        axes[2].plot(values.median(), row, "o", color=COLORS[0], markersize=6)
-    axes[2].set_yticks(range(len(RECIPES)), list(RECIPES))
-    axes[2].invert_yaxis()
-    axes[2].set(xlabel="cosine of the expected gradient to ∇E[r]", xlim=(None, 1.01))
+        right.plot(values, np.full(values.shape, row), "|", color=COLORS[5], markersize=12)
+        right.plot(values.median(), row, "o", color=COLORS[0], markersize=6)
+    right.set_yticks(range(len(RECIPES)), list(RECIPES))
+    right.invert_yaxis()
+    right.set(xlabel="cosine of the expected gradient to ∇E[r]", xlim=(None, 1.01))
     return Picture(
         figure,
         "Left: all sequences have the same share of the gradient only if each is averaged over its"
@@ -263,19 +230,14 @@ def _averages(config: ConfigDict, results: xr.Dataset) -> Picture:
 
 
 def _clips(config: ConfigDict, results: xr.Dataset) -> Picture:
-    figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.9))
-    at = results.pull.isel(seed=0)
-    styles = {"PPO": "-", "DAPO": "--", "dual": ":", "CISPO": "-."}
-    colours = (COLORS[0], COLORS[2], COLORS[1], COLORS[3])
+    figure, axes = panels(2, height=3.9)
     for axis, advantage in zip(axes, (1.0, -1.0), strict=True):
-        for (name, style), colour in zip(styles.items(), colours, strict=True):
-            axis.plot(
-                RATIOS, at.sel(clip=name, advantage=advantage), style, color=colour,
-                label="dual clip" if name == "dual" else name, linewidth=2,
-            )  # fmt: skip
+        for number, name in enumerate(CLIPS):
+            pull = results.pull.isel(seed=0).sel(clip=name, advantage=advantage)
+            curve(axis, "ratio", pull, label=name, linewidth=2, **style(number))
         axis.axvline(1, color="#707070", linewidth=0.8)
         axis.set(xscale="log", xlabel="ratio π/π_old", title=f"advantage {advantage:+.0f}")
-        axis.set_xticks([0.1, 0.3, 1, 3, 10], ["0.1", "0.3", "1", "3", "10"])
+        ticks(axis, x=(0.1, 0.3, 1, 3, 10))
         axis.title.set_fontsize("medium")
     axes[0].set_ylabel("what descent adds to log π")
     axes[1].legend(loc="lower left")
@@ -291,89 +253,45 @@ def _clips(config: ConfigDict, results: xr.Dataset) -> Picture:
 # --------------------------------------------------------------------------------------- claims
 
 
-def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
-    """Shares, conflicts, signs, expected gradients."""
-    chosen = config.claims
-    results = results.sel(sign=chosen.sign)
-    lengths = np.array(config.lengths, dtype=float)
-    share, prefix, pull = (results[name].isel(seed=0) for name in ("share", "prefix", "pull"))
-    flipped = {"claims.sign": -1.0}
-    flat = share.sel(average=chosen.flat).values
-    proportional = share.sel(average=chosen.proportional).values
-    rest = prefix.sel(rule="sequence").values
-    numbers = results.cosine.sel(recipe=chosen.biased)
-    return [
-        Claim(
-            "gradient-share-by-length",
-            "GRPO (arXiv:2402.03300) and DAPO (arXiv:2503.14476), by their averages",
-            "The share of the gradient of a sequence of length L is 1/n for the average over"
-            " sequences and L/sum L for that over tokens: largest differences.",
-            [
-                np.abs(flat - 1 / len(lengths)).max(),
-                np.abs(proportional - lengths / lengths.sum()).max(),
-            ],
-            high=1e-12,
-            controls=({"claims.flat": "token"}, {"claims.proportional": "sequence"}),
-        ),
-        Claim(
-            "shared-tokens-cancel",
-            "GTPO (arXiv:2508.03772), on conflicting tokens",
-            "A token that a right and a wrong answer share has no gradient in an average over"
-            " tokens or with a constant, whatever their lengths: largest, in units of the right"
-            " answer alone.",
-            [abs(prefix.sel(rule=rule)).max() for rule in (chosen.cancelling, "constant")],
-            high=1e-12,
-            controls=({"claims.cancelling": "sequence"},),
-        ),
-        Claim(
-            "an-average-over-sequences-leaves-a-rest",
-            "derived from GRPO's average; GTPO's weights as in its toy",
-            f"Averaged over each sequence it has `1 - {config.right}/L`, L the length of the wrong"
-            " answer; with GTPO's weights 2, that of the right answer twice: differences.",
-            [
-                np.abs(rest - (1 - config.right / lengths)).max(),
-                abs(prefix.sel(rule="conflict weights") - 2).max(),
-            ],
-            high=1e-12,
-            controls=(flipped,),
-        ),
-        Claim(
-            "clips-leave-the-sign",
-            "PPO (arXiv:1707.06347), DAPO (2503.14476), RPG (2505.17508), MiniMax-M1 (2506.13585)",
-            "What descent adds to log pi, against the formula: `w A`, 0 where a token is clipped,"
-            " for CISPO `min(w, bound) A`; largest difference over ratios from .1 to 10.",
-            np.abs(pull.transpose("clip", "advantage", "ratio").values - _formula(config)).max(),
-            high=1e-12,
-            controls=(flipped,),
-        ),
-        Claim(
-            "only-rloo-is-unbiased",
-            "Ahmadian et al. 2024 (arXiv:2402.14740); Dr. GRPO (arXiv:2503.20783)",
-            "Relative error of RLOO's expected gradient over all groups of two, largest over draws;"
-            " and of Dr. GRPO's from half of it, (n - 1)/n at n = 2, by factor and direction.",
-            [
-                float(results.error.sel(recipe=chosen.exact).max()),
-                float(abs(results.factor.sel(recipe="Dr. GRPO") - 0.5).max()),
-                float(abs(results.cosine.sel(recipe="Dr. GRPO") - 1).max()),
-            ],
-            high=1e-12,
-            controls=({"claims.exact": "GRPO"}, flipped),
-        ),
-        Claim(
-            "averages-by-length-change-the-direction",
-            "Dr. GRPO (arXiv:2503.20783), on the bias by length; the bound is chosen here",
-            "Cosine of GRPO's expected gradient to that of the expected reward, mean over draws:"
-            " the right half-space, but not the right direction.",
-            float(numbers.mean()),
-            low=0.5,
-            high=0.9999,
-            controls=({"claims.biased": "RLOO"}, flipped),
-        ),
-    ]
+@claim(
+    source="GRPO (arXiv:2402.03300) and DAPO (arXiv:2503.14476), by their averages",
+    wrong=({"flat": "token"}, {"proportional": "sequence"}),
+)
+def gradient_share_by_length(
+    results: xr.Dataset, flat: str = "sequence", proportional: str = "token"
+) -> Finding:
+    """The share of the gradient of a sequence of length L is 1/n for the average over sequences and
+    L/sum L for that over tokens: largest differences."""
+    share, length = results.share.isel(seed=0), results.length
+    equal = share.sel(average=flat) - 1 / length.size
+    by_length = share.sel(average=proportional) - length / length.sum()
+    return at_most(1e-12, (abs(equal).max(), abs(by_length).max()))
 
 
-def _formula(config: ConfigDict) -> np.ndarray:
-    """`[clip, advantage, ratio]`."""
+@claim(
+    source="GTPO (arXiv:2508.03772), on conflicting tokens",
+    wrong=({"average": "sequence"}, {"average": "conflict weights"}),
+)
+def shared_tokens_cancel(results: xr.Dataset, average: str = "token") -> Finding:
+    """A token that a right and a wrong answer share has no gradient in an average over tokens or
+    with a constant, whatever their lengths: largest, in units of the right answer alone."""
+    prefix = results.prefix.isel(seed=0)
+    return at_most(1e-12, [abs(prefix.sel(rule=rule)).max() for rule in (average, "constant")])
+
+
+@claim(source="derived from GRPO's average; GTPO's weights as in its toy", reruns=(FLIPPED,))
+def average_over_sequences_leaves_a_rest(results: xr.Dataset, config: ConfigDict) -> Finding:
+    """Averaged over each sequence a shared token has `1 - R/L` of the gradient, R and L the lengths
+    of the right and the wrong answer; with GTPO's weights it has that of the right answer twice:
+    differences."""
+    prefix = results.prefix.isel(seed=0)
+    rest = prefix.sel(rule="sequence") - (1 - config.right / results.length)
+    doubled = prefix.sel(rule="conflict weights") - 2
+    return at_most(1e-12, (abs(rest).max(), abs(doubled).max()))
+
+
+def clipped_by_formula(config: ConfigDict) -> np.ndarray:
+    """`[clip, advantage, ratio]` what descent adds to log pi."""
     w = RATIOS
     up, down = 1 + config.high, 1 - config.low
     falling = np.where(w < down, 0, -w)
@@ -384,3 +302,41 @@ def _formula(config: ConfigDict) -> np.ndarray:
         [np.where(w > up, 0, w), np.where(w > config.ceiling, 0, falling)],
         [cispo, -cispo],
     ])  # fmt: skip
+
+
+@claim(
+    source="PPO (arXiv:1707.06347), DAPO (2503.14476), RPG (2505.17508), MiniMax-M1 (2506.13585)",
+    reruns=(FLIPPED,),
+    wrong=({"clips": ("PPO", "PPO", "dual clip", "CISPO")},),
+)
+def clips_leave_the_sign(
+    results: xr.Dataset, config: ConfigDict, clips: tuple[str, ...] = CLIPS
+) -> Finding:
+    """What descent adds to log pi, against the formula: `w A`, 0 where a token is clipped, for
+    CISPO `min(w, bound) A`; largest difference over ratios from .1 to 10."""
+    pull = results.pull.isel(seed=0).sel(clip=list(clips)).transpose("clip", "advantage", "ratio")
+    return at_most(1e-12, abs(pull.values - clipped_by_formula(config)).max())
+
+
+@claim(
+    source="Ahmadian et al. 2024 (arXiv:2402.14740); Dr. GRPO (arXiv:2503.20783)",
+    reruns=(FLIPPED,),
+    wrong=({"recipe": "GRPO"}, {"recipe": "DAPO"}),
+)
+def only_rloo_is_unbiased(results: xr.Dataset, recipe: str = "RLOO") -> Finding:
+    """Relative error of RLOO's expected gradient over all groups of two, largest over draws; and of
+    Dr. GRPO's from half of it, (n - 1)/n at n = 2, by factor and direction."""
+    half = results.sel(recipe="Dr. GRPO")
+    deviations = abs(half.factor - 0.5), abs(half.cosine - 1)
+    return at_most(1e-12, [results.error.sel(recipe=recipe).max(), *(x.max() for x in deviations)])
+
+
+@claim(
+    source="Dr. GRPO (arXiv:2503.20783), on the bias by length; the bound is chosen here",
+    reruns=(FLIPPED,),
+    wrong=({"recipe": "RLOO"},),
+)
+def averages_by_length_change_the_direction(results: xr.Dataset, recipe: str = "GRPO") -> Finding:
+    """Cosine of GRPO's expected gradient to that of the expected reward, mean over draws: the right
+    half-space, but not the right direction."""
+    return between(0.5, results.cosine.sel(recipe=recipe).mean(), 0.9999)
