@@ -28,8 +28,6 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config.bandwidths = {"smoke": (0.25, 1.0)}.get(scale, (0.25, 0.5, 1.0, 1.5, 2.0))
     config.samples = 1000
     config.repeats = {"smoke": 3, "quick": 16, "full": 64}[scale]
-    # Whether its target has the kernel's variance in it.
-    config.smoothed = True
     config.training = {
         "smoke": defaults.training(110, record_every=1, checkpoint_every=110),
         "quick": defaults.training(1200, record_every=1, checkpoint_every=400),

@@ -15,15 +15,13 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Sizes by scale; 32,000 categories are those of the published table."""
     config = defaults.get_config("estimation/half_precision", scale)
-    config.precision = "float64"  # of the reference; half precision is cast to explicitly
     config.vocabulary = {"smoke": 4000, "quick": 32000, "full": 32000}[scale]
     config.equal_vocabulary = {"smoke": 50_000, "quick": 250_000, "full": 250_000}[scale]
     # Standard deviation of the target's logits.
     config.logit_scale = 2.0
-    # What has to be accurate: or "naive" or "optax", which are not.
-    config.implementation = "library"
-    # What is claimed to be inaccurate: or "library", which is not.
-    config.compared = "naive"
+    # Inside of the gradients by the library, and by formulas as they are customarily written.
+    config.library_arithmetic = "float32"
+    config.naive_arithmetic = "bfloat16"
     config.lanes = 2
     config.sweep = ConfigDict(
         {

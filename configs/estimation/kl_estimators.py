@@ -18,6 +18,10 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config = defaults.get_config("estimation/kl_estimators", scale)
     config.samples = {"smoke": 10_000, "quick": 100_000, "full": 1_000_000}[scale]
     config.actions = 4
+    # Whose samples the moments and the on-policy gradients are of: or the "reference"'s.
+    config.sampled_from = "policy"
+    # Whether automatic differentiation sees the importance ratio: or "detached".
+    config.ratio = "differentiated"
     config.lanes = {"smoke": 8, "quick": 16, "full": 4}[scale]
     config.sweep = ConfigDict(
         {
@@ -44,16 +48,6 @@ def get_config(scale: str = "quick") -> ConfigDict:
                 ),
             }[scale],
             "seed": tuple(range({"smoke": 4, "quick": 16, "full": 64}[scale])),
-        }
-    )
-    config.claims = ConfigDict(
-        {
-            # Whose samples are called on-policy: or those of the "reference".
-            "sampled_from": "policy",
-            # Losses that are claimed to be exact off-policy.
-            "exact": ("ratio k1", "ratio k3", "k1 in reward"),
-            # Losses of the published gradients, in their order.
-            "numbers": ("ratio k3", "ratio k2", "k3"),
         }
     )
     return config

@@ -43,7 +43,7 @@ TITLES = {
     "le_cam": "Le Cam",
     "alpha": "alpha = 1/2",
     "tsallis": "Tsallis, index 2",
-    "chi2_kl": "χ² + KL",
+    "chi2_kl": "χ²/2 + KL",
     "renyi": "Rényi, order 2",
     "bhattacharyya": "Bhattacharyya",
     "cauchy_schwarz": "Cauchy-Schwarz",
