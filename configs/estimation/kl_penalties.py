@@ -14,25 +14,16 @@ from configs import defaults
 
 
 def get_config(scale: str = "quick") -> ConfigDict:
-    """The published draw is seed 0; the other seeds say how much of it is that draw."""
+    """The reference numbers are of seed 0; the other seeds say how much of it is that draw."""
     config = defaults.get_config("estimation/kl_penalties", scale)
     # Whose samples the gradient is averaged over: or "reference".
     config.sampled_from = "policy"
     # What sequence-mean divides by: the sequence's own "length", or the "longest" for all.
     config.mean_over = "length"
+    # What the reward to go of a token is: all that is "to go", or its "own token" alone.
+    config.credit = "to go"
     # Of gradient descent; the source gives none, and its numbers are those of 1.
-    config.rate = 1.0
+    config.step_size = 1.0
     config.training = defaults.training(2000, record_every=2, checkpoint_every=1000)
     config.sweep = ConfigDict({"seed": tuple(range({"smoke": 2, "quick": 16, "full": 64}[scale]))})
-    config.claims = ConfigDict(
-        {
-            # The descents that the claims are about.
-            "audited": "k1 sequence-mean",
-            "right": "k1 reward-to-go",
-            "still": "k1 token-sum",
-            # Where k2 stands.
-            "exact_k2": "whole-sequence",
-            "inexact_k2": "token-sum",
-        }
-    )
     return config
