@@ -1,0 +1,101 @@
+"""Sphinx: pages by hand in MyST, and pages that are written from code and results at each build."""
+
+import ast
+import inspect
+import pathlib
+import re
+import sys
+import textwrap
+
+from docutils import nodes
+from docutils.parsers.rst import roles
+from sphinx.addnodes import pending_xref
+
+HERE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from docs.generate import site  # noqa: E402
+
+project = "jdiv"
+author = "The jdiv authors"
+copyright = "The jdiv authors"
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build", "_data", "_generated/*.part.md", "generate"]
+# Two classes of one name: an annotation is not linked to either.
+suppress_warnings = ["ref.python"]
+
+html_theme = "sphinx_book_theme"
+html_title = "jdiv"
+html_static_path = ["_static"]
+html_css_files = ["jdiv.css"]
+html_copy_source = False
+html_show_copyright = False
+html_theme_options = {
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+    "home_page_in_toc": False,
+}
+
+myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_timeout = 120
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+add_module_names = False
+python_maximum_signature_line_length = 78
+default_role = "formula"
+
+
+def formula(name, rawtext, text, lineno, inliner, options=None, content=()):
+    """What stands in backticks: a link where it is a name of jdiv, code where it is a formula."""
+    code = nodes.literal(rawtext, text, classes=["code"])
+    if not re.fullmatch(r"[A-Za-z_][\w.]*(\(\))?", text):
+        return [code], []
+    env = inliner.document.settings.env
+    link = pending_xref(
+        rawtext, code, refdomain="py", reftype="obj", reftarget=text.removesuffix("()"),
+        refdoc=env.docname, refexplicit=False, refwarn=False,
+    )  # fmt: skip
+    link["py:module"], link["py:class"] = env.ref_context.get("py:module"), None
+    return [link], []
+
+
+def signature(app, what, name, obj, options, shown, returned):
+    """The signature as it is written, `log_probs: PerToken`, and not what the names stand for."""
+    if what not in ("function", "method"):
+        return ("", returned) if what == "class" and issubclass(obj, tuple) else None
+    try:
+        source = textwrap.dedent(inspect.getsource(inspect.unwrap(obj)))
+        definition = ast.parse(source).body[0]
+    except (OSError, TypeError, SyntaxError):
+        return None
+    if not isinstance(definition, ast.FunctionDef):
+        return None
+    arguments = definition.args
+    if what == "method" and not isinstance(inspect.getattr_static(obj, "__func__", obj), staticmethod):
+        ordered = arguments.posonlyargs or arguments.args
+        del ordered[:1]
+    result = definition.returns and ast.unparse(definition.returns)
+    return f"({ast.unparse(arguments)})", result
+
+
+def docstring(app, what, name, obj, options, lines):
+    """Bars and stars of prose are no markup."""
+    for number, line in enumerate(lines):
+        pieces = re.split(r"(``.*?``|`[^`]*`)", line)
+        pieces[::2] = [re.sub(r"(?<!\\)\|", r"\\|", piece) for piece in pieces[::2]]
+        lines[number] = "".join(pieces)
+
+
+def setup(app):
+    """Writes the generated pages, then Sphinx finds them."""
+    roles.register_local_role("formula", formula)
+    site.write(HERE)
+    app.connect("autodoc-process-signature", signature)
+    app.connect("autodoc-process-docstring", docstring)
