@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import pathlib
 import re
 import sys
@@ -13,6 +14,7 @@ from sphinx.addnodes import pending_xref
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
+os.environ |= {"PYTHONPATH": str(HERE.parent), "JAX_PLATFORMS": "cpu"}  # Of notebooks.
 
 from docs.generate import site  # noqa: E402
 
@@ -20,7 +22,7 @@ project = "jdiv"
 author = "The jdiv authors"
 copyright = "The jdiv authors"
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
-exclude_patterns = ["_build", "_data", "_generated/*.part.md", "generate"]
+exclude_patterns = ["_build", "_data", "**.part.md", "generate"]
 # Two classes of one name: an annotation is not linked to either.
 suppress_warnings = ["ref.python"]
 
@@ -36,6 +38,14 @@ html_theme_options = {
     "use_download_button": False,
     "use_fullscreen_button": False,
     "home_page_in_toc": False,
+    # Wide tables have the room instead.
+    "secondary_sidebar_items": {
+        "**": ["page-toc"],
+        "kl_terms": [],
+        "edges": [],
+        "papers": [],
+        "results/*": [],
+    },
 }
 
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
@@ -78,9 +88,8 @@ def signature(app, what, name, obj, options, shown, returned):
     if not isinstance(definition, ast.FunctionDef):
         return None
     arguments = definition.args
-    if what == "method" and not isinstance(inspect.getattr_static(obj, "__func__", obj), staticmethod):
-        ordered = arguments.posonlyargs or arguments.args
-        del ordered[:1]
+    if what == "method":
+        del (arguments.posonlyargs or arguments.args)[:1]
     result = definition.returns and ast.unparse(definition.returns)
     return f"({ast.unparse(arguments)})", result
 

@@ -24,20 +24,17 @@ GROUPS = {
 
 def write(folder: pathlib.Path) -> None:
     """Writes `index.md`, a page for each group and one for each module."""
-    groups = {}
+    groups, pages, covered = {}, {}, set()
     for stem, (title, packages) in GROUPS.items():
         found = [module for package in packages for module in source.modules(package)]
         if found:
-            groups[stem] = title
-            markdown.save(folder / f"{stem}.md", group(title, packages, found))
-            for module in found:
-                markdown.save(folder / f"{module}.md", page(module))
-    covered = [module for _, packages in GROUPS.values() for package in packages
-               for module in source.modules(package)]  # fmt: skip
-    missing = set(source.modules("jdiv")) - set(covered)
+            groups[stem], covered = title, covered | set(found)
+            pages[f"{stem}.md"] = group(title, packages, found)
+            pages |= {f"{module}.md": page(module) for module in found}
+    missing = set(source.modules("jdiv")) - covered
     if missing:
         raise ValueError(f"in no group of docs/generate/api.py: {', '.join(sorted(missing))}")
-    markdown.save(folder / "index.md", index(groups))
+    markdown.save_all(folder, {"index.md": index(groups), **pages})
 
 
 def index(groups: dict[str, str]) -> str:

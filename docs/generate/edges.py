@@ -155,7 +155,9 @@ def torch_functions() -> dict[str, dict[tuple[str, str], Callable]]:
         return Liger.distillation_loss_fn(q[None], p[None], beta=beta).sum()
 
     kl = {
-        ("PyTorch", "nn.functional.kl_div"): lambda p, q: F.kl_div(log(q), soft(p), reduction="sum"),
+        ("PyTorch", "nn.functional.kl_div"): lambda p, q: F.kl_div(
+            log(q), soft(p), reduction="sum"
+        ),
         ("PyTorch", "nn.functional.kl_div(log_target=True)"): (
             lambda p, q: F.kl_div(log(q), log(p), reduction="sum", log_target=True)
         ),

@@ -17,15 +17,13 @@ from jax import Array
 
 from experiments.estimation import kl_penalties as language
 from jdiv import divergences as dv
-from jdiv import numerics
 from jdiv.estimators import kl_k1, kl_k2, kl_k3
-from jdiv.policy import group as clipped
-from jdiv.policy import group as kl_terms
+from jdiv.policy import clipped, kl_terms, tokens
 
 DATA = pathlib.Path(__file__).parents[1] / "_data" / "kl_terms.json"
 ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 LAG, STEPS = 0.5, 2000
-"""Standard deviation of the old policy's logits around the policy's; steps of descent, of size 1."""
+"""Standard deviation of the old policy's logits around the policy's; descent in steps of 1."""
 
 
 def drawn() -> tuple[Array, Array, Array]:
@@ -33,15 +31,17 @@ def drawn() -> tuple[Array, Array, Array]:
     generator = np.random.default_rng(0)
     shape = 2**language.LONGEST - 1, 3
     policy, reference = generator.standard_normal((2, *shape))
-    return jnp.asarray(policy), jnp.asarray(reference), jnp.asarray(
-        policy + LAG * generator.standard_normal(shape)
+    return (
+        jnp.asarray(policy),
+        jnp.asarray(reference),
+        jnp.asarray(policy + LAG * generator.standard_normal(shape)),
     )
 
 
 def at_each_token(logits: Array, reference: Array) -> Array:
-    """Exact KL `[s, longest]` of the next token's distribution after each prefix, 0 behind the end."""
-    prefixes, tokens, _ = language.enumerated()
-    return jnp.where(tokens >= 0, dv.kl(logits, reference)[prefixes], 0)
+    """Exact KL `[s, longest]` of the next token after each prefix, 0 behind the end."""
+    prefixes, symbols, _ = language.enumerated()
+    return jnp.where(symbols >= 0, dv.kl(logits, reference)[prefixes], 0)
 
 
 def penalties(logits: Array, reference: Array, old: Array | None = None) -> dict[str, Array]:
@@ -53,8 +53,8 @@ def penalties(logits: Array, reference: Array, old: Array | None = None) -> dict
     log_probs, ref_log_probs = language.log_tokens(logits), language.log_tokens(reference)
     still = jax.lax.stop_gradient(log_probs)
     before = still if old is None else language.log_tokens(old)
-    _, tokens, lengths = language.enumerated()
-    mask, length = jnp.asarray(tokens >= 0), jnp.asarray(lengths.astype(np.float64))
+    _, symbols, lengths = language.enumerated()
+    mask, length = jnp.asarray(symbols >= 0), jnp.asarray(lengths.astype(np.float64))
     nothing = jnp.zeros(len(lengths))
     follow = functools.partial(clipped.cispo, log_probs, before, mask=mask, high=jnp.inf)
     weight = jnp.exp(still.sum(axis=1) - before.sum(axis=1))
@@ -69,15 +69,15 @@ def penalties(logits: Array, reference: Array, old: Array | None = None) -> dict
             nothing, log_probs, ref_log_probs, mask, coefficient=1.0, **of
         )
         found |= {
-            f"reward to go, {name}": follow(kl_terms.to_go(rewards, mask)).loss.sum(axis=1),
+            f"reward to go, {name}": follow(tokens.to_go(rewards, mask)).loss.sum(axis=1),
             f"reward of the sequence, {name}": follow(rewards.sum(axis=1)).loss.sum(axis=1),
             f"loss, summed over tokens, {name}": token().sum(axis=1),
             f"loss, averaged over each sequence, {name}": token().sum(axis=1) / length,
             f"loss, of the whole sequence, {name}": whole(),
             f"loss, weights of tokens, {name}": token(old_log_probs=before).sum(axis=1),
-            f"loss, weights of prefixes, {name}": token(
-                old_log_probs=before, weights="prefix"
-            ).sum(axis=1),
+            f"loss, weights of prefixes, {name}": token(old_log_probs=before, weights="prefix").sum(
+                axis=1
+            ),
             f"loss, weight of the sequence, {name}": whole(old_log_probs=before),
         }
         if old is not None:
@@ -87,7 +87,7 @@ def penalties(logits: Array, reference: Array, old: Array | None = None) -> dict
                 f"loss, weights of tokens at most 2, {name}": (within * token()).sum(axis=1),
             }
     every = at_each_token(logits, reference)
-    later = kl_terms.to_go(jax.lax.stop_gradient(every), mask) - jax.lax.stop_gradient(every)
+    later = tokens.to_go(jax.lax.stop_gradient(every), mask) - jax.lax.stop_gradient(every)
     found["loss, summed over tokens, full"] = every.sum(axis=1)
     found["loss, averaged over each sequence, full"] = every.sum(axis=1) / length
     found["loss, and reward of later tokens, full"] = every.sum(axis=1) + (

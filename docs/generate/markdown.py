@@ -2,7 +2,7 @@
 
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 
 def save(path: pathlib.Path, text: str) -> None:
@@ -10,6 +10,15 @@ def save(path: pathlib.Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
+
+
+def save_all(folder: pathlib.Path, pages: Mapping[str, str], *, keep: Collection[str] = ()) -> None:
+    """Writes the pages by name into the folder; others are removed, but for those to keep."""
+    for name, text in pages.items():
+        save(folder / name, text)
+    for old in folder.glob("*.md"):
+        if old.name not in pages and old.name not in keep:
+            old.unlink()
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, classes: str = "") -> str:
@@ -52,4 +61,6 @@ def number(value: float | None, digits: int = 3) -> str:
         return "∞" if value > 0 else "-∞"
     if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e5):
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
-    return f"{value:.{digits}g}" if abs(value) >= 1 else f"{value:.{digits}f}".rstrip("0").rstrip(".")
+    return (
+        f"{value:.{digits}g}" if abs(value) >= 1 else f"{value:.{digits}f}".rstrip("0").rstrip(".")
+    )

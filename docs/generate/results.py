@@ -122,10 +122,9 @@ def write(folder: pathlib.Path, records: dict[str, dict[str, Any]]) -> None:
     areas = {}
     for name, record in records.items():
         areas.setdefault(name.partition("/")[0], {})[name] = record
-    for area, here in areas.items():
-        markdown.save(folder / f"{area}.md", page(area, here))
-    markdown.save(folder / "summary.part.md", summary(records))
-    markdown.save(folder / "areas.part.md", markdown.toctree(areas))
+    pages = {f"{area}.md": page(area, here) for area, here in areas.items()}
+    parts = {"summary.part.md": summary(records), "areas.part.md": markdown.toctree(areas)}
+    markdown.save_all(folder, pages | parts, keep=("index.md",))
 
 
 def summary(records: dict[str, dict[str, Any]]) -> str:
@@ -263,9 +262,12 @@ def bound(ends: list) -> str:
     least, most = (", ".join(map(short, dict.fromkeys(x))) for x in (low, high))
     if max(len(low), len(high)) > FEW:
         count = max(len(low), len(high))
-        ends = [short(min(low))] * bool(low), [short(max(high))] * bool(high)
-        joined = " to ".join(ends[0] + ends[1])
-        return f"within {joined}, {count} numbers" if low and high else f"{'≥' if low else '≤'} {joined}"
+        joined = " to ".join(short(pick(x)) for pick, x in ((min, low), (max, high)) if x)
+        return (
+            f"within {joined}, {count} numbers"
+            if low and high
+            else f"{'≥' if low else '≤'} {joined}"
+        )
     if not low:
         return f"≤ {most}" if high else "any"
     if not high:

@@ -70,8 +70,8 @@ def items(module: str) -> list[Item]:
 def tagged(docstring: str, tag: str) -> list[str]:
     """The paragraphs that begin with the tag, without it, each in one line.
 
-    >>> tagged("A sum.\\n\\nReference: Euler 1740,\\npage 3.\\nReconstructed: the sign.", "Reference")
-    ['Euler 1740, page 3.']
+    >>> tagged("A sum.\\n\\nReference: Euler,\\npage 3.\\nReconstructed: the sign.", "Reference")
+    ['Euler, page 3.']
     """
     found = re.findall(rf"^{tag}: (.+?)(?=\n\s*\n|\n[A-Z][a-z]+: |\Z)", docstring, re.M | re.S)
     return [" ".join(text.split()) for text in found]
