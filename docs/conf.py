@@ -38,14 +38,10 @@ html_theme_options = {
     "use_download_button": False,
     "use_fullscreen_button": False,
     "home_page_in_toc": False,
-    # Wide tables have the room instead.
-    "secondary_sidebar_items": {
-        "**": ["page-toc"],
-        "kl_terms": [],
-        "edges": [],
-        "papers": [],
-        "results/*": [],
-    },
+    # Pages with the widest tables have the room of it.
+    "secondary_sidebar_items": dict.fromkeys(
+        ("index", "concepts", "tutorials/*", "results/*", "api/*"), ["page-toc"]
+    ),
 }
 
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
