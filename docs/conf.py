@@ -39,9 +39,9 @@ html_theme_options = {
     "use_fullscreen_button": False,
     "home_page_in_toc": False,
     # Pages with the widest tables have the room of it.
-    "secondary_sidebar_items": dict.fromkeys(
-        ("index", "concepts", "tutorials/*", "results/*", "api/*"), ["page-toc"]
-    ),
+    "secondary_sidebar_items": {
+        pages: ["page-toc"] for pages in ("index", "concepts", "tutorials/*", "results/*", "api/*")
+    },
 }
 
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]

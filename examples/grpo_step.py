@@ -60,7 +60,7 @@ def step(params, state, ref_params, key, *, optimizer):
     answers, mask = sample(params, key)
     old, ref = log_probs_of(params, answers), log_probs_of(ref_params, answers)
     rewards = jnp.sum(jnp.where(mask, answers == 3, 0), axis=-1).astype(old.dtype)
-    paid = kl_terms.kl_rewards(jnp.zeros_like(rewards), old, ref, mask, coefficient=BETA)
+    paid = kl_terms.kl_rewards(old, ref, jnp.zeros_like(rewards), mask, coefficient=BETA)
     each = advantages.grpo_advantages(rewards)[..., None] + tokens.to_go(paid, mask)
     batch = {"answers": answers, "mask": mask, "old": old, "ref": ref, "advantages": each}
     for _ in range(2):

@@ -3,13 +3,13 @@
 import json
 import pathlib
 import re
-import tomllib
 
 import jax
 import numpy as np
 import pytest
 import yaml
 
+import jdiv
 from docs.generate import kl_terms, papers, results, source
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -79,8 +79,7 @@ def test_no_line_of_a_page_is_longer_than_code():
 
 def test_citation():
     found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert found["version"] == version
+    assert found["version"] == jdiv.__version__
     assert found["authors"] == [{"name": "The jdiv authors"}]
 
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from experiments.estimation import kl_penalties as language
 from jdiv import divergences as dv
 from jdiv.estimators import kl_k1, kl_k2, kl_k3
+from jdiv.lm import tabular
 from jdiv.policy import clipped, kl_terms, tokens
 
 DATA = pathlib.Path(__file__).parents[1] / "_data" / "kl_terms.json"
@@ -29,7 +29,7 @@ LAG, STEPS = 0.5, 2000
 def drawn() -> tuple[Array, Array, Array]:
     """Logits of the policy, the reference and an older policy."""
     generator = np.random.default_rng(0)
-    shape = 2**language.LONGEST - 1, 3
+    shape = tabular.table_shape(3)
     policy, reference = generator.standard_normal((2, *shape))
     return (
         jnp.asarray(policy),
@@ -40,8 +40,8 @@ def drawn() -> tuple[Array, Array, Array]:
 
 def at_each_token(logits: Array, reference: Array) -> Array:
     """Exact KL `[s, longest]` of the next token after each prefix, 0 behind the end."""
-    prefixes, symbols, _ = language.enumerated()
-    return jnp.where(symbols >= 0, dv.kl(logits, reference)[prefixes], 0)
+    sequences = tabular.enumerate_sequences(logits.shape)
+    return jnp.where(sequences.mask, dv.kl(logits, reference)[sequences.prefixes], 0)
 
 
 def penalties(logits: Array, reference: Array, old: Array | None = None) -> dict[str, Array]:
@@ -50,12 +50,13 @@ def penalties(logits: Array, reference: Array, old: Array | None = None) -> dict
     With an older policy the weights are those of samples of it, and terms without weight are left
     as they are.
     """
-    log_probs, ref_log_probs = language.log_tokens(logits), language.log_tokens(reference)
+    log_probs, ref_log_probs = tabular.token_log_probs(logits), tabular.token_log_probs(reference)
     still = jax.lax.stop_gradient(log_probs)
-    before = still if old is None else language.log_tokens(old)
-    _, symbols, lengths = language.enumerated()
-    mask, length = jnp.asarray(symbols >= 0), jnp.asarray(lengths.astype(np.float64))
-    nothing = jnp.zeros(len(lengths))
+    before = still if old is None else tabular.token_log_probs(old)
+    sequences = tabular.enumerate_sequences(logits.shape)
+    mask = jnp.asarray(sequences.mask)
+    length = jnp.asarray(sequences.lengths.astype(np.float64))
+    nothing = jnp.zeros(len(length))
     follow = functools.partial(clipped.cispo, log_probs, before, mask=mask, high=jnp.inf)
     weight = jnp.exp(still.sum(axis=1) - before.sum(axis=1))
     found = {}
@@ -66,7 +67,7 @@ def penalties(logits: Array, reference: Array, old: Array | None = None) -> dict
             kl_terms.sequence_kl_penalty, log_probs, ref_log_probs, mask, **of
         )
         rewards = kl_terms.kl_rewards(
-            nothing, log_probs, ref_log_probs, mask, coefficient=1.0, **of
+            log_probs, ref_log_probs, nothing, mask, coefficient=1.0, **of
         )
         found |= {
             f"reward to go, {name}": follow(tokens.to_go(rewards, mask)).loss.sum(axis=1),
@@ -75,9 +76,9 @@ def penalties(logits: Array, reference: Array, old: Array | None = None) -> dict
             f"loss, averaged over each sequence, {name}": token().sum(axis=1) / length,
             f"loss, of the whole sequence, {name}": whole(),
             f"loss, weights of tokens, {name}": token(old_log_probs=before).sum(axis=1),
-            f"loss, weights of prefixes, {name}": token(old_log_probs=before, weights="prefix").sum(
-                axis=1
-            ),
+            f"loss, weights of prefixes, {name}": token(
+                old_log_probs=before, log_weight=kl_terms.prefix_log_ratio
+            ).sum(axis=1),
             f"loss, weight of the sequence, {name}": whole(old_log_probs=before),
         }
         if old is not None:
@@ -109,13 +110,13 @@ def values(logits: Array, reference: Array) -> dict[str, Array]:
 @jax.jit
 def audited(policy: Array, reference: Array, old: Array) -> dict[str, dict[str, Array]]:
     """Bias, standard deviations, errors of the gradient and what it does to the length."""
-    probs = jnp.exp(language.log_sequences(policy))
-    old_probs = jnp.exp(language.log_sequences(old))
-    ref_probs = jnp.exp(language.log_sequences(reference))
-    true = language.kl(policy, reference)
-    right = jax.grad(language.kl)(policy, reference)
-    other = jax.grad(language.kl, 1)(reference, policy)
-    longer = jax.grad(language.mean_length)(reference)
+    probs = jnp.exp(tabular.sequence_log_probs(policy))
+    old_probs = jnp.exp(tabular.sequence_log_probs(old))
+    ref_probs = jnp.exp(tabular.sequence_log_probs(reference))
+    true = tabular.kl(policy, reference)
+    right = jax.grad(tabular.kl)(policy, reference)
+    other = jax.grad(tabular.kl, 1)(reference, policy)
+    longer = jax.grad(tabular.mean_length)(reference)
     by_sample = jax.jacfwd(penalties)(policy, reference)
     by_old = jax.jacfwd(penalties)(policy, reference, old)
     at_reference = jax.jacfwd(penalties)(reference, reference)
@@ -153,7 +154,7 @@ def descended(policy: Array, reference: Array) -> tuple[Array, Array]:
 
     def one(logits: Array, index: Array) -> Array:
         terms = jnp.stack([x for _, x in sorted(penalties(logits, reference).items())])
-        return terms[index] @ jax.lax.stop_gradient(jnp.exp(language.log_sequences(logits)))
+        return terms[index] @ jax.lax.stop_gradient(jnp.exp(tabular.sequence_log_probs(logits)))
 
     count = len(jax.eval_shape(penalties, policy, reference))
     slopes = jax.vmap(jax.grad(one))
@@ -163,8 +164,8 @@ def descended(policy: Array, reference: Array) -> tuple[Array, Array]:
 
     start = jnp.broadcast_to(policy, (count, *policy.shape))
     last = jax.lax.fori_loop(0, STEPS, step, start)
-    kl = jax.vmap(language.kl, (0, None))(last, reference)
-    return jax.vmap(language.mean_length)(last), kl
+    kl = jax.vmap(tabular.kl, (0, None))(last, reference)
+    return jax.vmap(tabular.mean_length)(last), kl
 
 
 def computed() -> dict:
@@ -177,11 +178,11 @@ def computed() -> dict:
         for name, last_length, last_kl in zip(names, length, kl, strict=True):
             found[name] |= {"last_length": float(last_length), "last_kl": float(last_kl)}
         return {
-            "kl": float(language.kl(policy, reference)),
-            "other_kl": float(language.kl(reference, policy)),
-            "length": float(language.mean_length(policy)),
-            "reference_length": float(language.mean_length(reference)),
-            "old_kl": float(language.kl(policy, old)),
+            "kl": float(tabular.kl(policy, reference)),
+            "other_kl": float(tabular.kl(reference, policy)),
+            "length": float(tabular.mean_length(policy)),
+            "reference_length": float(tabular.mean_length(reference)),
+            "old_kl": float(tabular.kl(policy, old)),
             "lag": LAG,
             "steps": STEPS,
             "terms": found,
