@@ -40,7 +40,8 @@ html_theme_options = {
     "home_page_in_toc": False,
     # Pages with the widest tables have the room of it.
     "secondary_sidebar_items": {
-        pages: ["page-toc"] for pages in ("index", "concepts", "tutorials/*", "results/*", "api/*")
+        pages: ["page-toc"]
+        for pages in ("index", "concepts", "tutorials/*", "results/[!i]*", "api/*")
     },
 }
 
@@ -50,11 +51,13 @@ nb_execution_mode = "force"
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
+nb_merge_streams = True
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
+autodoc_typehints = "none"  # Signatures are shown as written, see below.
+autodoc_default_options = {"no-value": True}
+toc_object_entries_show_parents = "hide"
 add_module_names = False
-python_maximum_signature_line_length = 78
 default_role = "formula"
 
 
@@ -91,11 +94,19 @@ def signature(app, what, name, obj, options, shown, returned):
 
 
 def docstring(app, what, name, obj, options, lines):
-    """Bars and stars of prose are no markup."""
-    for number, line in enumerate(lines):
+    """Bars of prose are no markup, numbers on arXiv are links, a tag begins a paragraph."""
+    found = []
+    for line in lines:
         pieces = re.split(r"(``.*?``|`[^`]*`)", line)
-        pieces[::2] = [re.sub(r"(?<!\\)\|", r"\\|", piece) for piece in pieces[::2]]
-        lines[number] = "".join(pieces)
+        for number in range(0, len(pieces), 2):
+            prose = re.sub(r"(?<!\\)\|", r"\\|", pieces[number])
+            link = r"`arXiv:\1 <https://arxiv.org/abs/\1>`__"
+            pieces[number] = re.sub(r"arXiv:(\d{4}\.\d{4,5})", link, prose)
+        if line.startswith(("Reference:", "Reconstructed:")):
+            found.append("")
+            pieces[0] = re.sub(r"^(\w+):", r"*\1:*", pieces[0])
+        found.append("".join(pieces))
+    lines[:] = found
 
 
 def setup(app):

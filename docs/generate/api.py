@@ -63,7 +63,9 @@ def group(title: str, packages: list[str], modules: list[str]) -> str:
         ]
         if rows:
             lines += [markdown.table(("name", "what it is"), rows, classes="names"), ""]
-    return "\n".join([*lines, markdown.toctree(modules, hidden=True)])
+    within = packages[0] + "." if len(packages) == 1 else "jdiv."
+    entries = [f"{module.removeprefix(within)} <{module}>" for module in modules]
+    return "\n".join([*lines, markdown.toctree(entries, hidden=True)])
 
 
 def page(module: str) -> str:

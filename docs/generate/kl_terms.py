@@ -117,6 +117,14 @@ def audited(policy: Array, reference: Array, old: Array) -> dict[str, dict[str, 
     right = jax.grad(tabular.kl)(policy, reference)
     other = jax.grad(tabular.kl, 1)(reference, policy)
     longer = jax.grad(tabular.mean_length)(reference)
+    shorter = jax.grad(functools.partial(tabular.mean_length, power=-1.0))(policy)
+    each, each_other = (
+        jax.grad(lambda x, of=of: probs @ of(x).sum(axis=1))(policy)
+        for of in (
+            lambda x: at_each_token(x, reference),
+            lambda x: at_each_token(reference, x),
+        )
+    )
     by_sample = jax.jacfwd(penalties)(policy, reference)
     by_old = jax.jacfwd(penalties)(policy, reference, old)
     at_reference = jax.jacfwd(penalties)(reference, reference)
@@ -134,6 +142,9 @@ def audited(policy: Array, reference: Array, old: Array) -> dict[str, dict[str, 
             "sd": jnp.sqrt(probs @ jnp.square(value - probs @ value)),
             "error": size(gradient - right) / size(right),
             "error_of_other": size(gradient - other) / size(other),
+            "error_of_each": size(gradient - each) / size(each),
+            "error_of_each_other": size(gradient - each_other) / size(each_other),
+            "error_of_length": size(gradient - shorter) / size(shorter),
             "cosine": jnp.where(size(gradient) > 1e-12, cosine, jnp.nan),
             "gradient_sd": jnp.sqrt(spread) / size(right),
             "length_at_reference": -jnp.vdot(

@@ -58,7 +58,14 @@ def follows(term: dict[str, Any]) -> str:
         return marked("∇KL(ref‖π), the other direction", WRONG)
     if term["cosine"] is None:
         return marked("0", WRONG)
-    return marked(f"neither, error {number(term['error'])}", WRONG)
+    off = f", error {number(term['error'])}"
+    if term["error_of_each"] < 1e-9:
+        return marked("∇ of each token's KL(π‖ref)" + off, WRONG)
+    if term["error_of_each_other"] < 1e-9:
+        return marked("∇ of each token's KL(ref‖π)" + off, WRONG)
+    if term["error_of_length"] < 1e-9:
+        return marked("∇E[1/length]" + off, WRONG)
+    return marked("none of these" + off, WRONG)
 
 
 def kl_terms() -> str:
@@ -132,9 +139,7 @@ def outcome(seen: dict[str, Any]) -> str:
         return marked(number(found), RIGHT if found == true else WRONG)
     else:
         near = abs(found - true) <= 1e-5 * abs(true)
-        value = marked(
-            number(found, 4) if abs(found) >= 1e-3 else f"{found:.2e}", RIGHT if near else WRONG
-        )
+        value = marked(edge_number(found), RIGHT if near else WRONG)
     if seen["by_p"] is None:
         return value
     gradients = [gradient(seen[key]) for key in ("by_p", "by_q")]

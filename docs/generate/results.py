@@ -179,9 +179,15 @@ def section(name: str, record: dict[str, Any]) -> list[str]:
         lines += [text[:1].upper() + text[1:] + ".", ""]
     lines += [
         "```sh", f"python -m experiments.run --config=configs/{name}.py", "```", "",
-        f"{of(supported(record))} claims supported; controls that refute:"
-        f" {of(controls(record, 'reruns'))} reruns, {of(controls(record, 'wrong'))} re-readings;"
-        f" {record['precision']}, {record['seconds']:.0f} s.", "",
+        ", ".join([
+            f"{of(supported(record))} claims supported",
+            *(
+                f"{of(controls(record, kind))} {word} refute"
+                for kind, word in (("reruns", "reruns"), ("wrong", "re-readings"))
+                if controls(record, kind)[1]
+            ),
+            f"{record['precision']}, {record['seconds']:.0f} s.",
+        ]), "",
     ]  # fmt: skip
     for figure, caption in record["figures"].items():
         lines += [
@@ -289,7 +295,8 @@ def words(name: str) -> str:
     >>> words("kl_penalties"), words("nearest_neighbours")
     ('KL penalties', 'Nearest neighbours')
     """
-    first, *others = [x.upper() if x in UPPER else x for x in re.split(r"[_-]+", name)]
+    name = name.replace("cauchy_schwarz", "Cauchy-Schwarz").replace("a_star_po", "A*-PO")
+    first, *others = [x.upper() if x in UPPER else x for x in name.split("_")]
     return " ".join([first[:1].upper() + first[1:], *others])
 
 
