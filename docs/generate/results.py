@@ -123,7 +123,10 @@ def write(folder: pathlib.Path, records: dict[str, dict[str, Any]]) -> None:
     for name, record in records.items():
         areas.setdefault(name.partition("/")[0], {})[name] = record
     pages = {f"{area}.md": page(area, here) for area, here in areas.items()}
-    parts = {"summary.part.md": summary(records), "areas.part.md": markdown.toctree(areas)}
+    parts = {
+        "summary.part.md": summary(records),
+        "areas.part.md": markdown.toctree(areas, hidden=True),
+    }
     markdown.save_all(folder, pages | parts, keep=("index.md",))
 
 
@@ -198,7 +201,7 @@ def section(name: str, record: dict[str, Any]) -> list[str]:
     rows = [
         (
             f"**{words(claim['name'])}.** {markdown.prose(claim['statement'])}"
-            f" *{markdown.prose(claim['source'])}*",
+            f" *{linked(markdown.prose(claim['source']))}*",
             shown(claim["measured"]), given(claim["published"]), given(claim["reference"]),
             bound(claim["bound"]), verdict(claim),
         )
@@ -206,6 +209,15 @@ def section(name: str, record: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     header = "claim", "measured", "published", "reference", "bound", "verdict, controls"
     return [*lines, markdown.table(header, rows, classes="claims"), ""]
+
+
+def linked(text: str) -> str:
+    """Numbers on arXiv as links.
+
+    >>> linked("Go et al. (arXiv:2302.08215)")
+    'Go et al. ([arXiv:2302.08215](https://arxiv.org/abs/2302.08215))'
+    """
+    return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 
 def verdict(claim: dict[str, Any]) -> str:
@@ -259,26 +271,31 @@ def short(x: float | str | None) -> str:
 
 
 def bound(ends: list) -> str:
-    """The interval of a claim in words.
+    """The intervals of a claim.
 
     >>> bound([None, 1e-12]), bound([0.5, 1.5]), bound([[1.0] * 9, [2.0] * 9])
-    ('≤ 1e-12', '0.5 to 1.5', 'within 1 to 2, 9 numbers')
+    ('≤ 1e-12', '0.5 to 1.5', '9 numbers, within 1 to 2')
+    >>> bound([[0.0, None], [None, 0.0]]), bound([2.0, [2.0, 3.0]])
+    ('≥ 0; ≤ 0', '= 2; 2 to 3')
     """
-    low, high = ([x for x in flat(end) if x is not None] for end in ends)
-    least, most = (", ".join(map(short, dict.fromkeys(x))) for x in (low, high))
-    if max(len(low), len(high)) > FEW:
-        count = max(len(low), len(high))
-        joined = " to ".join(short(pick(x)) for pick, x in ((min, low), (max, high)) if x)
-        return (
-            f"within {joined}, {count} numbers"
-            if low and high
-            else f"{'≥' if low else '≤'} {joined}"
-        )
-    if not low:
-        return f"≤ {most}" if high else "any"
-    if not high:
-        return f"≥ {least}"
-    return f"{least} to {most}" if least != most else f"= {least}"
+    low, high = map(flat, ends)
+    count = max(len(low), len(high))
+    low, high = (end * count if len(end) == 1 else end for end in (low, high))
+    if count <= FEW:
+        each = [interval(*pair) for pair in zip(low, high, strict=True)]
+        return each[0] if len(set(each)) == 1 else "; ".join(each)
+    low, high = ([x for x in end if x is not None] for end in (low, high))
+    outer = interval(min(low, default=None), max(high, default=None))
+    return f"{count} numbers, within {outer}" if low and high else f"{count} numbers, {outer}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """The interval of a number; None is an open end."""
+    if low is None:
+        return "any" if high is None else f"≤ {short(high)}"
+    if high is None:
+        return f"≥ {short(low)}"
+    return f"= {short(low)}" if low == high else f"{short(low)} to {short(high)}"
 
 
 def anchor(name: str) -> str:
