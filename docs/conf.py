@@ -55,7 +55,6 @@ nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # Signatures are shown as written, see below.
-autodoc_default_options = {"no-value": True}
 toc_object_entries_show_parents = "hide"
 add_module_names = False
 default_role = "formula"

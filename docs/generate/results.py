@@ -277,6 +277,8 @@ def bound(ends: list) -> str:
     ('≤ 1e-12', '0.5 to 1.5', '9 numbers, within 1 to 2')
     >>> bound([[0.0, None], [None, 0.0]]), bound([2.0, [2.0, 3.0]])
     ('≥ 0; ≤ 0', '= 2; 2 to 3')
+    >>> bound([0.33333, 0.33334])
+    '0.3333 ± 5e-6'
     """
     low, high = map(flat, ends)
     count = max(len(low), len(high))
@@ -295,7 +297,11 @@ def interval(low: float | None, high: float | None) -> str:
         return "any" if high is None else f"≤ {short(high)}"
     if high is None:
         return f"≥ {short(low)}"
-    return f"= {short(low)}" if low == high else f"{short(low)} to {short(high)}"
+    if low == high:
+        return f"= {short(low)}"
+    if short(low) == short(high):
+        return f"{short((low + high) / 2)} ± {(high - low) / 2:.0e}".replace("e-0", "e-")
+    return f"{short(low)} to {short(high)}"
 
 
 def anchor(name: str) -> str:
