@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 import jdiv
-from docs.generate import kl_terms, papers, results, source
+from docs.generate import edges, kl_terms, papers, results, source
+from jdiv import divergences as dv
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [
@@ -101,6 +102,19 @@ def test_kl_terms_are_those_of_the_code():
     ends = there["terms"]["loss, averaged over each sequence, k1"]
     assert ends["last_length"] == pytest.approx(2.997, abs=6e-4)
     assert ends["last_kl"] == pytest.approx(3.686, abs=6e-4)
+
+
+def test_edges_has_the_library_as_it_is():
+    there = json.loads(edges.DATA.read_text())
+    with jax.enable_x64(False):
+        for name, function in (("kl", dv.kl), ("js", dv.jensen_shannon)):
+            (row,) = (row for row in there[name] if row["library"] == "jdiv")
+            for case, of in edges.cases().items():
+                found = edges.seen(name, edges.by_jax, function, of)
+                assert float(found["value"]) == pytest.approx(float(found["true"]), rel=1e-6)
+                kept = row["cases"][case]
+                assert float(found["value"]) == pytest.approx(float(kept["value"]), rel=1e-5)
+                assert found["by_p"] is None or max(found["by_p"], found["by_q"]) < 4e-3
 
 
 def test_results_are_of_all_experiments_and_small():

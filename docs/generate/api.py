@@ -12,6 +12,8 @@ GROUPS = {
     "policy": ("Policy", ["jdiv.policy"]),
     "alignment": ("Alignment", ["jdiv.alignment"]),
     "games": ("Games", ["jdiv.games"]),
+    "distillation": ("Distillation", ["jdiv.distillation"]),
+    "decoding": ("Decoding", ["jdiv.decoding"]),
     "lm": ("Language models", ["jdiv.lm"]),
     "foundations": (
         "Foundations",
