@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup test reproduce lint clean
+.PHONY: setup test reproduce docs lint clean
 
 setup: .venv/installed
 
@@ -18,9 +18,13 @@ test: setup
 reproduce: setup
 	$(BIN)/python -m experiments.reproduce
 
+# Without warnings and without a network, into docs/_build/html.
+docs: setup
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv .cache runs
+	rm -rf .venv .cache runs docs/_build
