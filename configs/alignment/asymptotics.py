@@ -19,27 +19,15 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config = defaults.get_config("alignment/asymptotics", scale)
     config.base = (1 / 5, 3 / 10, 1 / 2)
     config.target = (2 / 3, 1 / 9, 2 / 9)
+    # The reward of letters is log q, or q itself.
+    config.log_reward = True
     config.budget = 0.11
     # Blocks of this many letters; the best of e^(budget * length) of them.
     config.lengths = (10, 20, 40, 80, 160) + (() if scale == "smoke" else (320,))
     config.draws = (1, 2, 3, 5, 10, 30, 100, 1000)
     config.policies = {"smoke": 100, "quick": 2000, "full": 20_000}[scale]
-    # (letters, best of how many) for random sources, drawn this often.
+    # (letters, best of how many) for random sources, drawn this often; 0 leaves them out.
     config.sources = {"smoke": 12, "quick": 40, "full": 400}[scale]
     config.source = ((9, 16), (1000, 2), (1000, 16), (1000, 1000))
-    config.claims = ConfigDict(
-        {
-            "block": "best of 2",
-            "reward": "log q",
-            "multiplier": 1.0,
-            "tilt": "same budget",
-            "law": "log space",
-            "matched": True,
-            "copies": 1,
-            "close": "uniform",
-            "far": ("dirichlet", "normal"),
-            "few": 0,
-        }
-    )
     config.sweep = ConfigDict({"seed": (0,)})
     return config
