@@ -17,13 +17,13 @@ from configs import defaults
 
 
 def get_config(scale: str = "quick") -> ConfigDict:
-    """Bandits, one for each seed; WARP's share, two models; its beta and rates fit the toy."""
+    """Bandits, one for each seed; WARP's share, two models; its beta and step size fit the toy."""
     config = defaults.get_config("alignment/averaging", scale)
     config.degrees = (90.0, 60.0, 30.0)
     config.answers = 30
     # Standard deviation of what is seen of a reward of standard deviation 1.
     config.noise = 2.0
-    config.steps, config.batch, config.rate = 250, 4, 0.3
+    config.steps, config.batch, config.step_size = 250, 4, 0.3
     # Coefficient of KL to the anchor, and how fast it follows.
     config.beta, config.follow = 0.5, 0.05
     # Of the way from the start of a round to what was merged, to the start of the next.
@@ -32,9 +32,8 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config.demonstrations, config.prior = 60, 0.3
     config.shares = tuple(round(0.1 * i, 1) for i in range(11))
     config.levels = (0.2, 0.4, 0.6)
-    config.claims = ConfigDict(
-        {"swapped": False, "merged": "slerp 2", "salsa": "average", "late": 3, "anchor": "ema"}
-    )
+    # Whether each model is trained on draws of its own.
+    config.independent = True
     config.sweep = ConfigDict(
         {"seed": tuple(range({"smoke": 96, "quick": 512, "full": 5000}[scale]))}
     )
