@@ -18,17 +18,24 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config.iterations = {"smoke": 600, "quick": 3000, "full": 3000}[scale]
     config.states, config.actions, config.branches = 30, 4, 4
     config.discount = 0.9
-    # What the controls change: other errors for the other schemes, one error for ever.
+    # Whether the three schemes see the same errors, and whether one error is repeated for ever.
     config.same_errors = True
     config.repeat_the_error = False
-    config.claims = ConfigDict({"averaging": "averaging", "flat": "flat", "large": 3})
     config.sweep = ConfigDict(
         {
-            "variant": (0, 1, 2, 3, 4, 5, 6),
-            "kl": (0.0, 0.1, 1.0, 10.0, 0.0, 0.99, 9.9),
-            "entropy": (0.0, 0.0, 0.0, 0.0, 1.0, 0.01, 0.1),
+            "regularizer": (
+                "none",
+                "weak KL",
+                "KL",
+                "strong KL",
+                "entropy",
+                "KL and a little entropy",
+                "strong KL and a little entropy",
+            ),
+            "kl_weight": (0.0, 0.1, 1.0, 10.0, 0.0, 0.99, 9.9),
+            "entropy_weight": (0.0, 0.0, 0.0, 0.0, 1.0, 0.01, 0.1),
             "seed": tuple(range({"smoke": 2, "quick": 5, "full": 50}[scale])),
         }
     )
-    config.zipped = ("variant,kl,entropy",)
+    config.zipped = ("regularizer,kl_weight,entropy_weight",)
     return config

@@ -35,6 +35,7 @@ number = _number("be a number", lambda x: True)
 positive = _number("be positive", lambda x: x > 0)
 non_negative = _number("not be negative", lambda x: x >= 0)
 fraction = _number("be between 0 and 1", lambda x: 0 <= x <= 1)
+proper_fraction = _number("be at least 0 and below 1", lambda x: 0 <= x < 1)
 seeds = _number("not be negative", lambda x: x >= 0)
 """The random key of a point."""
 
