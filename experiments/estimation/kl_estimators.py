@@ -217,7 +217,7 @@ def _moments(config: ConfigDict, results: xr.Dataset) -> Picture:
 
 def _gradients(results: xr.Dataset) -> Picture:
     figure, plots = panels(2, width=4.3, height=4.3)
-    shown = {"policy": ("k1", "k3", "k2"), "old": ("k3", "k2", "ratio k2", "ratio k3")}
+    shown = {"policy": ("k1", "k2", "k3"), "old": ("k2", "k3", "ratio k2", "ratio k3")}
     looks = {name: style(i, marker=True) for i, name in enumerate(("k1", "k2", "k3"))}
     looks |= {name: style(i, marker=True) for i, name in enumerate(("ratio k2", "ratio k3"), 3)}
     kl = results.kl.median("seed")

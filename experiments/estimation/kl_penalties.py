@@ -250,7 +250,7 @@ def _gradients(results: xr.Dataset) -> Picture:
 
 # ------------------------------------------------------------------------------------------ claims
 
-KNOWN = [(k, placement) for k, placement in KL_GRADIENTS]
+KNOWN = list(KL_GRADIENTS)
 REFERENCE = np.array(list(KL_GRADIENTS.values())).T
 GIVEN = ~np.isnan(REFERENCE)
 ENUMERATED = f"computed before on a {LANGUAGE_MODEL}"

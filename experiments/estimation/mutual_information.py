@@ -5,7 +5,7 @@ nats, 64 pairs a batch, a critic for each bound: the experiment of SMILE (Song a
 arXiv:1910.06222; settings from ermongroup/smile-mi-estimator). Each step takes a fresh batch and
 evaluates the bound twice on it, before the critic learns from it: with the critic as it stands and
 with the best one, the log-ratio of the densities, which is known here. The first shows what is
-learnt, the second what no learning can change: the bias and the variance of the bound itself.
+learned, the second what no learning can change: the bias and the variance of the bound itself.
 """
 
 import math
