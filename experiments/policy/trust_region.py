@@ -3,7 +3,7 @@
 TRPO (Schulman et al. 2015), PPO (2017), MPO (Abdolmaleki et al. 2018), REPS (Peters et al. 2010),
 natural gradient and mirror descent (Agarwal et al. 2021; Johnson et al. 2023) and conservative
 iteration (Kakade and Langford 2002) on the same random processes. The papers' own experiments are
-others; what is claimed are their theorems, most of them from memory.
+others; what is claimed are their theorems.
 An iteration is one evaluation of the policy, whatever the update does with it.
 """
 
@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import xarray as xr
@@ -19,10 +18,11 @@ from jax import Array
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from experiments.lab.claims import Claim
-from experiments.lab.plots import COLORS, Picture
+from experiments.lab.axes import above, each, one_of, positive, seeds
+from experiments.lab.claims import Finding, at_least, at_most, between, claim
+from experiments.lab.plots import Picture, curve, panels, style
+from experiments.lab.results import Labelled, labelled
 from jdiv import generators, numerics
-from jdiv.checks import known
 from jdiv.mdp import environments, model, occupancy, operators
 from jdiv.mdp.model import Mdp
 from jdiv.policy import tabular
@@ -32,31 +32,26 @@ from jdiv.policy.ppo import adapt_coefficient, ppo_kl
 from jdiv.policy.reps import reps
 from jdiv.policy.trpo import trpo_step
 
-TRACED = ("seed",)
-PER_STEP = ("gap", "kl", "away", "gained", "ratio", "met", "unsolved", "second", "active")
-WORST = ("identity", "first_order", "slack", "without_penalty")
-DIMS = {name: ("update", "iteration") for name in PER_STEP} | {name: ("update",) for name in WORST}
 KL = generators.kl()
-
-
-def coordinates(config: ConfigDict) -> dict[str, object]:
-    """Names of the updates; iterations, of which 0 is the uniform policy and the step from it."""
-    return {"update": config.names, "iteration": np.arange(config.iterations)}
+UNSOLVED = {
+    "solved": False,
+    "names": ("conservative", "trpo", "mpo", "reps"),
+    "kinds": ("conservative", "trpo", "mpo", "reps"),
+    "sizes": (1.0, 0.03, 0.1, 0.03),
+    "growths": (1.0, 1.0, 1.0, 1.0),
+    "iterations": 40,
+    "sweep.seed": (0, 1),
+}
 
 
 def validate(config: ConfigDict, point: dict) -> None:
-    """Refuses unknown updates, sizes that are none, and lists of different lengths."""
-    for name, kind in zip(config.names, config.kinds, strict=False):
-        known(f"config.kinds of {name!r}", kind, UPDATES)
+    """Refuses lists of different lengths."""
     for field in ("kinds", "sizes", "growths"):
         if len(config[field]) != len(config.names):
             raise ValueError(
                 f"config.{field} must have one entry for each of config.names, got"
                 f" {len(config[field])} for {len(config.names)}"
             )
-    for field in ("sizes", "growths"):
-        if not min(config[field]) > 0:
-            raise ValueError(f"config.{field} must be positive, got {config[field]}")
 
 
 # --------------------------------------------------------------------------------------- updates
@@ -71,9 +66,9 @@ class Here(NamedTuple):
     mass: Array
     """`[S, A]` its occupancy measure."""
     advantages: Array
-    """`[S, A]` of it."""
+    """`[S, A]` its advantages."""
     size: Array
-    """Of the step, its radius, or its clip."""
+    """`[]` the step size, the radius, or the clip."""
     memory: Array
     """`[]` what it has kept from the step before; 1 at first."""
 
@@ -103,11 +98,9 @@ class Step(NamedTuple):
     log_policy: Array
     memory: Array
     met: ArrayLike = 0.0
-    """What the radius bounds; of conservative iteration the gain that it promises."""
-    unsolved: ArrayLike = 0.0
-    """The same by the natural gradient as it is, without dual, or without the quadratic term."""
+    """What the radius bounds; for conservative iteration the gain that it promises."""
     second: ArrayLike = 0.0
-    """Of MPO's second step what its radius bounds."""
+    """What the radius of MPO's second step bounds."""
     active: ArrayLike = 1.0
     """Whether the radius binds."""
 
@@ -127,28 +120,30 @@ def _conservative(config: ConfigDict, at: Here) -> Step:
     scheme = operators.conservative_iteration(safe.share)
     log_policy = tabular.update(at.mdp, scheme, at.log_policy)
     first_order = safe.share * at.surrogate(jnp.log(best))
-    return Step(log_policy, at.memory, safe.gain, first_order)
+    return Step(log_policy, at.memory, safe.gain if config.solved else first_order)
 
 
 def _trpo(config: ConfigDict, at: Here) -> Step:
+    if not config.solved:
+        natural = at.advantages / (1 - config.discount)
+        log_policy = numerics.log_softmax(at.log_policy + natural)
+        return Step(log_policy, at.memory, at.distance(log_policy))
     step = trpo_step(at.surrogate, at.distance, at.log_policy, at.size, iterations=config.conjugate)
-    natural = at.advantages / (1 - config.discount)
-    log_policy = numerics.log_softmax(step.parameters)
-    return Step(log_policy, at.memory, step.divergence, at.distance(at.log_policy + natural))
+    return Step(numerics.log_softmax(step.parameters), at.memory, step.divergence)
 
 
 def _adam(config: ConfigDict, at: Here, loss) -> Array:
     """The policy after the inner steps on a loss per state and action, weighted by the old mass."""
-    optimiser = optax.adam(config.inner_rate)
+    optimizer = optax.adam(config.inner_step_size)
 
     def descend(state, _):
         logits, moments = state
         slope = jax.grad(lambda x: jnp.sum(at.mass * loss(numerics.log_softmax(x)).loss))(logits)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes integers with floats
-            change, moments = optimiser.update(slope, moments)
+            change, moments = optimizer.update(slope, moments)
         return (logits + change, moments), None
 
-    start = at.log_policy, optimiser.init(at.log_policy)
+    start = at.log_policy, optimizer.init(at.log_policy)
     return numerics.log_softmax(jax.lax.scan(descend, start, length=config.inner)[0][0])
 
 
@@ -174,28 +169,30 @@ def _ppo_kl(config: ConfigDict, at: Here) -> Step:
 
 def _mpo(config: ConfigDict, at: Here) -> Step:
     found = e_step(at.advantages, at.log_policy, at.size, at.visits)
-    mixed = m_step(found.log_policy, at.log_policy, config.m_radius, at.visits)
-    # To second order KL is Var(A)/(2 eta^2): the temperature without the dual.
-    eta = jnp.sqrt(jnp.sum(at.mass * at.advantages**2) / (2 * at.size))
-    rough = at.log_policy + at.advantages / jnp.where(eta > 0, eta, 1)
-    unsolved = occupancy.action_divergence(rough, at.log_policy, at.visits, generator=KL)
-    binds = found.active.astype(eta.dtype)
+    target, met = found.log_policy, found.divergence
+    if not config.solved:
+        # To second order KL is Var(A)/(2 eta^2): the temperature without the dual.
+        temperature = jnp.sqrt(jnp.sum(at.mass * at.advantages**2) / (2 * at.size))
+        target = at.log_policy + at.advantages / jnp.where(temperature > 0, temperature, 1)
+        met = occupancy.action_divergence(target, at.log_policy, at.visits, generator=KL)
+    mixed = m_step(target, at.log_policy, config.m_radius, at.visits)
     second = jnp.where(mixed.share < 1, mixed.divergence, config.m_radius)
-    return Step(mixed.log_policy, at.memory, found.divergence, unsolved, second, binds)
+    return Step(mixed.log_policy, at.memory, met, second, found.active.astype(met.dtype))
 
 
 def _reps(config: ConfigDict, at: Here) -> Step:
     """Once the optimum is within the radius there is nothing left to do."""
     log_mass = jnp.log(at.visits)[:, None] + at.log_policy
     found = reps(at.mdp, log_mass, at.size)
-    # Without the values that balance the flows: every state by its own advantages.
-    rough = jax.nn.softmax(at.log_policy + at.advantages / found.temperature, axis=-1)
-    mass = model.occupancy(at.mdp, rough)
-    unsolved = occupancy.divergence(jnp.log(mass), log_mass, generator=KL)
+    following, met = found.log_policy, found.divergence
+    if not config.solved:
+        # Without the values that balance the flows: every state by its own advantages.
+        following = numerics.log_softmax(at.log_policy + at.advantages / found.temperature)
+        mass = model.occupancy(at.mdp, jnp.exp(following))
+        met = occupancy.divergence(jnp.log(mass), log_mass, generator=KL)
     done = at.memory == 0
-    active = jnp.where(done, 0, found.active.astype(mass.dtype))
-    log_policy = jnp.where(done, at.log_policy, found.log_policy)
-    return Step(log_policy, active, found.divergence, unsolved, active=active)
+    active = jnp.where(done, 0, found.active.astype(met.dtype))
+    return Step(jnp.where(done, at.log_policy, following), active, met, active=active)
 
 
 UPDATES = {
@@ -203,7 +200,9 @@ UPDATES = {
     "natural": _scheme(tabular.natural_ascent),
     "mirror": _scheme(operators.policy_mirror_descent),
     "hellinger": _scheme(
-        lambda rate: operators.policy_mirror_descent(rate, generator=generators.squared_hellinger())
+        lambda step_size: operators.policy_mirror_descent(
+            step_size, generator=generators.squared_hellinger()
+        )
     ),
     "conservative": _conservative,
     "trpo": _trpo,
@@ -212,13 +211,20 @@ UPDATES = {
     "mpo": _mpo,
     "reps": _reps,
 }
+AXES = {"seed": seeds}
+FIELDS = {
+    "kinds": each(one_of(UPDATES)),
+    "sizes": each(positive),
+    "growths": each(positive),
+    "iterations": above(1),
+}
 
 
 # ------------------------------------------------------------------------------------------- runs
 
 
-def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
-    """Of every update by iteration the suboptimality, and what holds of the step."""
+def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:
+    """The suboptimality by iteration of every update, and what holds of the step."""
     mdp = environments.garnet(
         key, states=config.states, actions=config.actions, branches=config.branches,
         discount=config.discount,
@@ -227,15 +233,29 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     best = model.optimum(mdp).policy
     # What an action costs at the optimum, exactly 0 for the best one.
     cost = jnp.where(best > 0, 0, -tabular.advantages(mdp, best))
-    optimal = model.occupancy(mdp, best)
     policies, evidence = jax.tree.map(
         lambda *kinds: jnp.concatenate(kinds)[_order(config)],
         *(paths(config, mdp, kind) for kind in UPDATES if kind in config.kinds),
     )
+    found = evidence | measured(mdp, policies, cost, jnp.log(model.occupancy(mdp, best)))
+    extremes = {"identity": jnp.max, "first_order": jnp.max} | {
+        name: jnp.min for name in ("slack", "without_penalty")
+    }
+    worst = {name: extreme(found.pop(name), axis=1) for name, extreme in extremes.items()}
+    update = {"update": config.names}
+    by_iteration = update | {"iteration": range(config.iterations)}
+    return {
+        **{name: labelled(x, **by_iteration) for name, x in found.items()},
+        **{name: labelled(x, **update) for name, x in worst.items()},
+        "delta": jnp.min(jnp.where(best > 0, jnp.inf, cost)),
+    }
 
+
+def measured(mdp: Mdp, policies: Array, cost: Array, log_optimal: Array) -> dict[str, Array]:
+    """What holds of each step `[update, iteration]` between log-policies."""
     returns = jax.vmap(jax.vmap(lambda x: model.expected_return(mdp, jnp.exp(x))))(policies)
 
-    def measured(log_policy, following, before, after) -> dict[str, Array]:
+    def of_step(log_policy, following, before, after) -> dict[str, Array]:
         old, new = jnp.exp(log_policy), jnp.exp(following)
         mass = model.occupancy(mdp, old)
         visits = jnp.sum(mass, axis=-1)
@@ -246,7 +266,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
             # By the improvement identity, accurate however small.
             "gap": jnp.sum(mass * cost) / (1 - mdp.discount),
             "kl": occupancy.action_divergence(log_policy, following, visits, generator=KL),
-            "away": occupancy.divergence(jnp.log(optimal), log_mass, generator=KL),
+            "away": occupancy.divergence(log_optimal, log_mass, generator=KL),
             "gained": gained,
             "ratio": jnp.max(jnp.exp(jnp.where(old > 0, following - log_policy, 0))),
             "identity": jnp.abs(gained - (after - before)),
@@ -255,12 +275,9 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
             "without_penalty": gained - first_order,
         }
 
-    found = jax.vmap(jax.vmap(measured))(
+    return jax.vmap(jax.vmap(of_step))(
         policies[:, :-1], policies[:, 1:], returns[:, :-1], returns[:, 1:]
     )
-    extremes = {"identity": jnp.max, "first_order": jnp.max, "slack": jnp.min}
-    worst = {name: extremes.get(name, jnp.min)(found.pop(name), axis=1) for name in WORST}
-    return found | evidence | worst | {"delta": jnp.min(jnp.where(best > 0, jnp.inf, cost))}
 
 
 def _order(config: ConfigDict) -> np.ndarray:
@@ -282,7 +299,7 @@ def paths(config: ConfigDict, mdp: Mdp, kind: str) -> tuple[Array, dict[str, Arr
         policy = jnp.exp(log_policy)
         mass, advantages = model.occupancy(mdp, policy), tabular.advantages(mdp, policy)
         step = UPDATES[kind](config, Here(mdp, log_policy, mass, advantages, size, memory))
-        names = ("met", "unsolved", "second", "active")
+        names = ("met", "second", "active")
         evidence = {name: jnp.asarray(getattr(step, name), size.dtype) for name in names}
         return (step.log_policy, step.memory), (step.log_policy, evidence)
 
@@ -294,92 +311,103 @@ def paths(config: ConfigDict, mdp: Mdp, kind: str) -> tuple[Array, dict[str, Arr
     return jax.vmap(path)(sizes)
 
 
-# ---------------------------------------------------------------------------- figures and claims
+# ----------------------------------------------------------------------------------------- figures
 
-STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
-TINY = 1e-250
-FITTED = 40
+REGIONS = "trpo", "ppo_clip", "ppo_kl", "mpo", "reps"
+TITLES = {"trpo": "TRPO", "mpo": "MPO", "reps": "REPS", "ppo_clip": "PPO", "ppo_kl": "PPO-KL"}
+SIGNS = {"trpo": "δ", "ppo_kl": "δ", "mpo": "ε", "reps": "ε", "ppo_clip": "clip"}
 
 
 def _label(config: ConfigDict, name: str) -> str:
     """Kind and size of an update."""
     number = config.names.index(name)
     kind, size = config.kinds[number], config.sizes[number]
-    sign = {"trpo": "δ", "ppo_kl": "δ", "mpo": "ε", "reps": "ε", "ppo_clip": "clip"}.get(kind, "η")
     growth = " g⁻ᵏ" if config.growths[number] > 1 else ""
-    title = {"trpo": "TRPO", "mpo": "MPO", "reps": "REPS", "ppo_clip": "PPO", "ppo_kl": "PPO-KL"}
-    kind = title.get(kind, kind)
-    return kind if kind == "conservative" else f"{kind}, {sign} = {size:.3g}{growth}"
+    if kind == "conservative":
+        return kind
+    return f"{TITLES.get(kind, kind)}, {SIGNS.get(kind, 'η')} = {size:.3g}{growth}"
 
 
 def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     """Rates of all updates, and what their steps keep."""
-    regions = [n for n in config.names if n in ("trpo", "ppo_clip", "ppo_kl", "mpo", "reps")]
-    others = [n for n in config.names if n not in (*regions, "mirror")]
-    rates, axes = plt.subplots(1, 2, figsize=(10.8, 4.4), sharey=True)
-    gap = results.gap.mean("seed")
-    for axis, names in zip(axes, (regions, others), strict=True):
-        for name, colour, style in zip(names, COLORS, STYLES, strict=False):
-            curve = gap.sel(update=name)
-            curve = curve.where(curve > 1e-14)
-            axis.plot(curve.iteration, curve, color=colour, ls=style, label=_label(config, name))
-        until = 30 if names is regions else 100
-        axis.set(xlabel="iteration", yscale="log", xlim=(0, min(config.iterations, until)))
-        axis.legend(fontsize="small", loc="best")
-    axes[0].set(ylabel="J* - J, mean over processes", title="with a trust region")
-    axes[1].set(title="with a step size")
-
-    steps, axes = plt.subplots(1, 2, figsize=(10.8, 4.2))
-    for name, colour, style in zip(regions, COLORS, STYLES, strict=False):
-        label = _label(config, name)
-        here = results.sel(update=name).isel(seed=0)
-        axes[0].plot(
-            here.iteration, here.kl.where(here.kl > 1e-8), color=colour, ls=style, label=label
-        )
-        axes[1].plot(here.iteration, here.ratio, color=colour, ls=style, label=label)
-    axes[0].set(xlabel="iteration", ylabel="KL(old‖new) of a step, mean over visits", yscale="log")
-    axes[1].set(xlabel="iteration", ylabel="largest ratio new/old of a step")
-    for axis in axes:
-        axis.set(xlim=(0, 20), xticks=range(0, 21, 4))
-    axes[0].set_ylim(1e-5, 3)
-    axes[0].axhline(config.m_radius, color="black", lw=0.8, ls=":", zorder=1.9)
-    axes[1].axhline(1.2, color="black", lw=0.8, ls=":", zorder=1.9)
-    axes[1].legend(fontsize="small")
-    for axis in (*rates.axes, *axes):
-        axis.title.set_fontsize("medium")
+    regions = [name for name in config.names if name in REGIONS]
     return {
-        "rates": Picture(
-            rates,
-            "Suboptimality by evaluations of the policy, down to 1e-14. Left: with the same radius"
-            " the last steps are the longest, and REPS and MPO end at the optimum. Right: the plain"
-            " gradient is slow, natural gradient (mirror descent with KL) linear in the end, steps"
-            " that grow geometrically at least linear from the beginning.",
-        ),
-        "steps": Picture(
-            steps,
-            "What a step does, on one process. Left: TRPO keeps the mean KL below .03 (line), MPO"
-            " its second step at it, the penalty of PPO near it; the clip of PPO bounds none. REPS"
-            " bounds KL(new‖old) of occupancies, and its last step goes to the optimum, where this"
-            " KL is large. Right: nor does the clip at 1.2 (line) bound the ratio.",
-        ),
+        "rates": _rates(config, results, regions),
+        "steps": _steps(config, results, regions),
     }
 
 
-def slopes(results: xr.Dataset, name: str) -> np.ndarray:
-    """By process the factor by which the suboptimality falls an iteration at first, fitted."""
+def _rates(config: ConfigDict, results: xr.Dataset, regions: list[str]) -> Picture:
+    figure, axes = panels(2, width=5.4, height=4.4, sharey=True)
+    others = [name for name in config.names if name not in (*regions, "mirror")]
+    gap = results.gap.mean("seed")
+    for axis, names, until in zip(axes, (regions, others), (30, 100), strict=True):
+        for number, name in enumerate(names):
+            here = gap.sel(update=name)
+            look = style(number) | {"label": _label(config, name)}
+            curve(axis, "iteration", here.where(here > 1e-14), **look)
+        axis.set(xlabel="iteration", yscale="log", xlim=(0, min(config.iterations, until)))
+        axis.legend(fontsize="small", loc="best")
+    axes[0].set(ylabel="J* - J, mean over processes")
+    for axis, title in zip(axes, ("with a trust region", "with a step size"), strict=True):
+        axis.set_title(title, fontsize="medium")
+    return Picture(
+        figure,
+        "Suboptimality by evaluations of the policy, down to 1e-14. Left: with the same radius"
+        " the last steps are the longest, and REPS and MPO end at the optimum. Right: the plain"
+        " gradient is slow, natural gradient (mirror descent with KL) linear in the end, steps"
+        " that grow geometrically at least linear from the beginning.",
+    )
+
+
+def _steps(config: ConfigDict, results: xr.Dataset, regions: list[str]) -> Picture:
+    figure, axes = panels(2, width=5.4, height=4.2)
+    for number, name in enumerate(regions):
+        here = results.sel(update=name).isel(seed=0)
+        look = style(number) | {"label": _label(config, name)}
+        curve(axes[0], "iteration", here.kl.where(here.kl > 1e-8), **look)
+        curve(axes[1], "iteration", here.ratio, **look)
+    axes[0].set(xlabel="iteration", ylabel="KL(old‖new) of a step, mean over visits", yscale="log")
+    axes[1].set(xlabel="iteration", ylabel="largest ratio new/old of a step")
+    for axis, line in zip(axes, (config.m_radius, 1.2), strict=True):
+        axis.set(xlim=(0, 20), xticks=range(0, 21, 4))
+        axis.axhline(line, color="black", lw=0.8, ls=":", zorder=1.9)
+    axes[0].set_ylim(1e-5, 3)
+    axes[1].legend(fontsize="small")
+    return Picture(
+        figure,
+        "What a step does, on one process. Left: TRPO keeps the mean KL below .03 (line), MPO"
+        " its second step at it, the penalty of PPO near it; the clip of PPO bounds none. REPS"
+        " bounds KL(new‖old) of occupancies, and its last step goes to the optimum, where this"
+        " KL is large. Right: nor does the clip at 1.2 (line) bound the ratio.",
+    )
+
+
+# ------------------------------------------------------------------------------------------ claims
+
+TINY = 1e-250
+FITTED = 40
+
+
+def size_of(config: ConfigDict, name: str) -> float:
+    """Step size or radius of an update."""
+    return config.sizes[config.names.index(name)]
+
+
+def slowest(results: xr.Dataset, name: str) -> float:
+    """The largest factor, over processes, by which the suboptimality falls at first, fitted."""
     factors = []
     first = results.gap.sel(update=name).transpose("seed", "iteration")[:, :FITTED]
     for gap in first.values:
         gap = gap[gap > TINY]
         factors.append(np.exp(np.polyfit(np.arange(len(gap)), np.log(gap), 1)[0]))
-    return np.array(factors)
+    return max(factors)
 
 
-def late(config: ConfigDict, results: xr.Dataset, name: str) -> np.ndarray:
-    """By process the last fall of the logarithm of the suboptimality over eta delta."""
-    number = config.names.index(name)
-    natural = config.kinds[number] == "natural"
-    eta = config.sizes[number] / (1 - config.discount if natural else 1)
+def last_falls(config: ConfigDict, results: xr.Dataset, name: str) -> np.ndarray:
+    """The last fall of the logarithm of the suboptimality by process, over eta delta."""
+    natural = config.kinds[config.names.index(name)] == "natural"
+    eta = size_of(config, name) / (1 - config.discount if natural else 1)
     falls = []
     for seed in results.seed.values:
         gap = results.gap.sel(update=name, seed=seed).values
@@ -388,106 +416,106 @@ def late(config: ConfigDict, results: xr.Dataset, name: str) -> np.ndarray:
     return np.array(falls)
 
 
-def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
-    """Constraints, identities, bounds, rates."""
-    asked, at = config.claims, lambda name: results.sel(update=name)
-    radius = dict(zip(config.names, config.sizes, strict=True))
-    reached = results.met if asked.solved else results.unsolved
+@claim(
+    source="Peters, Muelling and Altun 2010; Abdolmaleki et al. 2018 (arXiv:1806.06920)",
+    reruns=(UNSOLVED,),
+)
+def duals_meet_their_radius(results: xr.Dataset, config: ConfigDict) -> Finding:
+    """KL of a step minus its radius, where that binds: MPO's first step, REPS, MPO's second step;
+    the largest over steps and processes. With temperatures to second order, and without values
+    that balance flows, it is not met."""
     misses = []
     for name in ("mpo", "reps"):
-        error = np.abs(reached.sel(update=name) - radius[name])
-        misses.append(float(error.where(at(name).active > 0).max()))
-    misses.append(float(np.abs(at("mpo").second - config.m_radius).max()))
-    new = asked.visits == "new"
-    promise = at("conservative").met if asked.penalised else at("conservative").unsolved
-    natural = np.log(at("natural").gap.clip(min=TINY))
-    partner = np.log(at(asked.partner).gap.clip(min=TINY))
-    growing = [name for name in asked.growing if name in config.names]
-    nearer = -at("reps").away.diff("iteration", label="lower") - asked.radii * radius["reps"]
-    return [
-        Claim(
-            "duals-meet-their-radius",
-            "Peters, Muelling and Altun 2010; Abdolmaleki et al. 2018 (arXiv:1806.06920)",
-            "KL of a step minus its radius, where that binds: MPO's first step, REPS, MPO's second"
-            " step; the largest over steps and processes. The control has temperatures to second"
-            " order, and no values that balance flows.",
-            misses,
-            high=1e-6,
-            controls=({"claims.solved": False},),
-        ),
-        Claim(
-            "trpo-keeps-its-radius",
-            "Schulman et al. 2015 (arXiv:1502.05477), appendix C",
-            "The largest KL of a step over the radius; the control takes F^-1 g as it is.",
-            float(reached.sel(update="trpo").max()) / radius["trpo"],
-            low=0.5,
-            high=1,
-            controls=({"claims.solved": False},),
-        ),
-        Claim(
-            "improvement-identity",
-            "Kakade and Langford 2002, lemma 6.1",
-            "J' - J = E[A] / (1 - g) over the new policy's visits: the largest error over all"
-            " updates; the control has the old policy's.",
-            float((results.identity if new else results.first_order).max()),
-            high=1e-11,
-            controls=({"claims.visits": "old"},),
-        ),
-        Claim(
-            "trust-region-bound",
-            "Schulman et al. 2015 (arXiv:1502.05477), theorem 1",
-            "J' - J minus the surrogate with its penalty 4 eps g/(1 - g)^2 max KL: the smallest"
-            " over all updates; the control is without penalty.",
-            float((results.slack if asked.penalised else results.without_penalty).min()),
-            low=-1e-11,
-            controls=({"claims.penalised": False},),
-        ),
-        Claim(
-            "conservative-steps-keep-their-promise",
-            "Kakade and Langford 2002, theorem 4.1, constants from memory",
-            "J' - J minus a A/(1 - g) - 2 a^2 g eps/(1 - g)^2, and that promise, the smallest; the"
-            " control is without the quadratic term.",
-            [float((at("conservative").gained - promise).min()), float(promise.min())],
-            low=(-1e-12, 0),
-            controls=({"claims.penalised": False},),
-        ),
-        Claim(
-            "natural-gradient-is-mirror-descent",
-            "Agarwal, Kakade, Lee and Mahajan 2021 (arXiv:1908.00261), lemma 15",
-            "logits + eta A/(1 - g) against pi exp(eta/(1 - g) q): the largest difference of the"
-            " logarithm of the suboptimality; the control leaves out 1/(1 - g).",
-            float(np.abs(natural - partner).max()),
-            high=1e-8,
-            controls=({"claims.partner": "smaller"},),
-        ),
-        Claim(
-            "growing-steps-are-linear",
-            "Johnson, Pike-Burke and Rebeschini 2023 (arXiv:2302.11381), from memory",
-            f"With eta_k = g^-k the suboptimality falls by at least g = {config.discount:g} an"
-            " iteration, for KL (and Hellinger's distance, not at smoke scale): the slowest factor"
-            f" fitted to the first {FITTED}; the control has constant steps.",
-            float(max(slopes(results, name).max() for name in growing)),
-            high=config.discount,
-            controls=({"claims.growing": ("smaller",)},),
-        ),
-        Claim(
-            "natural-gradient-is-linear-in-the-end",
-            "Khodadadian et al. 2021 (arXiv:2105.01424), from memory",
-            "The last fall of log(J* - J) in an iteration over eta delta, delta the least advantage"
-            " that a wrong action lacks at the optimum: median over processes; the control's steps"
-            " grow.",
-            float(np.median(late(config, results, asked.linear))),
-            low=0.9,
-            high=1.1,
-            controls=({"claims.linear": "growing"},),
-        ),
-        Claim(
-            "reps-comes-nearer-by-its-radius",
-            "Csiszar 1975: Pythagoras' inequality of I-projections",
-            "KL(mu*‖mu) falls by at least the radius while that binds, so REPS ends after"
-            " KL(mu*‖mu_0)/radius steps: the least fall minus the radius.",
-            float(nearer.where(at("reps").active > 0).min()),
-            low=-1e-8,
-            controls=({"claims.radii": 10.0},),
-        ),
-    ]
+        here = results.sel(update=name)
+        misses.append(abs(here.met - size_of(config, name)).where(here.active > 0).max())
+    second = abs(results.second.sel(update="mpo") - config.m_radius).max()
+    return at_most(1e-6, [*misses, second])
+
+
+@claim(source="Schulman et al. 2015 (arXiv:1502.05477), appendix C", reruns=(UNSOLVED,))
+def trpo_keeps_its_radius(results: xr.Dataset, config: ConfigDict) -> Finding:
+    """The largest KL of a step over the radius; that of F^-1 g as it is, without a line search, is
+    larger."""
+    return between(0.5, results.met.sel(update="trpo").max() / size_of(config, "trpo"), 1)
+
+
+@claim(source="Kakade and Langford 2002, lemma 6.1", wrong=({"error": "first_order"},))
+def improvement_identity(results: xr.Dataset, error: str = "identity") -> Finding:
+    """J' - J = E[A] / (1 - g) over the new policy's visits: the largest error over all updates.
+    Over the old policy's visits it holds to first order only."""
+    return at_most(1e-11, results[error].max())
+
+
+@claim(
+    source="Schulman et al. 2015 (arXiv:1502.05477), theorem 1",
+    wrong=({"bound": "without_penalty"},),
+)
+def trust_region_bound(results: xr.Dataset, bound: str = "slack") -> Finding:
+    """J' - J minus the surrogate with its penalty 4 eps g/(1 - g)^2 max KL: the smallest over all
+    updates. The surrogate without penalty is no bound."""
+    return at_least(-1e-11, results[bound].min())
+
+
+@claim(
+    source="Kakade and Langford 2002, theorem 4.1; reconstructed: its constants",
+    reruns=(UNSOLVED,),
+)
+def conservative_steps_keep_their_promise(results: xr.Dataset) -> Finding:
+    """J' - J minus a A/(1 - g) - 2 a^2 g eps/(1 - g)^2, and that promise, the smallest; without the
+    quadratic term the promise is not kept."""
+    here = results.sel(update="conservative")
+    return at_least((-1e-12, 0), ((here.gained - here.met).min(), here.met.min()))
+
+
+@claim(
+    source="Agarwal, Kakade, Lee and Mahajan 2021 (arXiv:1908.00261), lemma 15",
+    wrong=({"partner": "smaller"},),
+)
+def natural_gradient_is_mirror_descent(results: xr.Dataset, partner: str = "mirror") -> Finding:
+    """logits + eta A/(1 - g) against pi exp(eta/(1 - g) q): the largest difference of the logarithm
+    of the suboptimality. Without 1/(1 - g) they differ."""
+    natural, mirror = (
+        np.log(results.gap.sel(update=name, drop=True).clip(min=TINY))
+        for name in ("natural", partner)
+    )
+    return at_most(1e-8, abs(natural - mirror).max())
+
+
+@claim(
+    source="Johnson, Pike-Burke and Rebeschini 2023 (arXiv:2302.11381); reconstructed: the rate",
+    wrong=({"updates": ("smaller",)},),
+)
+def growing_steps_are_linear(
+    results: xr.Dataset, config: ConfigDict, updates: tuple[str, ...] = ("growing", "hellinger")
+) -> Finding:
+    """With step sizes g^-k the suboptimality falls by at least g an iteration, for KL and
+    Hellinger's distance: the slowest factor fitted to the first 40. Constant steps are slower."""
+    return at_most(config.discount, max(slowest(results, name) for name in updates))
+
+
+@claim(
+    source="Khodadadian et al. 2021 (arXiv:2105.01424); reconstructed: the rate",
+    wrong=({"update": "growing"},),
+)
+def natural_gradient_is_linear_in_the_end(
+    results: xr.Dataset, config: ConfigDict, update: str = "longer"
+) -> Finding:
+    """The last fall of log(J* - J) in an iteration over eta delta, delta the least advantage that a
+    wrong action lacks at the optimum: median over processes. With growing steps there is no such
+    rate."""
+    return between(0.9, np.median(last_falls(config, results, update)), 1.1)
+
+
+@claim(
+    source="Csiszar 1975: Pythagoras' inequality of I-projections",
+    wrong=({"update": "trpo"}, {"update": "natural"}),
+)
+def reps_comes_nearer_by_its_radius(
+    results: xr.Dataset, config: ConfigDict, update: str = "reps"
+) -> Finding:
+    """KL(mu*‖mu) falls by at least the radius while it is larger, so REPS ends after
+    KL(mu*‖mu_0)/radius steps: the least fall minus the radius. TRPO with the same radius, and
+    natural gradients, come nearer by less."""
+    away, radius = results.away.sel(update=update), size_of(config, "reps")
+    nearer = -away.diff("iteration", label="lower") - radius
+    return at_least(-1e-8, nearer.where(away > radius).min())
