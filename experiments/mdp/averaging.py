@@ -113,7 +113,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
                 curve(axis, "iteration", limit.sel(regularizer=name), **thin)
         axis.set(xscale="log", yscale="log", xlabel="iteration")
         axis.legend(title="weights of KL, entropy", loc="lower left", fontsize="small")
-    left.set(ylabel="max |q* - q| of the policy", ylim=(1e-3, None))
+    left.set(ylabel="max |q* - q| of the policy", ylim=(1e-3, 100))
     left.set_title("with and without averaging", fontsize="medium")
     right.set_title("KL alone; thin: the bound of Theorem 1", fontsize="medium")
     return {
