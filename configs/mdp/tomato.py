@@ -4,7 +4,7 @@
 
 Half a minute on two cores. Laidlaw et al. (arXiv:2403.03185), computed exactly instead of trained:
 at level 2 the base policy's true return is .0765, the proxy's optimum has .0206, chi2 between
-occupancy measures keeps .0776 to .0782 at coefficients from .01 to 1, and action-wise KL falls from
+occupancy measures keeps .0776 to .0782 at temperatures from .01 to 1, and action-wise KL falls from
 .0781 at 7 to .0223 at 3; at level 4 from .0957 at 15 to .0362 at 10.
 """
 
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import defaults
 
-COEFFICIENTS = {
+TEMPERATURES = {
     "smoke": (0.03, 0.1, 1.0, 3.0, 7.0),
     "quick": (0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0),
     "full": (
@@ -23,27 +23,19 @@ COEFFICIENTS = {
 
 
 def get_config(scale: str = "quick") -> ConfigDict:
-    """Coefficients in standard deviations of the proxy under the base policy."""
+    """Temperatures in standard deviations of the proxy under the base policy."""
     config = defaults.get_config("mdp/tomato", scale)
     # The base policy takes uniform actions at this rate, and optimal ones for the true reward else.
     config.noise = 0.1
     # Random policies of each point, for the bound.
     config.draws = {"smoke": 50, "quick": 12, "full": 50}[scale]
-    # What the controls change: which divergence passes for chi2 and which for KL, which policy for
-    # the proxy's optimum, which form the bound has, and where the theorem's coefficients start, in
-    # units of the one it asks for.
-    config.claims = ConfigDict(
-        {
-            "chi2": "pearson_chi2",
-            "kl": ("kl", "action_kl"),
-            "hacker": "proxy_optimal",
-            "bound": "theorem",
-            "from_coefficient": 1.0,
-        }
-    )
+    # Whether there is a bucket; without it the proxy is the true reward.
+    config.bucket = True
+    # Of the penalty on occupancies; "ref‖mu" has the wrong one, for pearson_chi2 and kl.
+    config.direction = "mu‖ref"
     config.sweep = ConfigDict(
         {
-            "coefficient": COEFFICIENTS[scale],
+            "temperature": TEMPERATURES[scale],
             "divergence": ("pearson_chi2", "root_chi2", "kl", "action_kl"),
             "level": {"smoke": (2,), "quick": (2, 4), "full": (2, 4)}[scale],
         }
