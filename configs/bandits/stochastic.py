@@ -16,23 +16,27 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config = defaults.get_config("bandits/stochastic", scale)
     config.precision = "float32"
     config.lanes = 100
+    # Factor on log t in the squared bounds of UCB1.
+    config.exploration = 2.0
+    # Name, policy, and the factor on log t in the bounds of KL-UCB.
+    algorithms = (
+        ("explore first", "explore_first", 1.0),
+        ("epsilon-greedy", "epsilon_greedy", 1.0),
+        ("successive elimination", "successive_elimination", 1.0),
+        ("UCB1", "ucb1", 1.0),
+        ("KL-UCB", "kl_ucb", 1.0),
+        ("KL-UCB, 10 log t", "kl_ucb", 10.0),
+        ("Thompson sampling", "thompson", 1.0),
+    )
+    algorithm, policy, confidence = zip(*algorithms[3 * (scale == "smoke") :], strict=True)
     config.sweep = ConfigDict(
         {
-            "instance": {"smoke": ("two arms",)}.get(scale, ("two arms", "ten arms")),
-            "variant": (0, 1, 2, 3, 4, 5, 6),
-            "policy": (
-                "explore_first", "epsilon_greedy", "successive_elimination",
-                "ucb1", "kl_ucb", "kl_ucb", "thompson",
-            ),
-            # Factor on log t in the bounds of KL-UCB: variant 5 has ten times too much.
-            "confidence": (1.0, 1.0, 1.0, 1.0, 1.0, 10.0, 1.0),
+            "instance": ("two arms", "ten arms"),
+            "algorithm": algorithm,
+            "policy": policy,
+            "confidence": confidence,
             "seed": tuple(range({"smoke": 32, "quick": 200, "full": 2000}[scale])),
         }
-    )  # fmt: skip
-    if scale == "smoke":
-        for axis in ("variant", "policy", "confidence"):
-            config.sweep[axis] = config.sweep[axis][3:]
-    config.zipped = ("variant,policy,confidence",)
-    # The variant that the claims take for KL-UCB, and the constant for that of Lai and Robbins.
-    config.claims = ConfigDict({"kl_ucb": 4, "constant": "constant"})
+    )
+    config.zipped = ("algorithm,policy,confidence",)
     return config

@@ -9,20 +9,17 @@ import math
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.claims import Claim
-from experiments.lab.plots import COLORS, Picture
-from jdiv import checks
+from experiments.lab.axes import labels, one_of, positive, seeds
+from experiments.lab.claims import Finding, at_most, claim, equals, within
+from experiments.lab.plots import Picture, curve, legend_above, panels, style
+from experiments.lab.results import Labelled, labelled
 from jdiv.bandits import stochastic
 from jdiv.divergences import categorical
-
-TRACED = ("variant", "confidence", "seed")
-DIMS = {"regret": ("pull",)}
 
 HORIZON, EVERY, SINCE = 5000, 50, 1000
 INSTANCES = {
@@ -30,63 +27,61 @@ INSTANCES = {
     "ten arms": (0.1, *(0.05,) * 3, *(0.02,) * 3, *(0.01,) * 3),
 }
 POLICIES = {
-    "explore_first": lambda confidence: stochastic.explore_first(HORIZON),
-    "epsilon_greedy": lambda confidence: stochastic.epsilon_greedy(),
-    "successive_elimination": lambda confidence: stochastic.successive_elimination(HORIZON),
-    "ucb1": lambda confidence: stochastic.ucb1(),
-    "kl_ucb": lambda confidence: stochastic.kl_ucb(confidence=confidence),
-    "thompson": lambda confidence: stochastic.thompson(),
+    "explore_first": lambda config, confidence: stochastic.explore_first(HORIZON),
+    "epsilon_greedy": lambda config, confidence: stochastic.epsilon_greedy(),
+    "successive_elimination": lambda config, confidence: stochastic.successive_elimination(HORIZON),
+    "ucb1": lambda config, confidence: stochastic.ucb1(config.exploration),
+    "kl_ucb": lambda config, confidence: stochastic.kl_ucb(confidence=confidence),
+    "thompson": lambda config, confidence: stochastic.thompson(),
 }
-NAMES = (
-    "explore first", "epsilon-greedy", "successive elimination", "UCB1", "KL-UCB",
-    "KL-UCB, 10 log t", "Thompson sampling",
-)  # fmt: skip
-UCB1, KL_UCB, WIDE, THOMPSON = 3, 4, 5, 6
-STYLES = ":", "-.", "--", "-", "-", "--", "-."
+AXES = {
+    "instance": one_of(INSTANCES),
+    "algorithm": labels,
+    "policy": one_of(POLICIES),
+    "confidence": positive,
+    "seed": seeds,
+}
+FIELDS = {"exploration": positive}
+UCB1, KL_UCB, WIDE, THOMPSON = "UCB1", "KL-UCB", "KL-UCB, 10 log t", "Thompson sampling"
+COMPARED = (UCB1, KL_UCB, THOMPSON)
 
-REFERENCES = {
-    "two arms": {UCB1: 65.0, KL_UCB: 12.9, THOMPSON: 10.0},
-    "ten arms": {UCB1: 276.9, KL_UCB: 91.3, THOMPSON: 72.3},
-}
-SLOPES = {UCB1: 25.0, KL_UCB: 3.29, THOMPSON: 1.48}
+# Regret after 5000 pulls of the three that are compared.
+REGRETS = {"two arms": (65.0, 12.9, 10.0), "ten arms": (276.9, 91.3, 72.3)}
+RATIOS = [kl_ucb / ucb1 for ucb1, kl_ucb, _ in REGRETS.values()]
+SLOPES = (25.0, 3.29, 1.48)
 """Regret by log T between 1000 and 5000 pulls of the two arms."""
 CONSTANTS = {"two arms": 2.25, "ten arms": 17.45}
 RUNS = 200
 RECOMPUTED = "the numbers from an independent recomputation in NumPy, 200 runs"
-
-
-def coordinates(config: ConfigDict) -> dict[str, object]:
-    """Where regret is recorded."""
-    return {"pull": np.arange(EVERY, HORIZON + 1, EVERY)}
+ORIGINS = f"Auer et al. 2002; Garivier and Cappe 2011; Thompson 1933; {RECOMPUTED}"
+BOLD = {
+    "exploration": 0.1,
+    "sweep.instance": ("two arms",),
+    "sweep.algorithm": COMPARED,
+    "sweep.policy": ("ucb1", "kl_ucb", "thompson"),
+    "sweep.confidence": (1.0, 1.0, 1.0),
+    "sweep.seed": tuple(range(16)),
+}
+OTHERS = ({"kl_ucb": UCB1}, {"kl_ucb": WIDE})
 
 
 def validate(config: ConfigDict, point: dict) -> None:
-    """Refuses unknown names, and a sweep without what the claims compare."""
-    checks.known("config.sweep.policy", point["policy"], POLICIES)
-    checks.known("config.sweep.instance", point["instance"], INSTANCES)
-    checks.known("config.claims.constant", config.claims.constant, ("constant", "reversed"))
-    if point["confidence"] <= 0:
-        raise ValueError(f"config.sweep.confidence must be positive, got {point['confidence']}")
-    if (
-        not {UCB1, KL_UCB, THOMPSON, config.claims.kl_ucb}
-        <= set(config.sweep.variant)
-        <= {*range(len(NAMES))}
-    ):
+    """Refuses a sweep without the instance of the slopes."""
+    if "two arms" not in config.sweep.instance:
         raise ValueError(
-            f"config.sweep.variant must have {UCB1}, {KL_UCB}, {THOMPSON} and config.claims.kl_ucb"
-            f" and be below {len(NAMES)}, got {', '.join(map(str, config.sweep.variant))}"
+            f"config.sweep.instance must have 'two arms', got {', '.join(config.sweep.instance)}"
         )
 
 
-def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
+def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:
     """Regret of one run, with the best arm at a random place, and the constants of the bound."""
     of_place, of_play = jax.random.split(key)
     means = jnp.array(INSTANCES[point["instance"]], jnp.float32)
-    policy = POLICIES[point["policy"]](point["confidence"])
+    policy = POLICIES[point["policy"]](config, point["confidence"])
     place = jax.random.randint(of_place, (), 0, means.shape[0])
-    played = stochastic.play(policy, jnp.roll(means, place), HORIZON, of_play)
+    regret = stochastic.play(policy, jnp.roll(means, place), HORIZON, of_play).regret
     return {
-        "regret": played.regret[EVERY - 1 :: EVERY],
+        "regret": labelled(regret[EVERY - 1 :: EVERY], pull=range(EVERY, HORIZON + 1, EVERY)),
         "constant": stochastic.lai_robbins(means),
         "reversed": reversed_constant(means),
     }
@@ -106,35 +101,25 @@ def reversed_constant(means: Array) -> Array:
 def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     """Regret over the logarithm of time."""
     instances = results.instance.values
-    figure, axes = plt.subplots(
-        1, len(instances), figsize=(4.8 * len(instances), 4.3), squeeze=False
-    )
-    pulls = results.pull
+    figure, axes = panels(len(instances), height=4.3, squeeze=False)
     for axis, instance in zip(axes[0], instances, strict=True):
-        for variant in results.variant.values:
-            here = results.regret.sel(instance=instance, variant=variant)
-            axis.plot(
-                pulls, here.mean("seed"), STYLES[variant], color=COLORS[variant],
-                label=NAMES[variant],
-            )  # fmt: skip
-            if variant in SLOPES:
-                low, high = here.quantile((0.1, 0.9), "seed")
-                axis.fill_between(pulls, low, high, color=COLORS[variant], alpha=0.15, linewidth=0)
-        constant = results.constant.sel(instance=instance).mean().item()
-        axis.plot(
-            pulls, constant * np.log(pulls), color="#808080", linewidth=2.5, linestyle=(0, (1, 1)),
-            label="lower bound: the slope",
-        )  # fmt: skip
-        highest = results.regret.sel(instance=instance, variant=UCB1).mean("seed").max().item()
+        here = results.sel(instance=instance)
+        for number, algorithm in enumerate(results.algorithm.values):
+            regret, look = here.regret.sel(algorithm=algorithm), style(number)
+            if algorithm in COMPARED:
+                curve(axis, "pull", regret, over="seed", label=algorithm, **look)
+            else:
+                curve(axis, "pull", regret.mean("seed"), label=algorithm, **look)
+        bound = here.constant.mean() * np.log(here.pull)
+        look = {"color": "#808080", "linewidth": 2.5, "linestyle": (0, (1, 1))}
+        curve(axis, "pull", bound, label="lower bound: the slope", **look)
+        highest = here.regret.sel(algorithm=UCB1).mean("seed").max().item()
         axis.set(
             xscale="log", xlim=(EVERY, HORIZON), xlabel="pulls", ylim=(0, 1.4 * highest),
             title=f"{instance}, the best {max(INSTANCES[instance]):g}",
         )  # fmt: skip
-    axes[0, 0].set_ylabel("regret")
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside upper center",
-        ncols=2 * len(instances), fontsize="small",
-    )  # fmt: skip
+    axes[0, 0].set_ylabel("regret, rewards")
+    legend_above(figure, axes[0, 0], columns=4)
     return {
         "regret": Picture(
             figure,
@@ -149,83 +134,56 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
 # -------------------------------------------------------------------------------------- claims
 
 
-def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
-    """The reference's regrets and slopes, the order of the policies, and the constants."""
-    instances = [str(instance) for instance in results.instance.values]
-    # A difference of two means, of our runs and of the reference's.
-    errors = 4 * math.sqrt(1 / results.sizes["seed"] + 1 / RUNS)
-    taken = {KL_UCB: config.claims.kl_ucb}
+def regrets(results: xr.Dataset, kl_ucb: str, pull: int = HORIZON) -> xr.DataArray:
+    """`[instance, algorithm, seed]` regret of the three, `kl_ucb` in the place of KL-UCB."""
+    named = [UCB1, kl_ucb, THOMPSON]
+    regret = results.regret.sel(algorithm=named, pull=pull)
+    return regret.transpose("instance", "algorithm", "seed")
 
-    def regret(instance: str, variant: int, pull: int = HORIZON) -> xr.DataArray:
-        variant = taken.get(variant, variant)
-        return results.regret.sel(instance=instance, variant=variant, pull=pull)
 
-    def slope(variant: int) -> xr.DataArray:
-        rise = regret("two arms", variant) - regret("two arms", variant, SINCE)
-        return rise / math.log(HORIZON / SINCE)
+@claim(source=ORIGINS, reference=list(REGRETS.values()), reruns=(BOLD,), wrong=OTHERS)
+def regret_after_5000_pulls(results: xr.Dataset, kl_ucb: str = KL_UCB) -> Finding:
+    """The mean regret of UCB1, KL-UCB and Thompson sampling on two arms and on ten is that of the
+    reference within four standard errors of the difference of two means. With bounds for ten times
+    log t KL-UCB has another, and with a twentieth of the exploration UCB1."""
+    expected = [REGRETS[instance] for instance in results.instance.values]
+    return within(expected, regrets(results, kl_ucb), behind=RUNS)
 
-    def compared(measured: list[xr.DataArray], published: list[float]) -> dict:
-        margin = errors * np.array([values.std("seed", ddof=1).item() for values in measured])
-        return {
-            "measured": [values.mean().item() for values in measured],
-            "low": np.array(published) - margin,
-            "high": np.array(published) + margin,
-            "published": published,
-        }
 
-    cells = [(instance, variant) for instance in instances for variant in REFERENCES[instance]]
-    others = ({"claims.kl_ucb": UCB1}, {"claims.kl_ucb": WIDE})
-    found = [
-        Claim(
-            "regret-after-5000-pulls",
-            f"Auer et al. 2002; Garivier and Cappe 2011; Thompson 1933; {RECOMPUTED}",
-            f"The mean regret of UCB1, KL-UCB and Thompson sampling ({', '.join(instances)}) is"
-            " that of the reference within four standard errors of the difference of two means."
-            " With bounds for ten times log t KL-UCB has another.",
-            controls=others,
-            **compared(
-                [regret(*cell) for cell in cells],
-                [REFERENCES[instance][variant] for instance, variant in cells],
-            ),
-        ),
-        Claim(
-            "kl-ucb-below-half-of-ucb1",
-            f"Garivier and Cappe 2011 for the order; {RECOMPUTED}",
-            f"KL-UCB has less than half the regret of UCB1 ({', '.join(instances)}).",
-            [
-                (regret(name, KL_UCB).mean() / regret(name, UCB1).mean()).item()
-                for name in instances
-            ],
-            high=0.5,
-            controls=others,
-            published=[REFERENCES[name][KL_UCB] / REFERENCES[name][UCB1] for name in instances],
-        ),
-        Claim(
-            "constant-of-the-lower-bound",
-            f"Lai and Robbins 1985, Theorem 1; {RECOMPUTED}",
-            "The sum of gap / kl(arm, best) is 2.25 on the two arms and 17.45 on the ten, to the"
-            " last printed digit. With the divergence the other way round it is not.",
-            [
-                results[config.claims.constant].sel(instance=name).mean().item()
-                for name in instances
-            ],
-            low=[CONSTANTS[name] - 0.00501 for name in instances],
-            high=[CONSTANTS[name] + 0.00501 for name in instances],
-            controls=({"claims.constant": "reversed"},),
-            published=[CONSTANTS[name] for name in instances],
-        ),
-    ]
-    if "two arms" in instances:
-        found.append(
-            Claim(
-                "slope-is-not-yet-the-constant",
-                f"Lai and Robbins 1985 for the constant 2.25, a limit; {RECOMPUTED}",
-                "Between 1000 and 5000 pulls of the two arms regret rises with log T as in the"
-                " reference, within four standard errors of the difference of two means: for UCB1"
-                " ten times as steeply as the constant, for KL-UCB more and for Thompson sampling"
-                " less steeply.",
-                controls=others,
-                **compared([slope(variant) for variant in SLOPES], list(SLOPES.values())),
-            )
-        )
-    return found
+@claim(
+    source=f"Garivier and Cappe 2011 for the order; {RECOMPUTED}",
+    reference=RATIOS,
+    reruns=(BOLD,),
+    wrong=OTHERS,
+)
+def kl_ucb_below_half_of_ucb1(results: xr.Dataset, kl_ucb: str = KL_UCB) -> Finding:
+    """KL-UCB has less than half the regret of UCB1 on two arms and on ten."""
+    ucb1, other, _ = regrets(results, kl_ucb).mean("seed").transpose("algorithm", ...).values
+    return at_most(0.5, other / ucb1)
+
+
+@claim(
+    source=f"Lai and Robbins 1985, Theorem 1; {RECOMPUTED}",
+    reference=list(CONSTANTS.values()),
+    wrong=({"constant": "reversed"},),
+)
+def constant_of_the_lower_bound(results: xr.Dataset, constant: str = "constant") -> Finding:
+    """The sum of gap / kl(arm, best) is 2.25 on the two arms and 17.45 on the ten, to the last
+    printed digit. With the divergence the other way round it is not."""
+    expected = [CONSTANTS[instance] for instance in results.instance.values]
+    return equals(expected, results[constant].mean(("algorithm", "seed")), decimals=2)
+
+
+@claim(
+    source=f"Lai and Robbins 1985 for the constant 2.25, a limit; {RECOMPUTED}",
+    reference=SLOPES,
+    reruns=(BOLD,),
+    wrong=OTHERS,
+)
+def slope_is_not_yet_the_constant(results: xr.Dataset, kl_ucb: str = KL_UCB) -> Finding:
+    """Between 1000 and 5000 pulls of the two arms regret rises with log T as in the reference,
+    within four standard errors of the difference of two means: for UCB1 ten times as steeply as
+    the constant, for KL-UCB more and for Thompson sampling less steeply."""
+    rise = regrets(results, kl_ucb) - regrets(results, kl_ucb, SINCE)
+    slope = rise.sel(instance="two arms") / math.log(HORIZON / SINCE)
+    return within(SLOPES, slope, behind=RUNS)
