@@ -16,10 +16,12 @@ def get_config(scale: str = "quick") -> ConfigDict:
     """The reference values are of 200 and 500 arms with T = 1000 K^3 and 20 runs."""
     config = defaults.get_config("bandits/streaming", scale)
     config.lanes = 128
+    # The arm of the rest of the horizon: the one found, or the first of the stream.
+    config.commit = "best"
     config.sweep = ConfigDict(
         {
             "arms": {
-                "smoke": (200,),
+                "smoke": (200, 500),
                 "quick": (50, 100, 200, 500),
                 "full": (50, 100, 200, 500, 2000, 50000),
             }[scale],
@@ -27,10 +29,5 @@ def get_config(scale: str = "quick") -> ConfigDict:
             "factor": (1e1, 1e2, 1e3, 1e4, 1e5),
             "seed": tuple(range({"smoke": 40, "quick": 200, "full": 200}[scale])),
         }
-    )
-    # What the claims read: the arm that is committed to, "chosen" or "random", and the rules by
-    # which the runs in question were made, as in the experiment's RULES.
-    config.claims = ConfigDict(
-        {"commit": "chosen", "right": "right", "recharged": "recharged", "released": "released"}
     )
     return config
