@@ -113,7 +113,8 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labell
     found = tilts.tilted_to(rewards, _rows(log_p, len(rewards)), budgets, generator=generators.kl())
     matched, psi = found.log_policy[2 : 2 + len(spent)], found.log_policy[2 + len(spent) :]
     phi = found.log_policy[0]
-    kl, gap = divergences.kl(psi, _rows(phi, len(psi))), (jnp.exp(phi) - jnp.exp(psi)) @ log_q
+    at_phi = _rows(phi, len(psi))
+    kl, gap = divergences.kl(psi, at_phi), (jnp.exp(at_phi) - jnp.exp(psi)) @ log_q
 
     def per_letter(law: Array, ways: Array, counts: Array, letters: Array) -> Array:
         return divergences.kl(law, ways + counts @ letters)
@@ -125,7 +126,9 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labell
     return of_one_letter(reward, log_p, log_q, phi, 1 / found.beta[0]) | {
         "table": of_pairs(log_p),
         "per_letter": labelled(
-            to_tilts / jnp.asarray(config.lengths), to=("same budget", "half of it"), **length
+            to_tilts / jnp.asarray(config.lengths, to_tilts.dtype)[None],
+            to=("same budget", "half of it"),
+            **length,
         ),
         "reward": labelled(long["type"] @ log_q, **length),
         "mass": labelled(long["mass"].T, law=("log space", "powers"), **length),

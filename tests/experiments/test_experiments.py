@@ -20,8 +20,6 @@ STEMS = [str(path.relative_to(records.ROOT / "configs").with_suffix("")) for pat
 @pytest.fixture(autouse=True)
 def _at_the_root(monkeypatch):
     monkeypatch.chdir(records.ROOT)
-    # Programs of experiments run for long enough to be optimised.
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
 
 
 def test_every_experiment_has_a_config_and_the_other_way_round():
