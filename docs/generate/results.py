@@ -226,7 +226,8 @@ def verdict(claim: dict[str, Any]) -> str:
     for kind, word in (("reruns", "rerun"), ("wrong", "re-reading")):
         refuted, count = controls({"claims": [claim]}, kind)
         if count:
-            parts.append(f"{refuted}\u202fof\u202f{count} {word}{'s' * (count > 1)} refute")
+            verb = f"{word}s refute" if count > 1 else f"{word} refutes"
+            parts.append(f"{refuted}\u202fof\u202f{count} {verb}")
     return "<br>".join(parts)
 
 
@@ -315,12 +316,13 @@ UPPER = ("kl", "js", "tv", "dpo", "ipo", "ppo", "mdp", "grpo", "rloo", "trpo")
 def words(name: str) -> str:
     """A name as a title.
 
-    >>> words("kl_penalties"), words("nearest_neighbours")
-    ('KL penalties', 'Nearest neighbours')
+    >>> words("kl_penalties"), words("nearest_neighbours"), words("k1_has_no_gradient")
+    ('KL penalties', 'Nearest neighbours', 'k1 has no gradient')
     """
     name = name.replace("cauchy_schwarz", "Cauchy-Schwarz").replace("a_star_po", "A*-PO")
     first, *others = [x.upper() if x in UPPER else x for x in name.split("_")]
-    return " ".join([first[:1].upper() + first[1:], *others])
+    kept = re.fullmatch(r"k\d", first)
+    return " ".join([first if kept else first[:1].upper() + first[1:], *others])
 
 
 if __name__ == "__main__":
