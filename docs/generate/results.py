@@ -3,12 +3,14 @@
     python -m docs.generate.results runs
 
 takes claims, conditions and small figures of every finished run below `runs` into
-docs/_data/results; what was there before of these experiments is replaced.
+docs/_data/results; what was there before of these experiments is replaced, and what is of an
+experiment without a config is removed. A line on each experiment is in docs/_data/findings.toml.
 """
 
 import json
 import pathlib
 import re
+import shutil
 import sys
 import tomllib
 from typing import Any
@@ -68,6 +70,15 @@ def take(runs: pathlib.Path, into: pathlib.Path = DATA / "results") -> list[str]
         (target / "results.json").write_text(text + "\n")
         taken.append(experiment)
     return taken
+
+
+def prune(folder: pathlib.Path = DATA / "results") -> list[str]:
+    """Removes records of experiments that have no config any more; their names."""
+    configs = pathlib.Path(__file__).parents[2] / "configs"
+    stale = [name for name in read(folder) if not (configs / f"{name}.py").exists()]
+    for name in stale:
+        shutil.rmtree(folder / name)
+    return stale
 
 
 def small(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -329,3 +340,5 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     print("\n".join(take(pathlib.Path(sys.argv[1]))))
+    for gone in prune():
+        print(f"removed {gone}")
