@@ -3,12 +3,14 @@
     python -m docs.generate.results runs
 
 takes claims, conditions and small figures of every finished run below `runs` into
-docs/_data/results; what was there before of these experiments is replaced.
+docs/_data/results; what was there before of these experiments is replaced, and what is of an
+experiment without a config is removed. A line on each experiment is in docs/_data/findings.toml.
 """
 
 import json
 import pathlib
 import re
+import shutil
 import sys
 import tomllib
 from typing import Any
@@ -68,6 +70,15 @@ def take(runs: pathlib.Path, into: pathlib.Path = DATA / "results") -> list[str]
         (target / "results.json").write_text(text + "\n")
         taken.append(experiment)
     return taken
+
+
+def prune(folder: pathlib.Path = DATA / "results") -> list[str]:
+    """Removes records of experiments that have no config any more; their names."""
+    configs = pathlib.Path(__file__).parents[2] / "configs"
+    stale = [name for name in read(folder) if not (configs / f"{name}.py").exists()]
+    for name in stale:
+        shutil.rmtree(folder / name)
+    return stale
 
 
 def small(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -226,7 +237,8 @@ def verdict(claim: dict[str, Any]) -> str:
     for kind, word in (("reruns", "rerun"), ("wrong", "re-reading")):
         refuted, count = controls({"claims": [claim]}, kind)
         if count:
-            parts.append(f"{refuted}\u202fof\u202f{count} {word}{'s' * (count > 1)} refute")
+            verb = f"{word}s refute" if count > 1 else f"{word} refutes"
+            parts.append(f"{refuted}\u202fof\u202f{count} {verb}")
     return "<br>".join(parts)
 
 
@@ -315,15 +327,18 @@ UPPER = ("kl", "js", "tv", "dpo", "ipo", "ppo", "mdp", "grpo", "rloo", "trpo")
 def words(name: str) -> str:
     """A name as a title.
 
-    >>> words("kl_penalties"), words("nearest_neighbours")
-    ('KL penalties', 'Nearest neighbours')
+    >>> words("kl_penalties"), words("nearest_neighbours"), words("k1_has_no_gradient")
+    ('KL penalties', 'Nearest neighbours', 'k1 has no gradient')
     """
     name = name.replace("cauchy_schwarz", "Cauchy-Schwarz").replace("a_star_po", "A*-PO")
     first, *others = [x.upper() if x in UPPER else x for x in name.split("_")]
-    return " ".join([first[:1].upper() + first[1:], *others])
+    kept = re.fullmatch(r"k\d", first)
+    return " ".join([first if kept else first[:1].upper() + first[1:], *others])
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     print("\n".join(take(pathlib.Path(sys.argv[1]))))
+    for gone in prune():
+        print(f"removed {gone}")
