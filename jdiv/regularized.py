@@ -44,7 +44,7 @@ def greedy(
     *,
     generator: Generator,
 ) -> Greedy:
-    """The policy that maximises `<pi, values> - temperature * D(pi‖ref)` over the simplex.
+    """The policy that maximizes `<pi, values> - temperature * D(pi‖ref)` over the simplex.
 
     Shapes: values and ref_logits `[..., n]`, temperature a positive number or `[...]`. Actions
     with zero reference probability stay at zero. Closed forms for KL and total variation, else a

@@ -118,7 +118,7 @@ def validate(config: ConfigDict, point: dict) -> None:
 
 
 def init(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
-    """The points, what they flow to, and a Gaussian that starts off the centre."""
+    """The points, what they flow to, and a Gaussian that starts off the center."""
     of_start, of_targets, of_mean = jax.random.split(key, 3)
     start = jax.random.normal(of_start, (POINTS, 2), dtype=jnp.float32)
     mean = jax.random.normal(of_mean, (2,), dtype=jnp.float32)

@@ -78,11 +78,11 @@ def values(x: Array, shift: Array) -> Array:
     return jnp.stack([k(log_p, log_q) for k in ESTIMATORS.values()]) / truth
 
 
-def quadrature(centre: Array, shift: Array) -> dict[str, Array]:
-    """Moments `[3]` for x ~ N(centre, 1): the mean, the deviation, the fourth over its square."""
+def quadrature(center: Array, shift: Array) -> dict[str, Array]:
+    """Moments `[3]` for x ~ N(center, 1): the mean, the deviation, the fourth over its square."""
     nodes, weight = (jnp.asarray(x) for x in np.polynomial.hermite_e.hermegauss(NODES))
     weight = weight / weight.sum()
-    value = values(nodes + centre, shift)
+    value = values(nodes + center, shift)
     mean = value @ weight
     square = jnp.square(value - mean[:, None])
     variance = square @ weight

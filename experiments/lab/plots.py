@@ -1,6 +1,6 @@
 """Figures: their look, and the pieces that most of them are made of.
 
-Colours are told apart by every kind of colour vision, and each goes with a line style and a marker.
+Colours are told apart by every kind of color vision, and each goes with a line style and a marker.
 """
 
 from collections.abc import Iterable
@@ -94,7 +94,7 @@ def legend_above(figure: Figure, axes: Axes, *, columns: int, title: str | None 
 
 
 def heat(axes: Axes, data: xr.DataArray, x: str, y: str, *, digits: int = 2, **look: Any) -> None:
-    """Numbers as colours with the number in each cell, y downwards."""
+    """Numbers as colors with the number in each cell, y downwards."""
     values = data.transpose(y, x).values
     image = axes.imshow(values, aspect="auto", **({"cmap": "cividis"} | look))
     axes.set(xlabel=x, ylabel=y)

@@ -112,7 +112,7 @@ def problem(claim: Mapping[str, Any]) -> bool:
 
 
 def mark(good: bool, label: str) -> str:
-    """A verdict: a sign, a word, a colour."""
+    """A verdict: a sign, a word, a color."""
     kind, sign = ("good", "✓") if good else ("bad", "✗")
     return f'<span class="{kind}"><span aria-hidden="true">{sign}</span> {label}</span>'
 

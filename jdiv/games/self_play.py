@@ -346,7 +346,7 @@ def rspo_loss(
 ) -> PerSequence:
     """`sppo_loss + sum_i w_i D_i(pi‖ref)`, the divergences from the same answers of pi_k.
 
-    They are centred estimates weighted by pi/pi_k: value and gradient are right in the mean. At
+    They are centered estimates weighted by pi/pi_k: value and gradient are right in the mean. At
     `pi = pi_k` the mean gradient is that of `-2 s (P(pi > pi_k) - sum_i w_i D_i / (2 s))`, s the
     step size: it rests at the equilibrium whose penalties are `1 / (2 s)` of these. Shapes: `[...]`
     four times to `[...]`.

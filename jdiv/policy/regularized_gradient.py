@@ -48,7 +48,7 @@ class DivergenceDiagnostics(NamedTuple):
 
 
 def _divergence(generator: Generator, log_probs: Array, old: Array, total: Scalar | None) -> Array:
-    """`f(w)` at samples of old, or `total f(w)` with the centred f."""
+    """`f(w)` at samples of old, or `total f(w)` with the centered f."""
     if total is None:
         return monte_carlo.plain_from_q(generator, log_probs, old)
     return total * monte_carlo.centered_from_q(generator, log_probs, old)

@@ -7,9 +7,9 @@ from jdiv.mdp.model import Mdp
 
 
 def star_graph(*, degree: int = 5, length: int = 5, discount: float = 0.99) -> Mdp:
-    """`degree` arms of `length` cells from a centre; only the end of the first arm pays, once.
+    """`degree` arms of `length` cells from a center; only the end of the first arm pays, once.
 
-    The first step decides everything: an action chooses an arm at the centre, and each action walks
+    The first step decides everything: an action chooses an arm at the center, and each action walks
     on along it. Ends are absorbing.
 
     Reference: the graphs of Bachmann and Nagarajan 2024 as a decision process.
