@@ -36,8 +36,9 @@ def pseudo_reward(
 ) -> PerSample:
     """`r = -f'(pi/p)` of each answer, f the customary generator that the row's docstring states.
 
-    The centered generator's r is this plus `slope_at_one`, f'(1): a constant, which a baseline takes
-    out. Shapes: any, twice the same, to the same; log-probabilities of samples or of all answers.
+    The centered generator's r is this plus `slope_at_one`, f'(1): a constant, which a baseline
+    takes out. Shapes: any, twice the same, to the same; log-probabilities of samples or of all
+    answers.
     Zeros: -f'(inf) where p = 0, which is -inf for kl and pearson_chi2 and finite for reverse_kl (0)
     or jensen_shannon; -f'(0) where pi = 0; -f'(1) where both are.
 
