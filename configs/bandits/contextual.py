@@ -17,13 +17,14 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config = defaults.get_config("bandits/contextual", scale)
     config.precision = "float32"
     # Loss of the best arm of each context; the others have theirs between .3 and .8.
-    config.best_losses = {"smoke": (0.0, 0.25)}.get(scale, (0.0, 0.05, 0.25))
+    config.best_losses = (0.0, 0.05, 0.25)
+    # Factor on the step sizes of SquareCB and FastCB.
+    config.step_factor = 1.0
     # Answers that the reference gives are the worse the larger this is.
     config.skew = 3.0
+    # The explorer's weight of what is uncertain, in standard deviations.
+    config.bonus = 1.0
     config.sweep = ConfigDict(
         {"seed": tuple(range({"smoke": 16, "quick": 64, "full": 1000}[scale]))}
     )
-    # What the claims take for what they name.
-    config.claims = ConfigDict({"fast": "FastCB", "others": ("greedy", "SquareCB")})
-    config.claims.online, config.claims.hybrid = "online", "hybrid"
     return config
