@@ -1,9 +1,9 @@
-"""Deep regularised Q-learning on CartPole and Acrobot: heat maps over KL weight and temperature.
+"""Deep regularized Q-learning on CartPole and Acrobot: heat maps over KL weight and temperature.
 
 All cells and seeds of a map are lanes of one program. Vieillard et al. 2020 (arXiv:2003.14089) find
-that any regularisation beats DQN over a wide range; Zhu et al. 2023 (arXiv:2301.11476) replace the
+that any regularization beats DQN over a wide range; Zhu et al. 2023 (arXiv:2301.11476) replace the
 entropy by Tsallis'. Numbers, grids and steps of the papers are unknown. Only orders are checked,
-and of returns only that moderate regularisation is no worse: at the quick scale most differences
+and of returns only that moderate regularization is no worse: at the quick scale most differences
 are within their standard errors.
 """
 
@@ -15,29 +15,28 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.claims import Claim
-from experiments.lab.plots import Picture
+from experiments.lab.axes import fraction, non_negative, one_of, seeds
+from experiments.lab.claims import Finding, at_least, at_most, claim
+from experiments.lab.plots import MARKERS, Picture, curve, legend_above, panels, style
 from jdiv.mdp import deep
 
-TRACED = ("weight", "temperature", "seed")
-ENVIRONMENTS = ("CartPole-v1", "Acrobot-v1")
+AXES = {
+    "environment": one_of(("CartPole-v1", "Acrobot-v1")),
+    "algorithm": one_of(deep.METHODS),
+    "weight": fraction,
+    "temperature": non_negative,
+    "seed": seeds,
+}
+FIELDS = {"regularization": non_negative}
 NAMES = {"munchausen": "Munchausen", "tsallis": "MVI(q)"}
-STYLES = ("-", ":", "--", "-.")
-
-
-def validate(config: ConfigDict, point: dict) -> None:
-    """Refuses what is no variant, environment or coefficient."""
-    for name, allowed in (("variant", deep.METHODS), ("environment", ENVIRONMENTS)):
-        if point[name] not in allowed:
-            raise ValueError(
-                f"config.sweep.{name} must be of {', '.join(allowed)}, got {point[name]!r}"
-            )
-    if not 0 <= point["weight"] <= 1:
-        raise ValueError(f"config.sweep.weight must be within [0, 1], got {point['weight']}")
-    if point["temperature"] < 0:
-        raise ValueError(
-            f"config.sweep.temperature must not be negative, got {point['temperature']}"
-        )
+NARROW = {
+    "sweep.environment": ("Acrobot-v1",),
+    "sweep.algorithm": ("munchausen",),
+    "sweep.weight": (0.0, 0.9),
+    "sweep.temperature": (0.0, 0.03, 1.0),
+}
+NONE = NARROW | {"regularization": 0.0, "sweep.seed": (0, 1)}
+TOO_MUCH = NARROW | {"regularization": 4.0, "sweep.seed": (0, 1, 2, 3, 4)}
 
 
 def init(config: ConfigDict, point: dict, key: Array) -> deep.State:
@@ -49,11 +48,13 @@ def step(
     config: ConfigDict, point: dict, state: deep.State, key: Array
 ) -> tuple[deep.State, dict[str, Array]]:
     """A move in each environment and a gradient step; return, action gap and loss."""
-    temperature = config.regularise * point["temperature"]
+    temperature = config.regularization * point["temperature"]
+    if point["algorithm"] == "tsallis":
+        # The temperatures of the sweep are those of the entmax convention.
+        temperature = temperature / config.index
     hyper = deep.Hyperparameters(
-        weight=config.regularise * point["weight"],
-        # In MVI(q) the temperatures of the sweep are those of the entmax convention.
-        temperature=temperature / config.index if point["variant"] == "tsallis" else temperature,
+        weight=config.regularization * point["weight"],
+        temperature=temperature,
         index=config.index,
         floor=config.floor,
     )
@@ -63,99 +64,12 @@ def step(
 
 def _settings(config: ConfigDict, point: dict) -> deep.Settings:
     chosen = {name: config[name] for name in deep.Settings._fields if name != "method"}
-    return deep.Settings(method=deep.METHODS[point["variant"]], **chosen)
+    return deep.Settings(method=deep.METHODS[point["algorithm"]], **chosen)
 
 
 @functools.cache
 def _environment(name: str) -> deep.Environment:
     return deep.from_gymnax(name)
-
-
-def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
-    """Heat maps of the return, learning curves, action gaps."""
-    pictures = {
-        "returns": Picture(
-            _maps(_late(results).score),
-            "Return of the last third of training, mean and standard error over seeds; top left of"
-            " each map is DQN, the rest of its column advantage learning. Most differences are"
-            " within the errors, but with entropy alone at temperature 1 Acrobot is hardly ever"
-            f" finished: ln 3 exceeds the cost of a step. In MVI(q) q is {config.index:g}.",
-        ),
-        "gaps": Picture(
-            _gaps(_late(results).gap),
-            "Action gap over that of weight 0, late in training, geometric mean over temperatures"
-            " and seeds. It grows with the Munchausen weight; the exact fixed point has the dashed"
-            " factor.",
-        ),
-    }
-    if _has(results, weight=(0.0, 0.9), temperature=(0.0, 0.03)):
-        pictures["learning"] = Picture(
-            _curves(results.score),
-            "Return of the last whole episode, mean over parallel environments and seeds, with its"
-            " standard error over seeds. On CartPole a weight of 0.9 learns later than DQN; in the"
-            " end the curves lie within each other's errors.",
-        )
-    return pictures
-
-
-def claims(config: ConfigDict, results: xr.Dataset) -> list[Claim]:
-    """Action gaps at any length of training; returns only where there was time to learn."""
-    late, learned = _late(results), config.training.steps >= config.claims.least_steps
-    narrow = {
-        "sweep.variant": ("munchausen",),
-        "sweep.weight": (0.0, 0.9),
-        "sweep.temperature": (0.0, 0.03, 1.0),
-        "sweep.seed": (0, 1),
-    }
-    control = narrow | {"regularise": 0.0}
-    found = []
-    if _has(results, weight=(0.0, 0.9)):
-        ratio = _over_weight_0(late.gap)
-        found.append(
-            Claim(
-                "action-gaps-grow-with-the-weight",
-                "Vieillard et al. 2020 (arXiv:2007.14430), on the action gap",
-                "The Munchausen term widens action gaps: by 1/(1 - weight) at the exact fixed"
-                " point. Only the direction is checked: the ratio to weight 0, two standard errors"
-                " below its mean, at each weight between 0 and 1.",
-                np.exp2(ratio.mean("seed") - 2 * _error(ratio)).values,
-                low=1.1,
-                controls=(control,),
-            )
-        )
-    if learned and _has(results, weight=(0.0, 0.9), temperature=(0.0, 0.03)):
-        more = _moderate(late.score) - _dqn(late.score)
-        found.append(
-            Claim(
-                "moderate-regularisation-is-no-worse-than-dqn",
-                "Vieillard et al. 2020 (arXiv:2003.14089), experiments",
-                "Any regularisation beats DQN over a wide range; numbers and grid are unknown."
-                " Checked is only that it is not worse: return over DQN's, mean over the cells with"
-                " weight between 0 and 1 and temperature up to 0.1, two standard errors above its"
-                " mean over seeds, in each map. That it is better needs more seeds and steps.",
-                (more.mean("seed") + 2 * _error(more)).values,
-                low=0.0,
-                controls=(narrow | {"regularise": 4.0, "sweep.seed": config.sweep.seed},),
-            )
-        )
-    entropy_alone = {"environment": "Acrobot-v1", "variant": "munchausen", "weight": 0.0}
-    needed = {axis: (label,) for axis, label in entropy_alone.items()}
-    if learned and _has(results, **needed, temperature=(0.0, 1.0)):
-        at = late.score.sel(entropy_alone)
-        more = at.sel(temperature=1.0) - at.sel(temperature=0.0)
-        found.append(
-            Claim(
-                "too-much-entropy-never-finishes",
-                "Soft optimality: ln 3 > 1",
-                "With entropy alone at temperature 1 a step of Acrobot costs 1 and pays up to ln 3:"
-                " it is better never to finish. Return over DQN's, two standard errors above its"
-                " mean over seeds.",
-                (more.mean("seed") + 2 * _error(more)).item(),
-                high=-10.0,
-                controls=(control,),
-            )
-        )
-    return found
 
 
 # -------------------------------------------------------------------------------------- statistics
@@ -171,12 +85,8 @@ def _error(x: xr.DataArray) -> xr.DataArray:
     return x.std("seed", ddof=min(1, x.sizes["seed"] - 1)) / x.sizes["seed"] ** 0.5
 
 
-def _dqn(score: xr.DataArray) -> xr.DataArray:
-    return score.sel(weight=0.0, temperature=0.0)
-
-
 def _moderate(score: xr.DataArray) -> xr.DataArray:
-    """Mean over the cells that are regularised, and not by much."""
+    """Mean over the cells that are regularized, and not by much."""
     weights, temperatures = score.weight, score.temperature
     return score.sel(
         weight=weights[(weights > 0) & (weights < 1)],
@@ -191,18 +101,38 @@ def _over_weight_0(gap: xr.DataArray) -> xr.DataArray:
     return ratio.sel(weight=ratio.weight[(ratio.weight > 0) & (ratio.weight < 1)])
 
 
-def _has(results: xr.Dataset, **labels: tuple) -> bool:
-    """Whether a sweep that was changed still has these."""
-    return all(set(wanted) <= set(results[axis].values) for axis, wanted in labels.items())
-
-
 # ----------------------------------------------------------------------------------------- figures
 
 
+def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
+    """Heat maps of the return, learning curves, action gaps."""
+    return {
+        "returns": Picture(
+            _maps(_late(results).score),
+            "Return of the last third of training, mean and standard error over seeds; top left of"
+            " each map is DQN, the rest of its column advantage learning. Most differences are"
+            " within the errors, but with entropy alone at temperature 1 Acrobot is hardly ever"
+            f" finished: ln 3 exceeds the cost of a step. In MVI(q) q is {config.index:g}.",
+        ),
+        "gaps": Picture(
+            _gaps(_late(results).gap),
+            "Action gap over that of weight 0, late in training, geometric mean over temperatures"
+            " and seeds. It grows with the Munchausen weight; the exact fixed point has the dashed"
+            " factor.",
+        ),
+        "learning": Picture(
+            _curves(results.score),
+            "Return of the last whole episode, mean over parallel environments and seeds, with its"
+            " standard error over seeds. On CartPole a weight of 0.9 learns later than DQN; in the"
+            " end the curves lie within each other's errors.",
+        ),
+    }
+
+
 def _maps(score: xr.DataArray) -> plt.Figure:
-    """A map for each environment and variant, with a colour bar for each environment."""
-    environments, variants = score.environment.values, score.variant.values
-    shape = len(environments), len(variants)
+    """A map for each environment and algorithm, with a colour bar for each environment."""
+    environments, algorithms = score.environment.values, score.algorithm.values
+    shape = len(environments), len(algorithms)
     figure, axes = plt.subplots(
         *shape, figsize=(1.2 + 4.2 * shape[1], 0.5 + 3.2 * shape[0]), squeeze=False
     )
@@ -210,8 +140,8 @@ def _maps(score: xr.DataArray) -> plt.Figure:
     for row, environment in zip(axes, environments, strict=True):
         here = mean.sel(environment=environment)
         low, high = here.min().item(), here.max().item()
-        for axis, variant in zip(row, variants, strict=True):
-            where = {"environment": environment, "variant": variant}
+        for axis, algorithm in zip(row, algorithms, strict=True):
+            where = {"environment": environment, "algorithm": algorithm}
             cells = mean.sel(where).transpose("weight", "temperature")
             errors = error.sel(where).transpose("weight", "temperature").values
             image = axis.imshow(cells, cmap="viridis", vmin=low, vmax=high, aspect="auto")
@@ -222,7 +152,7 @@ def _maps(score: xr.DataArray) -> plt.Figure:
                     fontsize=8, color="white" if dark else "black",
                 )  # fmt: skip
             axis.set(
-                title=f"{environment}, {NAMES.get(variant, variant)}",
+                title=f"{environment}, {NAMES.get(algorithm, algorithm)}",
                 xlabel="temperature, KL + entropy (reward)",
                 ylabel="weight, KL / (KL + entropy)",
             )
@@ -236,47 +166,77 @@ def _maps(score: xr.DataArray) -> plt.Figure:
 
 
 def _curves(score: xr.DataArray) -> plt.Figure:
-    """DQN, entropy alone, and both variants with weight 0.9."""
-    environments = score.environment.values
-    figure, axes = plt.subplots(
-        1, len(environments), figsize=(1 + 4.4 * len(environments), 3.8), squeeze=False
-    )
-    first = score.variant.values[0]
-    lines = [("DQN", first, 0.0, 0.0), ("entropy alone, 0.03", first, 0.0, 0.03)]
-    lines += [(f"{NAMES.get(v, v)}, 0.9, 0.03", v, 0.9, 0.03) for v in score.variant.values]
-    for axis, environment in zip(axes[0], environments, strict=True):
-        for (label, variant, weight, temperature), style in zip(lines, STYLES, strict=False):
+    """DQN, entropy alone, and all algorithms with weight 0.9."""
+    figure, axes = panels(score.sizes["environment"], squeeze=False)
+    algorithms = score.algorithm.values
+    lines = [("DQN", algorithms[0], 0.0, 0.0), ("entropy alone, 0.03", algorithms[0], 0.0, 0.03)]
+    lines += [(f"{NAMES.get(name, name)}, 0.9, 0.03", name, 0.9, 0.03) for name in algorithms]
+    for axis, environment in zip(axes[0], score.environment.values, strict=True):
+        for number, (label, algorithm, weight, temperature) in enumerate(lines):
             here = score.sel(
-                environment=environment, variant=variant, weight=weight, temperature=temperature
+                environment=environment, algorithm=algorithm, weight=weight, temperature=temperature
             )
-            mean, error = here.mean("seed"), _error(here)
-            (line,) = axis.plot(score.step, mean, style, label=label)
+            mean, error, look = here.mean("seed"), _error(here), style(number)
+            curve(axis, "step", mean, label=label, **look)
             axis.fill_between(
-                score.step, mean - error, mean + error, color=line.get_color(), alpha=0.15, lw=0
+                score.step, mean - error, mean + error, color=look["color"], alpha=0.15, lw=0
             )
         axis.set(title=environment, xlabel="gradient steps", ylabel="return (reward per episode)")
         axis.locator_params(axis="x", nbins=5)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    legend_above(figure, axes[0, 0], columns=2 * score.sizes["environment"])
     return figure
 
 
 def _gaps(gap: xr.DataArray) -> plt.Figure:
     """Ratio to weight 0 by weight, with the factor of the exact fixed point."""
     ratio = _over_weight_0(gap)
-    figure, axis = plt.subplots(figsize=(5.6, 3.8))
+    figure, axis = panels(1, width=6.4, height=4.4)
     places = np.arange(ratio.sizes["weight"])
-    cases = [(e, v) for e in ratio.environment.values for v in ratio.variant.values]
-    for number, (environment, variant) in enumerate(cases):
-        here = ratio.sel(environment=environment, variant=variant)
+    cases = [(e, a) for e in ratio.environment.values for a in ratio.algorithm.values]
+    for number, (environment, algorithm) in enumerate(cases):
+        here = ratio.sel(environment=environment, algorithm=algorithm)
         mean, error = here.mean("seed"), _error(here)
         axis.errorbar(
             places + 0.06 * (number - (len(cases) - 1) / 2), np.exp2(mean),
             (np.exp2(mean) - np.exp2(mean - error), np.exp2(mean + error) - np.exp2(mean)),
-            fmt="os^D"[number % 4], label=f"{environment}, {NAMES.get(variant, variant)}",
+            fmt=MARKERS[number % 7], label=f"{environment}, {NAMES.get(algorithm, algorithm)}",
         )  # fmt: skip
     axis.plot(places, 1 / (1 - ratio.weight), "--_", color="black", label="1 / (1 - weight)")
     axis.set(xlabel="weight, KL / (KL + entropy)", ylabel="action gap / that of weight 0")
     axis.set_xticks(places, [f"{x:g}" for x in ratio.weight.values])
     axis.set_yscale("log")
-    axis.legend(fontsize=8)
+    legend_above(figure, axis, columns=2)
     return figure
+
+
+# ------------------------------------------------------------------------------------------ claims
+
+
+@claim(source="Vieillard et al. 2020 (arXiv:2007.14430), on the action gap", reruns=(NONE,))
+def action_gaps_grow_with_the_weight(results: xr.Dataset) -> Finding:
+    """The Munchausen term widens action gaps, by 1/(1 - weight) at the exact fixed point. Only the
+    direction is checked: the ratio to weight 0, two standard errors below its mean, at each weight
+    between 0 and 1."""
+    ratio = _over_weight_0(_late(results).gap)
+    return at_least(1.1, np.exp2(ratio.mean("seed") - 2 * _error(ratio)))
+
+
+@claim(source="Vieillard et al. 2020 (arXiv:2003.14089), experiments", reruns=(TOO_MUCH,))
+def moderate_regularization_is_no_worse_than_dqn(results: xr.Dataset) -> Finding:
+    """Any regularization beats DQN over a wide range; numbers and grid are unknown. Checked is only
+    that it is not worse: return over DQN's, mean over the cells with weight between 0 and 1 and
+    temperature up to 0.1, two standard errors above its mean over seeds, in each map. That it is
+    better needs more seeds and steps."""
+    score = _late(results).score
+    more = _moderate(score) - score.sel(weight=0.0, temperature=0.0)
+    return at_least(0, more.mean("seed") + 2 * _error(more))
+
+
+@claim(source="Soft optimality: ln 3 > 1", reruns=(NONE,))
+def too_much_entropy_never_finishes(results: xr.Dataset) -> Finding:
+    """With entropy alone at temperature 1 a step of Acrobot costs 1 and pays up to ln 3: it is
+    better never to finish. Return over DQN's, two standard errors above its mean over seeds."""
+    score = _late(results).score
+    alone = score.sel(environment="Acrobot-v1", algorithm="munchausen", weight=0.0)
+    more = alone.sel(temperature=1.0) - alone.sel(temperature=0.0)
+    return at_most(-10, more.mean("seed") + 2 * _error(more))
