@@ -22,6 +22,9 @@ def get_config(experiment: str, scale: str) -> ConfigDict:
             # Points that a device computes at once, fewer if they need more memory than this.
             "lanes": 64,
             "memory_gib": 4.0,
+            # Whether programs are compiled to run fast, or fast themselves: on a CPU most programs
+            # of small experiments take longer to compile than to run.
+            "optimized": scale == "full",
         }
     )
 

@@ -59,7 +59,7 @@ VOCABULARY = {
         name closed allowed cls default example dtype f start newton tolerance kept expected a b r
         dtype""",
     "devices, files and collectives": """
-        axis_name devices points shared lanes tree program flag grads coordinator_address
+        axis_name devices points shared optimized lanes tree program flag grads coordinator_address
         num_processes process_id folder step arrays keep report""",
 }
 ALLOWED = {word for words in VOCABULARY.values() for word in words.split()}

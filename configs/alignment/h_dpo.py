@@ -15,6 +15,7 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Two unit normals at -s and s, the separation; four answers for the policy."""
     config = defaults.get_config("alignment/h_dpo", scale)
+    config.optimized = scale != "smoke"
     config.reference, config.rewards = (0.1, 0.2, 0.3, 0.4), (1.0, 0.0, 0.5, -0.5)
     config.beta = 0.5
     # Nodes of the quadrature; starts in each direction and iterations of Newton's method.

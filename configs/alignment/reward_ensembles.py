@@ -16,6 +16,7 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """12,500 answers to each prompt, five reward models; a seed is a prompt."""
     config = defaults.get_config("alignment/reward_ensembles", scale)
+    config.optimized = scale != "smoke"
     config.pool = 12_500
     config.members = 5
     # Weight of the variance that UWO takes away.

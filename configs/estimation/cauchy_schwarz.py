@@ -16,6 +16,7 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Steps and seeds by scale; the number of points is that of the reference values."""
     config = defaults.get_config("estimation/cauchy_schwarz", scale)
+    config.optimized = scale != "smoke"
     config.precision = "float32"
     config.bandwidth = 1.0
     config.learning_rate = 200.0

@@ -16,6 +16,7 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Shifts 0.1 and 1 are those of the published table."""
     config = defaults.get_config("estimation/kl_estimators", scale)
+    config.optimized = scale != "smoke"
     config.samples = {"smoke": 10_000, "quick": 100_000, "full": 1_000_000}[scale]
     config.actions = 4
     # Whose samples the moments and the on-policy gradients are of: or the "reference"'s.

@@ -17,6 +17,7 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Garnet(20, 4, 3), discount .9, temperature .1, 400 iterations of which the last 100 count."""
     config = defaults.get_config("mdp/tsallis", scale)
+    config.optimized = scale != "smoke"
     config.states, config.actions, config.branches = 20, 4, 3
     config.discount = 0.9
     config.temperature = 0.1

@@ -143,7 +143,9 @@ def _compiled_for(work: Work, devices: int, lanes: int) -> Programs:
 
     def compile_(f: Callable, *arguments: Any, shared: int = 0) -> parallel.Program:
         with work.progress.compile():
-            return parallel.compile_points(f, *arguments, shared=shared)
+            return parallel.compile_points(
+                f, *arguments, shared=shared, optimized=work.job.config.optimized
+            )
 
     if not work.job.trains:
         run = compile_(traced.run, arguments)
