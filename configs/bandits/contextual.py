@@ -17,8 +17,11 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config = defaults.get_config("bandits/contextual", scale)
     config.optimized = scale != "smoke"
     config.precision = "float32"
-    # Loss of the best arm of each context; the others have theirs between .3 and .8.
+    # Loss of the best arm of each context, and between which losses those of the others are.
     config.best_losses = (0.0, 0.05, 0.25)
+    config.other_losses = (0.3, 0.8)
+    # Added to the losses of all arms.
+    config.offset = 0.0
     # Factor on the step sizes of SquareCB and FastCB.
     config.step_factor = 1.0
     # Answers that the reference gives are the worse the larger this is.
