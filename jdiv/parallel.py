@@ -54,13 +54,13 @@ def connect(
 
 
 def host() -> int:
-    """This process's number; host 0 writes."""
-    return jax.process_index()
+    """This process's number; host 0 writes. Before `connect` every process is the first of one."""
+    return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
 def hosts() -> int:
     """How many processes there are."""
-    return jax.process_count()
+    return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 # ------------------------------------------------------------------------------- points of a sweep

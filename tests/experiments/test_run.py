@@ -379,6 +379,17 @@ def test_experiments_run_side_by_side(tmp_path):
         list(reproduce.side_by_side(plans, 2, 1, lambda: True))
 
 
+def test_the_command_runs_the_wanted_experiments_once(tmp_path):
+    command = [sys.executable, "-m", "experiments.reproduce", "--scale=smoke", "--only=mdp/maze"]
+    command.append(f"--workdir={tmp_path}")
+    for _ in range(2):
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stderr
+        assert "3 of 3 claims supported, with their controls" in process.stdout
+    assert "finished before" in process.stderr
+    assert (tmp_path / "smoke" / "report.html").exists()
+
+
 def test_only_chooses_areas_and_experiments():
     assert [path.stem for path in reproduce.chosen(["estimation/atlas"])] == ["atlas"]
     assert reproduce.chosen([]) == commands.configs()
