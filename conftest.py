@@ -1,4 +1,32 @@
-"""The package is imported before pytest collects doctests, so that each module exists once."""
+"""What has to be settled before pytest collects anything."""
 
+import pathlib
+
+import pytest
+
+# The package is imported before pytest collects doctests, so that each module exists once.
 import jdiv.divergences
 import jdiv.regularized  # noqa: F401
+
+ROOT = pathlib.Path(__file__).parent
+ONE_BY_ONE = ROOT / "tests" / "experiments" / "test_experiments.py"
+"""The file whose tests share no programs."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """With `-n` the tests of one group go to one worker, which compiles what they share once."""
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "loadgroup"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Groups: a file of tests, all doctests together."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        if item.path != ONE_BY_ONE:
+            of_file = item.path.name.startswith("test_")
+            group = item.path.relative_to(ROOT).as_posix() if of_file else "doctests"
+            item.add_marker(pytest.mark.xdist_group(group))

@@ -158,26 +158,38 @@ def test_nearly_equal_in_single_precision(name):
 # -------------------------------------------------------------------------------------- exact zeros
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_of_itself_is_exactly_zero(name):
+def batches(dtype):
+    """Logits of this type at two scales, some of them zeros."""
     x = np.random.default_rng(2).normal(size=(8, 3, 5))
     x[1, :, ::3] = -np.inf
-    f = jax.jit(function(name))
+    return np.stack([np.asarray(scale * x, dtype) for scale in (1.0, 1e4)])
+
+
+@functools.cache
+def of_themselves():
+    """Every divergence of logits of every type and of many, to themselves: one program."""
+    x = {dtype: batches(dtype) for dtype in ("float64", "float32", "bfloat16", "float16")}
+    many = (4 * np.random.default_rng(3).normal(size=250_000)).astype(jnp.bfloat16)
+    of = lambda name, p, q: jax.tree.map(function(name), p, q)
+    program = jax.jit(lambda p, q: {name: of(name, p, q) for name in EVERY})
+    return program({**x, "many": many}, {**x, "many": many.copy()})
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_of_itself_is_exactly_zero(name):
     for dtype in ("float64", "float32", "bfloat16", "float16"):
-        for scale in (1.0, 1e4):
-            logits_of_dtype = np.asarray(scale * x, dtype)
-            value = f(logits_of_dtype, logits_of_dtype)
-            assert value.dtype == (np.float64 if dtype == "float64" else np.float32)
-            assert np.all(value == 0)
+        value = of_themselves()[name][dtype]
+        assert value.shape == (2, 8, 3)
+        assert value.dtype == (np.float64 if dtype == "float64" else np.float32)
+        assert np.all(value == 0)
     # And eagerly, where nothing is fused: operations of the shape of the test of transformations.
-    x = jnp.array(x)
+    x = jnp.array(batches("float64")[0])
     assert np.all(function(name)(x, x) == 0)
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_of_itself_is_exactly_zero_at_250000_categories_in_bfloat16(name):
-    x = (4 * np.random.default_rng(3).normal(size=250_000)).astype(jnp.bfloat16)
-    assert jax.jit(function(name))(x, x) == 0
+    assert of_themselves()[name]["many"] == 0
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -187,27 +199,34 @@ def test_logits_have_no_absolute_level(name, shift):
     assert 0 <= evaluate(name, x, x + shift)[0] <= 1e-12
 
 
+PAIR = np.random.default_rng(5).normal(size=(2, 3, 6))
+WHERE = np.array([[True] * 6, [True, False, True, True, False, False], [False] * 6])
+
+
+@functools.cache
+def special():
+    """Every divergence with a mask and its gradients, over columns, and of one category."""
+
+    def of(f, p, q):
+        masked, pullback = jax.vjp(functools.partial(f, where=WHERE), p, q)
+        one = jax.value_and_grad(f)(jnp.array([3.0]), jnp.array([-8.0]))
+        return masked, pullback(jnp.ones(3)), f(p.T, q.T, axis=0), one
+
+    return jax.jit(lambda p, q: {name: of(function(name), p, q) for name in EVERY})(*PAIR)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_masks(name):
     """`where` leaves categories out; an emptied row is 0 with a zero gradient, not NaN."""
-    rng = np.random.default_rng(5)
-    p, q = rng.normal(size=(2, 3, 6))
-    where = np.array([[True] * 6, [True, False, True, True, False, False], [False] * 6])
-
-    @jax.jit
-    def value_and_gradients(p, q):
-        value, pullback = jax.vjp(lambda p, q: function(name)(p, q, where=where), p, q)
-        return value, pullback(jnp.ones(3))
-
-    masked, gradients = value_and_gradients(p, q)
+    p, q = PAIR
+    masked, gradients, of_columns, _ = special()[name]
     kept = np.array([0, 2, 3])
     np.testing.assert_allclose(masked[0], evaluate(name, p[0], q[0])[0], rtol=1e-13)
     np.testing.assert_allclose(masked[1], evaluate(name, p[1, kept], q[1, kept])[0], rtol=1e-13)
     assert masked[2] == 0
     for gradient in gradients:
         assert np.all(np.isfinite(gradient))
-        assert np.all(np.where(where, 0, gradient) == 0)
-    of_columns = jax.jit(functools.partial(function(name), axis=0))(p.T, q.T)
+        assert np.all(np.where(WHERE, 0, gradient) == 0)
     np.testing.assert_allclose(of_columns, values(name, p, q), rtol=1e-13)
 
 
@@ -221,8 +240,7 @@ def test_rows_without_a_distribution_are_nan(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_one_category(name):
-    program = jax.jit(jax.value_and_grad(function(name)))
-    value, gradient = program(np.array([3.0]), np.array([-8.0]))
+    *_, (value, gradient) = special()[name]
     assert value == 0
     assert gradient == 0
 
@@ -435,17 +453,17 @@ def test_disjoint_supports_reach_the_bounds():
 # ---------------------------------------------------------------------------- programs and dtypes
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_same_under_every_transformation(name, same_everywhere):
+def test_same_under_every_transformation(same_everywhere):
     rng = np.random.default_rng(13)
     p, q = (rng.normal(size=(8, 3, 5)) for _ in range(2))
     p[:, 0, 1], q[:, 0, 1] = -np.inf, -np.inf
 
-    def value_and_gradients(p, q):
+    def value_and_gradients(name, p, q):
         value, pullback = jax.vjp(function(name), p, q)
         return value, pullback(jnp.ones_like(value))
 
-    same_everywhere(value_and_gradients, jnp.array(p), jnp.array(q))
+    every = lambda p, q: {name: value_and_gradients(name, p, q) for name in EVERY}
+    same_everywhere(every, jnp.array(p), jnp.array(q))
 
 
 def test_a_sweep_over_a_parameter_is_one_program():

@@ -438,22 +438,29 @@ BATCHED = {
 }
 
 
+@functools.cache
+def transformed():
+    """Scores, and what each call makes of them: eagerly, jitted, vmapped, pmapped, its tangent."""
+    f = random_scores(8, 4, 4)
+    every = jax.jit(lambda x: {name: call(x) for name, call in CALLS.items()})
+    tangents = jax.jit(lambda x, dx: jax.jvp(every, (x,), (dx,))[1])
+    eager = {name: jnp.stack([call(x) for x in f]) for name, call in CALLS.items()}
+    mapped = jax.jit(jax.vmap(every))(f), jax.pmap(every)(f)
+    return f, eager, every(f[0]), mapped, tangents(f[0], f[1])
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_jit_vmap_and_pmap_agree(name):
-    call = CALLS[name]
-    f = random_scores(8, 4, 4)
-    eager = jnp.stack([call(x) for x in f])
-    for mapped in (jax.jit(jax.vmap(call)), jax.pmap(call)):
-        close(mapped(f), eager, 1e-14)
-    close(jax.jit(call)(f[0]), eager[0], 1e-14)
+    f, eager, jitted, mapped, tangents = transformed()
+    call, eager, direction, step = CALLS[name], eager[name], f[1], 1e-6
+    for found in mapped:
+        close(found[name], eager, 1e-14)
+    close(jitted[name], eager[0], 1e-14)
     if name in BATCHED:
         close(call(f), eager, 1e-14)
         close(call(f.reshape(2, 4, 4, 4)), eager.reshape(2, 4), 1e-14)
-    direction, step = f[1], 1e-6
-    tangent = jax.jit(lambda *x: jax.jvp(call, x[:1], x[1:])[1])
-    tangent = tangent(f[0], direction)
     moved = [call(f[0] + s * direction) for s in (step, -step)]
-    close(tangent, (moved[0] - moved[1]) / (2 * step), 1e-7)
+    close(tangents[name], (moved[0] - moved[1]) / (2 * step), 1e-7)
 
 
 def test_batches_of_critic_values():
