@@ -312,7 +312,7 @@ def test_tsallis_has_one_convention():
         policy = jnp.exp(step.log_policy)
         entropy = jnp.sum(policy - policy**index, axis=-1) / (index - 1)
         value = jnp.sum(policy * q, axis=-1) + 0.7 * entropy
-        return step, row, value, regularized.entmax(q / (0.7 * index), alpha=index)
+        return step, row, value, regularized.entmax(q / (0.7 * index), index=index)
 
     for index in (0.5, 1.5, 2.0, 3.0):
         step, row, value, entmax = both(index)
