@@ -5,6 +5,7 @@ import inspect
 import itertools
 import pathlib
 
+import jax
 import pytest
 
 from configs import defaults
@@ -20,6 +21,8 @@ STEMS = [str(path.relative_to(records.ROOT / "configs").with_suffix("")) for pat
 @pytest.fixture(autouse=True)
 def _at_the_root(monkeypatch):
     monkeypatch.chdir(records.ROOT)
+    yield
+    jax.clear_caches()  # experiments share no programs
 
 
 def test_every_experiment_has_a_config_and_the_other_way_round():
