@@ -125,6 +125,7 @@ def centered_from_p(
     Shapes: any, twice or three times the same, to the same. Zeros: f'(inf) where q is zero, 0
     where the weight is; a sample of positive weight that p excludes gives inf.
 
+    >>> from jdiv import generators
     >>> print(f"{centered_from_p(generators.kl(), jnp.array(-1.0), jnp.array(-2.0)):.4f}")
     0.3679
 
@@ -151,6 +152,7 @@ def plain_from_p(
     Shapes: any, twice or three times the same, to the same. Zeros: f'(inf) where q is zero, 0
     where the weight is; a sample of positive weight that p excludes gives inf.
 
+    >>> from jdiv import generators
     >>> plain_from_p(generators.kl(), jnp.array([-1.0, -1.0]), jnp.array([-2.0, -0.5]))
     Array([ 1. , -0.5], dtype=float32)
 
@@ -176,6 +178,7 @@ def centered_from_q(
     Shapes: any, twice or three times the same, to the same. Zeros: f(0) where p is zero, 0 where
     the weight is; a sample of positive weight that q excludes gives inf.
 
+    >>> from jdiv import generators
     >>> print(f"{centered_from_q(generators.reverse_kl(), jnp.array(-2.0), jnp.array(-1.0)):.4f}")
     0.3679
 
@@ -202,6 +205,7 @@ def plain_from_q(
     Shapes: any, twice or three times the same, to the same. Zeros: the customary f(0) where p is
     zero, 0 where the weight is; a sample of positive weight that q excludes gives inf.
 
+    >>> from jdiv import generators
     >>> plain_from_q(generators.reverse_kl(), jnp.array([-2.0, -0.5]), jnp.array([-1.0, -1.0]))
     Array([ 1. , -0.5], dtype=float32)
 
