@@ -1,4 +1,4 @@
-"""What an axis, or a field of a config, may hold: declared once, refused in one line.
+"""What an axis, or a field of a config, may hold: declared once, refused in one line::
 
     AXES = {"scheme": labels, "beta": positive, "generator": one_of(TABLE), "seed": seeds}
     FIELDS = {"iterations": at_least(300)}

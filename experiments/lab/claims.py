@@ -1,4 +1,4 @@
-"""Claims: statements that can fail, each a function of the results, with what must refute it.
+"""Claims: statements that can fail, each a function of the results, with what must refute it::
 
     @claim(source="Auer et al. 2002", published=2.25, reruns=({"exploration": 0.0},))
     def slope(results):

@@ -1,6 +1,6 @@
 """Results with named dimensions, and the dataset they become.
 
-An experiment returns arrays; one that has dimensions says their names where it is made:
+An experiment returns arrays; one that has dimensions says their names where it is made::
 
     return {"loss": loss, "gap": labelled(gap, iteration=range(1, 101))}
 """
