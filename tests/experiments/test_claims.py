@@ -87,6 +87,7 @@ def test_within_standard_errors_of_the_difference_of_two_means():
     exact = within(0.0, draws, errors=2)
     error = draws.std("seed", ddof=1) / 4
     np.testing.assert_allclose(exact.high, 2 * error)
+    np.testing.assert_allclose(within(0.0, draws, errors=2, rounding=0.5).low, -2 * error - 0.5)
 
 
 def test_what_is_shown():
