@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
-import numpy as np
 import xarray as xr
 from cycler import cycler
 from matplotlib.axes import Axes
@@ -91,17 +90,3 @@ def legend_above(figure: Figure, axes: Axes, *, columns: int, title: str | None 
     """One legend for all panels, above them and off the data."""
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=columns, title=title)
-
-
-def heat(axes: Axes, data: xr.DataArray, x: str, y: str, *, digits: int = 2, **look: Any) -> None:
-    """Numbers as colors with the number in each cell, y downwards."""
-    values = data.transpose(y, x).values
-    image = axes.imshow(values, aspect="auto", **({"cmap": "cividis"} | look))
-    axes.set(xlabel=x, ylabel=y)
-    axes.set_xticks(range(data.sizes[x]), [str(label) for label in data[x].values])
-    axes.set_yticks(range(data.sizes[y]), [str(label) for label in data[y].values])
-    axes.grid(visible=False)
-    for (row, column), value in np.ndenumerate(values):
-        dark = np.isfinite(value) and image.norm(value) < 0.5
-        color = "white" if dark else "black"
-        axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", color=color)
