@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import operator
 from collections.abc import Collection
 from typing import Literal
 
@@ -47,24 +48,26 @@ def in_range(
 ) -> ArrayLike:
     """Refuses values outside of low to high; `closed` says which of the ends are allowed.
 
-    Traced values pass unchecked: what they are is not known yet.
+    What they are is not known yet of traced values: those outside become NaN, so that nothing
+    plausible is computed from them. Callers go on with what this returns.
 
     >>> in_range("share", 1.5, 0, 1, "from 0 to 1", closed="both")
     Traceback (most recent call last):
     ValueError: share must be from 0 to 1, got 1.5
     """
+    above = operator.ge if closed in ("low", "both") else operator.gt
+    below = operator.le if closed in ("high", "both") else operator.lt
     if isinstance(x, jax.core.Tracer):
-        return x
+        inexact = jnp.issubdtype(x.dtype, jnp.inexact)
+        return jnp.where(above(x, low) & below(x, high), x, jnp.nan) if inexact else x
     value = np.asarray(x)
-    above = np.greater_equal if closed in ("low", "both") else np.greater
-    below = np.less_equal if closed in ("high", "both") else np.less
     if value.dtype.kind not in "fiu" or not np.all(above(value, low) & below(value, high)):
         raise ValueError(f"{name} must be {allowed}, got {x}")
     return x
 
 
 def positive(name: str, x: ArrayLike) -> ArrayLike:
-    """Refuses what is not positive and finite; traced values pass unchecked."""
+    """Refuses what is not positive and finite; of traced values that becomes NaN."""
     return in_range(name, x, 0, np.inf, "positive and finite")
 
 
