@@ -1,5 +1,6 @@
 """Refusal of bad input, in one clear line where the user stands: shapes, types, ranges, names."""
 
+import contextlib
 import difflib
 import functools
 import operator
@@ -10,15 +11,75 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
+
+
+def _as_array(name: str, x: ArrayLike, allowed: str) -> Array:
+    """`x` as an array; what is none, a string or None, is refused."""
+    if not isinstance(x, str):  # JAX takes some for names of types
+        with contextlib.suppress(TypeError, ValueError):
+            return jnp.asarray(x)
+    raise TypeError(f"{name} must be {allowed}, got {_short(x)}")
+
+
+def _short(x: object) -> str:
+    """A value in one line, or what kind of thing it is."""
+    text = str(x)
+    return text if len(text) <= 40 and "\n" not in text else f"a {type(x).__name__}"
 
 
 def as_float(name: str, x: ArrayLike) -> Array:
-    """`x` as an array of float32 or float64; half precision is widened, other types are refused."""
-    x = jnp.asarray(x)
+    """`x` as an array of float32 or float64; half precision is widened, other types are refused.
+
+    >>> as_float("values", "three")
+    Traceback (most recent call last):
+    TypeError: values must be a floating-point array, got three
+    """
+    x = _as_array(name, x, "a floating-point array")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name} must be a floating-point array, got dtype {x.dtype}")
     return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
+
+
+def as_mask(name: str, x: ArrayLike) -> Array:
+    """A mask as booleans: of integers 1 counts and 0 does not, others are refused.
+
+    What traced integers are is not known yet: of those all but 0 count.
+    """
+    x = _as_array(name, x, "a boolean array, or integers 0 and 1")
+    if x.dtype == jnp.bool_:
+        return x
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"{name} must be a boolean array, or integers 0 and 1, got dtype {x.dtype}")
+    _refuse_other_integers(name, x)
+    return x != 0
+
+
+def as_rewards(name: str, x: ArrayLike, dtype: DTypeLike = float) -> Array:
+    """Rewards as an array of float32 or float64: floating-point numbers, booleans, or 0 and 1.
+
+    Booleans and integers take the precision that is given. Other integers are refused, and NaN if
+    they are traced.
+    """
+    x = _as_array(name, x, "floating-point numbers, booleans, or integers 0 and 1")
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return as_float(name, x)
+    if x.dtype == jnp.bool_:
+        return x.astype(dtype)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"{name} must be floating-point or 0 and 1, got dtype {x.dtype}")
+    _refuse_other_integers(name, x)
+    return jnp.where((x == 0) | (x == 1), x.astype(dtype), jnp.nan)
+
+
+def _refuse_other_integers(name: str, x: Array) -> None:
+    """Refuses integers other than 0 and 1 where they are known."""
+    if isinstance(x, jax.core.Tracer):
+        return
+    value = np.asarray(x)
+    other = value[(value != 0) & (value != 1)]
+    if other.size:
+        raise ValueError(f"{name} must be 0 and 1 where it holds integers, got {other[0]}")
 
 
 def same_shape(**arrays: Array) -> None:
@@ -37,6 +98,9 @@ def alike(**arrays: ArrayLike) -> list[Array]:
     return [x.astype(dtype) for x in arrays.values()]
 
 
+# -------------------------------------------------------------------------------------- parameters
+
+
 def in_range(
     name: str,
     x: ArrayLike,
@@ -45,11 +109,13 @@ def in_range(
     allowed: str,
     *,
     closed: Literal["neither", "low", "high", "both"] = "neither",
+    rows: Array | None = None,
 ) -> ArrayLike:
     """Refuses values outside of low to high; `closed` says which of the ends are allowed.
 
     What they are is not known yet of traced values: those outside become NaN, so that nothing
-    plausible is computed from them. Callers go on with what this returns.
+    plausible is computed from them. Callers go on with what this returns. With `rows` it is
+    `per_row` of them.
 
     >>> in_range("share", 1.5, 0, 1, "from 0 to 1", closed="both")
     Traceback (most recent call last):
@@ -57,18 +123,91 @@ def in_range(
     """
     above = operator.ge if closed in ("low", "both") else operator.gt
     below = operator.le if closed in ("high", "both") else operator.lt
-    if isinstance(x, jax.core.Tracer):
-        inexact = jnp.issubdtype(x.dtype, jnp.inexact)
-        return jnp.where(above(x, low) & below(x, high), x, jnp.nan) if inexact else x
+    if any(isinstance(value, jax.core.Tracer) for value in (x, low, high)):
+        x = _as_array(name, x, allowed)
+        x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+        x = jnp.where(above(x, low) & below(x, high), x, jnp.nan)
+        return x if rows is None else per_row(name, x, rows)
     value = np.asarray(x)
-    if value.dtype.kind not in "fiu" or not np.all(above(value, low) & below(value, high)):
-        raise ValueError(f"{name} must be {allowed}, got {x}")
+    if value.dtype.kind not in "fiuV":
+        raise ValueError(f"{name} must be {allowed}, got {_short(x)}")
+    inside = above(value, low) & below(value, high)
+    if not np.all(inside):
+        found = x if value.ndim == 0 else f"{np.broadcast_to(value, inside.shape)[~inside][0]}"
+        raise ValueError(f"{name} must be {allowed}, got {found}")
+    return x if rows is None else per_row(name, x, rows)
+
+
+def positive(name: str, x: ArrayLike, *, rows: Array | None = None) -> ArrayLike:
+    """Refuses what is not positive and finite; of traced values that becomes NaN."""
+    return in_range(name, x, 0, np.inf, "positive and finite", rows=rows)
+
+
+def not_negative(name: str, x: ArrayLike, *, rows: Array | None = None) -> ArrayLike:
+    """Refuses what is negative or not finite; of traced values that becomes NaN."""
+    return in_range(name, x, 0, np.inf, "finite and not negative", closed="low", rows=rows)
+
+
+def finite(name: str, x: ArrayLike, *, rows: Array | None = None) -> ArrayLike:
+    """Refuses what is not finite; of traced values that becomes NaN."""
+    return in_range(name, x, -np.inf, np.inf, "finite", rows=rows)
+
+
+def per_row(name: str, x: ArrayLike, rows: Array) -> Array:
+    """A parameter for the rows `[..., n]`, to be broadcast against them: a number, or one for each.
+
+    Shapes: `[]` to the same, or `[...]` to `[..., 1]`; others are refused, so that none is taken
+    for one number for each category.
+
+    >>> per_row("temperature", np.ones(3), jnp.zeros((2, 3)))
+    Traceback (most recent call last):
+    ValueError: temperature must be a number or of shape (2,), one for each row, got (3,)
+    """
+    x = _as_array(name, x, "a number").astype(rows.dtype)
+    if x.ndim == 0:
+        return x
+    batch = tuple(rows.shape[:-1])
+    if x.shape != batch:
+        allowed = f"a number or of shape {batch}, one for each row" if batch else "a number"
+        raise ValueError(f"{name} must be {allowed}, got {tuple(x.shape)}")
+    return x[..., None]
+
+
+# ------------------------------------------------------------------------------------ distributions
+
+NORMALIZED = 1e-3
+"""By how much the sum of probabilities may miss 1: logits and log-policies miss it by far more."""
+
+
+def probabilities(name: str, x: ArrayLike) -> Array:
+    """Refuses what is negative or does not sum to 1 over the last axis; NaN if it is traced."""
+    return _distribution(name, x, "probabilities [..., n]", logarithms=False)
+
+
+def log_probabilities(name: str, x: ArrayLike) -> Array:
+    """Refuses what does not sum to 1 over the last axis after exp; NaN if it is traced."""
+    return _distribution(name, x, "normalized log-probabilities [..., n]", logarithms=True)
+
+
+def _distribution(name: str, x: ArrayLike, allowed: str, *, logarithms: bool) -> Array:
+    x = as_float(name, x)
+    if x.ndim == 0:
+        raise ValueError(f"{name} must be {allowed}, got a scalar")
+    traced = isinstance(x, jax.core.Tracer)
+    library = jnp if traced else np
+    p = library.exp(x) if logarithms else library.asarray(x)
+    total = p.sum(axis=-1)
+    good = (p >= 0).all(axis=-1) & (abs(total - 1) <= NORMALIZED)
+    if traced:
+        return jnp.where(good[..., None], x, jnp.nan)
+    if not np.all(good):
+        least = p[~good][0].min()
+        found = f"{least}" if least < 0 else f"a row with the sum {total[~good][0]}"
+        raise ValueError(f"{name} must be {allowed}, got {found}")
     return x
 
 
-def positive(name: str, x: ArrayLike) -> ArrayLike:
-    """Refuses what is not positive and finite; of traced values that becomes NaN."""
-    return in_range(name, x, 0, np.inf, "positive and finite")
+# -------------------------------------------------------------------------------- names and logits
 
 
 def known(where: str, name: str, allowed: Collection[str]) -> None:
@@ -102,10 +241,13 @@ def logits_pair(
     dtype = jnp.promote_types(p_logits.dtype, q_logits.dtype)
     p_logits, q_logits = p_logits.astype(dtype), q_logits.astype(dtype)
     if where is not None:
-        where = jnp.asarray(where)
-        if where.dtype != jnp.bool_:
-            raise TypeError(f"where must be a boolean array, got dtype {where.dtype}")
-        where = jnp.broadcast_to(where, p_logits.shape)
+        where = as_mask("where", where)
+        try:
+            where = jnp.broadcast_to(where, p_logits.shape)
+        except ValueError:
+            raise ValueError(
+                f"where must broadcast to shape {tuple(p_logits.shape)}, got {tuple(where.shape)}"
+            ) from None
         empty = ~jnp.any(where, axis=axis, keepdims=True)
         p_logits, q_logits = (
             jnp.where(empty, 0, jnp.where(where, logits, -jnp.inf))

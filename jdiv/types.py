@@ -9,7 +9,7 @@ array; half precision is widened to float32 (`checks.as_float`).
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Int, Key, Real, Shaped
+from jaxtyping import Float, Int, Key, Real, Shaped
 
 # Categories last.
 Logits = Float[Array | np.ndarray, "*batch n"]
@@ -36,14 +36,14 @@ PerPair = Float[Array | np.ndarray, "*batch"]
 """One number for each pair of a chosen and a rejected answer."""
 PerSample = Float[Array | np.ndarray, "*samples"]
 """One number for each sample: log-probabilities, weights, estimates."""
-Rewards = Float[Array | np.ndarray, "*batch"]
-"""One reward for each sequence, sample or answer."""
+Rewards = Shaped[Array | np.ndarray, "*batch"]
+"""One reward for each sequence, sample or answer: a number, a boolean, or an integer 0 or 1."""
 
 # Everything else.
 Scalar = Real[ArrayLike, ""]
 """One number: a Python number, or an array without axes, which may be traced."""
-Categories = Bool[Array | np.ndarray, "..."]
-"""Which categories count; broadcast against the logits."""
+Categories = Shaped[Array | np.ndarray, "..."]
+"""1 or True for the categories that count; broadcast against the logits."""
 Reduced = Float[Array, "..."]
 """The shape of the logits without their axis of categories."""
 RandomKey = Key[Array, ""]

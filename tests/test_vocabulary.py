@@ -56,8 +56,8 @@ VOCABULARY = {
         vocabulary longest power shape""",
     "randomness": "key keys seed seeds",
     "numerics and checks": """
-        name closed allowed cls default example dtype f start newton tolerance kept expected a b r
-        dtype""",
+        rows name closed allowed cls default example dtype f start newton tolerance kept expected a
+        b r dtype""",
     "devices, files and collectives": """
         axis_name devices points shared optimized lanes tree program flag grads coordinator_address
         num_processes process_id folder step arrays keep report""",

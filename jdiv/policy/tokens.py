@@ -36,10 +36,8 @@ class TokenLoss(NamedTuple, Generic[Diagnostics]):
 
 
 def kept(name: str, x: ArrayLike, mask: ArrayLike) -> tuple[Array, Array]:
-    """`x` with 0 where masked, and the mask; refuses other masks than booleans of x's shape."""
-    x, mask = checks.as_float(name, x), jnp.asarray(mask)
-    if mask.dtype != jnp.bool_:
-        raise TypeError(f"mask must be a boolean array, got dtype {mask.dtype}")
+    """`x` with 0 where masked, and the mask as booleans; refuses masks of another shape."""
+    x, mask = checks.as_float(name, x), checks.as_mask("mask", mask)
     checks.same_shape(**{name: x, "mask": mask})
     return jnp.where(mask, x, 0), mask
 
