@@ -7,6 +7,7 @@ import pathlib
 import re
 import sys
 import textwrap
+from collections import _tuplegetter
 
 from docutils import nodes
 from docutils.parsers.rst import roles
@@ -92,8 +93,26 @@ def signature(app, what, name, obj, options, shown, returned):
     return f"({ast.unparse(arguments)})", result
 
 
+def fields(lines):
+    """The section `Fields:` of a class as a list of definitions."""
+    if "Fields:" not in lines:
+        return lines
+    start = lines.index("Fields:")
+    found = lines[:start]
+    for line in lines[start + 1 :]:
+        name = re.match(r" {4}(\w+): (.*)", line)
+        found += ["", f"``{name[1]}``", f"    {name[2]}"] if name else [line[4:]]
+    return found
+
+
+def no_field(app, what, name, obj, skip, options):
+    """Fields are described in the docstring of their class."""
+    return True if isinstance(obj, _tuplegetter) else None
+
+
 def docstring(app, what, name, obj, options, lines):
     """Bars of prose are no markup, numbers on arXiv are links, a tag begins a paragraph."""
+    lines[:] = fields(lines)
     found = []
     for line in lines:
         pieces = re.split(r"(``.*?``|`[^`]*`)", line)
@@ -114,3 +133,4 @@ def setup(app):
     site.write(HERE)
     app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-process-docstring", docstring)
+    app.connect("autodoc-skip-member", no_field)

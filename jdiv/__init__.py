@@ -4,6 +4,8 @@
 is first used: `import jdiv` costs no more than `import jax`.
 """
 
+from __future__ import annotations
+
 import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING

@@ -6,6 +6,8 @@ checkpoint carries a hash of its files, it appears under its number only when it
 host: orbax refuses what pmap returns when there are several.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 import pathlib

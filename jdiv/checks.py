@@ -1,5 +1,7 @@
 """Refusal of bad input, in one clear line where the user stands: shapes, types, ranges, names."""
 
+from __future__ import annotations
+
 import contextlib
 import difflib
 import functools

@@ -8,6 +8,8 @@ Probabilities are kept as logarithms and `-inf` is an exact zero. Two ideas carr
   `exp_difference`, `exp_difference_2`).
 """
 
+from __future__ import annotations
+
 import math
 
 import jax

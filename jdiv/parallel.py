@@ -5,6 +5,8 @@ out is gathered as NumPy arrays, which any host may save. Training on batches di
 over all devices of all hosts and averages the gradients.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -73,7 +75,12 @@ def devices_for(points: int) -> int:
 
 
 class Program(NamedTuple):
-    """A compiled program, and shapes and types of what it returns."""
+    """A compiled program, and shapes and types of what it returns.
+
+    Fields:
+        call: The program, on arrays like those that it was compiled for.
+        outputs: Shapes and types of what it returns, a pytree.
+    """
 
     call: Callable[..., Any]
     outputs: Any

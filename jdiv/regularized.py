@@ -6,6 +6,8 @@ KL gives softmax, Pearson's chi2 a sparse policy, a uniform reference with the a
 entmax. The conjugate value is the soft maximum of value iteration and of optimal aligned policies.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -21,20 +23,25 @@ from jdiv.types import Logits, PerSequence, Probs, Reduced, Scalar, Values
 
 
 class Greedy(NamedTuple):
-    """The regularized greedy policy of each row, with the evidence that it is one."""
+    """The regularized greedy policy of each row, with the evidence that it is one.
+
+    Fields:
+        log_policy: `[..., n]` log-probabilities; -inf is an action that the policy drops.
+        value: `[...]` the maximum `<pi, v> - temperature * D(pi‖ref)`; its gradient by v is the
+            policy.
+        normalizer: `[...]` the number with `f'(pi/ref) = (v - normalizer)/temperature` where pi >
+            0.
+        residual: `[...]` `|sum pi - 1|` before the last normalization.
+        iterations: Steps of the solver, 0 for closed forms; one number for the whole batch.
+        converged: `[...]` whether the solver came to rest within rounding of its unknown.
+    """
 
     log_policy: Array
-    """`[..., n]` log-probabilities; -inf is an action that the policy drops."""
     value: Array
-    """`[...]` the maximum `<pi, v> - temperature * D(pi‖ref)`; its gradient by v is the policy."""
     normalizer: Array
-    """`[...]` the number with `f'(pi/ref) = (v - normalizer)/temperature` where pi > 0."""
     residual: Array
-    """`[...]` `|sum pi - 1|` before the last normalization."""
     iterations: Array
-    """Steps of the solver, 0 for closed forms; one number for the whole batch."""
     converged: Array
-    """`[...]` whether the solver came to rest within rounding of its unknown."""
 
 
 def greedy(

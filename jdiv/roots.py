@@ -1,5 +1,7 @@
 """Roots of scalar functions: a bracketed Newton iteration, and roots that are differentiable."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,16 +12,19 @@ from jax.typing import ArrayLike
 
 
 class Root(NamedTuple):
-    """A root and the evidence that it is one. The evidence carries no gradient."""
+    """A root and the evidence that it is one. The evidence carries no gradient.
+
+    Fields:
+        x: `[...]` the root, differentiable in everything that the function closes over.
+        residual: `[...]` `|expm1(f(x))|`: f is the logarithm of what should be 1.
+        iterations: `[]` steps of the slowest row of the batch.
+        converged: `[...]` whether the iteration came to rest within rounding of the root.
+    """
 
     x: Array
-    """`[...]` the root, differentiable in everything that the function closes over."""
     residual: Array
-    """`[...]` `|expm1(f(x))|`: f is the logarithm of what should be 1."""
     iterations: Array
-    """`[]` steps of the slowest row of the batch."""
     converged: Array
-    """`[...]` whether the iteration came to rest within rounding of the root."""
 
 
 def implicit(f: Callable[[Array], Array], start: Array, low: Array, high: Array) -> Root:
@@ -130,14 +135,17 @@ def decreasing(
 
 
 class Minimum(NamedTuple):
-    """A minimum of a loss, with the evidence that it is one."""
+    """A minimum of a loss, with the evidence that it is one.
+
+    Fields:
+        x: `[n]` where it is.
+        value: `[]` the loss there.
+        slope: `[]` the largest derivative there, by size.
+    """
 
     x: Array
-    """`[n]` where it is."""
     value: Array
-    """`[]` the loss there."""
     slope: Array
-    """`[]` the largest derivative there, by size."""
 
 
 def minimize(loss: Callable[[Array], Array], start: Array, iterations: int) -> Minimum:

@@ -6,6 +6,8 @@ a name that occurs twice in one signature has the same size both times. Input ma
 array; half precision is widened to float32 (`checks.as_float`).
 """
 
+from __future__ import annotations
+
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike

@@ -1,7 +1,9 @@
 """What README and documentation say: code runs, files exist, numbers are those of the code."""
 
+import ast
 import json
 import pathlib
+import pydoc
 import re
 
 import jax
@@ -12,6 +14,8 @@ import yaml
 import jdiv
 from docs.generate import edges, kl_terms, papers, results, source
 from jdiv import divergences as dv
+from jdiv.alignment import preference
+from jdiv.policy import clipped
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [
@@ -154,3 +158,26 @@ def test_every_public_item_has_a_first_line():
     for module in source.modules("jdiv"):
         for item in source.items(module):
             assert item.summary, item.path
+
+
+def test_every_field_is_described_where_help_shows_it():
+    """A string below a field is seen by nobody who calls `help`."""
+    missing = []
+    for module in source.modules("jdiv"):
+        for node in ast.walk(ast.parse(source.file_of(module).read_text())):
+            if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
+                continue
+            if "NamedTuple" not in [base.id for base in node.bases if isinstance(base, ast.Name)]:
+                continue
+            _, section = (ast.get_docstring(node) + "\nFields:").split("\nFields:\n", 1)
+            described = re.findall(r"^ {4}(\w+): ", section, re.M)
+            there = [field.target.id for field in node.body if isinstance(field, ast.AnnAssign)]
+            missing += [] if described == there else [f"{module}.{node.name}"]
+    assert missing == []
+
+
+@pytest.mark.parametrize("function", [dv.alpha, dv.kl, preference.f_dpo, clipped.ppo_clip])
+def test_help_shows_names_of_types(function):
+    shown = pydoc.plain(pydoc.render_doc(function))
+    assert "Union" not in shown
+    assert len(shown.splitlines()[2]) < 300

@@ -1,5 +1,7 @@
 """Alignment: optimal policies in closed form, losses that are fitted by them, rewards, merging."""
 
+from __future__ import annotations
+
 from jdiv.alignment import (
     a_star_po,
     asymptotics,

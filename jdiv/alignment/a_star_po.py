@@ -3,6 +3,8 @@
 The value is `beta log E_ref e^(r/beta)`, as in `q_sharp`, from a few answers of the reference.
 """
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 
@@ -36,12 +38,15 @@ def optimal_value_estimate(rewards: Values, beta: ArrayLike) -> Array:
 
 
 class BinaryValue(NamedTuple):
-    """Value of a prompt whose answers are right or wrong, reward 1 or 0, and its estimate."""
+    """Value of a prompt whose answers are right or wrong, reward 1 or 0, and its estimate.
+
+    Fields:
+        optimal: `[...]` `V* = beta log(1 - p + p e^(1/beta))`.
+        expected: `[...]` `E[V_hat]` of n answers of the reference.
+    """
 
     optimal: Array
-    """`[...]` `V* = beta log(1 - p + p e^(1/beta))`."""
     expected: Array
-    """`[...]` `E[V_hat]` of n answers of the reference."""
 
 
 def binary_value(accuracy: PerSequence, beta: ArrayLike, *, n: int) -> BinaryValue:

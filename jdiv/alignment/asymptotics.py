@@ -1,5 +1,7 @@
 """Asymptotics of tilts and of the best of n: cumulants, entropies and rates of the reward."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array

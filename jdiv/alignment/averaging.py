@@ -5,6 +5,8 @@ stacked, one pytree whose leaves have a leading axis of models. Each leaf is a v
 in the papers where each layer is.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -3,6 +3,8 @@
 `ref_logits` and laws are `[..., answers]`, -inf an exact zero; n is real and may be traced.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -20,14 +22,17 @@ from jdiv.types import Logits, LogPolicy, PerSample, SequenceLogProbs, Values
 
 
 class Ranks(NamedTuple):
-    """Reference mass of the answers no better than an answer, tied with it, and better."""
+    """Reference mass of the answers no better than an answer, tied with it, and better.
+
+    Fields:
+        log_at_most: `[..., n]` `log P(r(z) <= r(y))`, relatively accurate where it is near 0, too.
+        log_tied: `[..., n]` `log P(r(z) = r(y))`.
+        log_above: `[..., n]` `log P(r(z) > r(y))`.
+    """
 
     log_at_most: Array
-    """`[..., n]` `log P(r(z) <= r(y))`, relatively accurate where it is near 0, too."""
     log_tied: Array
-    """`[..., n]` `log P(r(z) = r(y))`."""
     log_above: Array
-    """`[..., n]` `log P(r(z) > r(y))`."""
 
 
 def ranks(rewards: Values, ref_logits: Logits) -> Ranks:
@@ -179,20 +184,23 @@ def pool_mean(proxy: PerSample, gold: PerSample, n: ArrayLike) -> Array:
 
 
 class WinRateOptimum(NamedTuple):
-    """The policy with the best win rate at its divergence, for a reference without ties."""
+    """The policy with the best win rate at its divergence, for a reference without ties.
+
+    Fields:
+        c: `[...]` of the density `c e^(c u) / (e^c - 1)` on the quantiles u of the reward.
+        win: `[...]` the probability to beat a draw of the reference.
+        divergence: `[...]` `KL(pi‖ref)`.
+        residual: `[...]` `|budget / divergence - 1|`; 0 where c was given.
+        iterations: `[]` steps of the search for c; 0 where c was given.
+        converged: `[...]` whether the search came to rest.
+    """
 
     c: Array
-    """`[...]` of the density `c e^(c u) / (e^c - 1)` on the quantiles u of the reward."""
     win: Array
-    """`[...]` the probability to beat a draw of the reference."""
     divergence: Array
-    """`[...]` `KL(pi‖ref)`."""
     residual: Array
-    """`[...]` `|budget / divergence - 1|`; 0 where c was given."""
     iterations: Array
-    """`[]` steps of the search for c; 0 where c was given."""
     converged: Array
-    """`[...]` whether the search came to rest."""
 
 
 def win_rate_optimal(c: ArrayLike) -> WinRateOptimum:

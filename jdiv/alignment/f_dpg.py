@@ -8,6 +8,8 @@ The target is often known up to its normalizer: `log_partition` estimates that, 
 sampling draws from nearly the target where only its unnormalized mass P can be evaluated.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -104,12 +106,15 @@ def dpg_loss(
 
 
 class Window(NamedTuple):
-    """Latest numbers of a stream: the state of a moving average, which the caller carries."""
+    """Latest numbers of a stream: the state of a moving average, which the caller carries.
+
+    Fields:
+        latest: `[size]` oldest first.
+        filled: `[]` count of those that have come; they are at the end of `latest`.
+    """
 
     latest: Array
-    """`[size]` oldest first."""
     filled: Array
-    """`[]` count of those that have come; they are at the end of `latest`."""
 
 
 def empty_window(size: int = 1024, dtype: jnp.dtype = jnp.float32) -> Window:
@@ -165,14 +170,17 @@ def log_partition(log_target: PerSample, log_proposal: PerSample, *, axis: int =
 
 
 class QuasiRejection(NamedTuple):
-    """Exact law and acceptance of quasi-rejection sampling, and a bound on its error."""
+    """Exact law and acceptance of quasi-rejection sampling, and a bound on its error.
+
+    Fields:
+        log_policy: `[..., n]` law of the accepted answers; NaN if none ever is.
+        acceptance: `[...]` share of the proposals that are accepted.
+        bound: `[...]` at least the total variation between law and target.
+    """
 
     log_policy: Array
-    """`[..., n]` law of the accepted answers; NaN if none ever is."""
     acceptance: Array
-    """`[...]` share of the proposals that are accepted."""
     bound: Array
-    """`[...]` at least the total variation between law and target."""
 
 
 def log_acceptance(log_target: PerSample, log_proposal: PerSample, beta: ArrayLike) -> PerSample:

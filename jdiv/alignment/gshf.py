@@ -10,6 +10,8 @@ tilt by `reward - c width` offline, a main policy and an enhancer online, a star
 the hybrid; the ridge, the centers of the widths, and that the enhancer is a tilt are inferred.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -27,16 +29,19 @@ from jdiv.types import Logits, LogPolicy, RandomKey, Values
 
 
 class LinearProblem(NamedTuple):
-    """Linear rewards next to a reference policy; contexts are uniform."""
+    """Linear rewards next to a reference policy; contexts are uniform.
+
+    Fields:
+        features: `[contexts, arms, d]`
+        weights: `[d]` with reward `<weights, features>`.
+        ref_logits: `[contexts, arms]`
+        beta: Weight of KL(pi‖ref).
+    """
 
     features: Array
-    """`[contexts, arms, d]`"""
     weights: Array
-    """`[d]` with reward `<weights, features>`."""
     ref_logits: Array
-    """`[contexts, arms]`"""
     beta: ArrayLike
-    """Weight of KL(pi‖ref)."""
 
     @property
     def rewards(self) -> Array:
@@ -45,14 +50,17 @@ class LinearProblem(NamedTuple):
 
 
 class Comparisons(NamedTuple):
-    """Pairs of answers and which of them was preferred."""
+    """Pairs of answers and which of them was preferred.
+
+    Fields:
+        differences: `[pairs, d]` features of the first answer less those of the second.
+        wins: `[pairs]` 1 where the first was preferred, else 0.
+        counts: `[pairs]` 1, or 0 for a place that waits for a pair.
+    """
 
     differences: Array
-    """`[pairs, d]` features of the first answer less those of the second."""
     wins: Array
-    """`[pairs]` 1 where the first was preferred, else 0."""
     counts: Array
-    """`[pairs]` 1, or 0 for a place that waits for a pair."""
 
 
 def tilt(problem: LinearProblem, rewards: Values) -> LogPolicy:

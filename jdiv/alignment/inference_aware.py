@@ -9,6 +9,8 @@ Answers are finite, and may tie. A reward without ties is, on its quantile u in 
 the finite set of `quantiles`: cells, exact up to the square of their width.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -161,23 +163,26 @@ Transform = Callable[[Array], Array]
 
 
 class AlignedPolicy(NamedTuple):
-    """A policy that is the tilt by its own transformed reward, with the evidence that it is."""
+    """A policy that is the tilt by its own transformed reward, with the evidence that it is.
+
+    Fields:
+        log_policy: `[n]` log-probabilities.
+        transformed: `[n]` the reward whose tilt the policy is.
+        beta: `[]` the temperature of the tilt.
+        divergence: `[]` `D(pi‖ref)`.
+        residual: `[]` distance of this reward from the one that the policy asks for: mean absolute
+            deviation of the difference under the policy, in units of beta.
+        iterations: `[]` rounds.
+        converged: `[]` whether the residual is rounding.
+    """
 
     log_policy: Array
-    """`[n]` log-probabilities."""
     transformed: Array
-    """`[n]` the reward whose tilt the policy is."""
     beta: Array
-    """`[]` the temperature of the tilt."""
     divergence: Array
-    """`[]` `D(pi‖ref)`."""
     residual: Array
-    """`[]` distance of this reward from the one that the policy asks for: mean absolute deviation
-    of the difference under the policy, in units of beta."""
     iterations: Array
-    """`[]` rounds."""
     converged: Array
-    """`[]` whether the residual is rounding."""
 
 
 def aligned(

@@ -21,6 +21,8 @@ Reconstructed: that these six are those of the table is from memory.
 Reference: Tang et al. 2024 (arXiv:2402.05749), table 1.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import jax

@@ -12,6 +12,8 @@ policy and `ref_chosen`, `ref_rejected` of the reference, `[...]` to losses `[..
 averaged. `beta` is a number or `[...]`. Half precision is widened.
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array

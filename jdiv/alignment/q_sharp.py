@@ -11,6 +11,8 @@ the actions lead; -1 is no action, and a node without actions is terminal. Nodes
 children and may come in any order, as long as there are no cycles.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -118,12 +120,15 @@ def optimal_policy(
 
 
 class TreeValues(NamedTuple):
-    """Regularized optimal values of the nodes and actions of a tree."""
+    """Regularized optimal values of the nodes and actions of a tree.
+
+    Fields:
+        value: `[nodes]` V.
+        q: `[nodes, actions]` Q, the value of the child; -inf where there is none.
+    """
 
     value: Array
-    """`[nodes]` V."""
     q: Array
-    """`[nodes, actions]` Q, the value of the child; -inf where there is none."""
 
 
 def regularized_values(

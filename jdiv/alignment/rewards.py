@@ -6,6 +6,8 @@ gradients (`bradley_terry_loss`), from win counts (`bradley_terry`), or linear i
 Ensembles that take the worst member or subtract the variance are cautious there; a mean is not.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -33,18 +35,22 @@ def bradley_terry_loss(chosen: Rewards, rejected: Rewards) -> PerPair:
 
 
 class BradleyTerry(NamedTuple):
-    """Rewards fitted to win counts, with the evidence that they are the likeliest."""
+    """Rewards fitted to win counts, with the evidence that they are the likeliest.
+
+    Fields:
+        rewards: `[..., n]` with mean 0: only differences matter.
+        log_likelihood: `[...]` at these rewards.
+        residual: `[...]` largest difference of an answer's wins from those expected, per
+            comparison.
+        iterations: `[]` Newton steps, one number for the whole batch.
+        converged: `[...]` whether a largest likelihood exists and the solver came to rest there.
+    """
 
     rewards: Array
-    """`[..., n]` with mean 0: only differences matter."""
     log_likelihood: Array
-    """`[...]` at these rewards."""
     residual: Array
-    """`[...]` largest difference of an answer's wins from those expected, per comparison."""
     iterations: Array
-    """`[]` Newton steps, one number for the whole batch."""
     converged: Array
-    """`[...]` whether a largest likelihood exists and the solver came to rest there."""
 
 
 def bradley_terry(wins: ArrayLike) -> BradleyTerry:
@@ -120,16 +126,19 @@ def _diagonal(matrix: Array) -> Array:
 
 
 class LinearBradleyTerry(NamedTuple):
-    """Weights fitted to comparisons of features, with the evidence that they are the likeliest."""
+    """Weights fitted to comparisons of features, with the evidence that they are the likeliest.
+
+    Fields:
+        weights: `[d]` with reward `<weights, features>`.
+        residual: `[]` the largest derivative of the penalized log-likelihood, by size.
+        iterations: `[]` Newton steps.
+        converged: `[]` whether the solver came to rest.
+    """
 
     weights: Array
-    """`[d]` with reward `<weights, features>`."""
     residual: Array
-    """`[]` the largest derivative of the penalized log-likelihood, by size."""
     iterations: Array
-    """`[]` Newton steps."""
     converged: Array
-    """`[]` whether the solver came to rest."""
 
 
 def linear_bradley_terry(

@@ -11,6 +11,8 @@ the reward is `t * tilted(r, ref, 1/t, kl).normalizer`; its derivatives at t are
 `asymptotics.cumulants` of that tilt.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -50,20 +52,23 @@ def tilted(rewards: Values, ref_logits: Logits, beta: ArrayLike, *, generator: G
 
 
 class BudgetedTilt(NamedTuple):
-    """The tilt that spends a given divergence, with the evidence that it does."""
+    """The tilt that spends a given divergence, with the evidence that it does.
+
+    Fields:
+        log_policy: `[..., n]` log-probabilities.
+        beta: `[...]` the temperature of the tilt.
+        divergence: `[...]` `D(pi‖ref)`, found close to the budget.
+        residual: `[...]` `|budget / divergence - 1|`.
+        iterations: `[]` steps of the search in log beta; one number for the whole batch.
+        converged: `[...]` false above all, with the limit beta -> 0, if the budget is out of reach.
+    """
 
     log_policy: Array
-    """`[..., n]` log-probabilities."""
     beta: Array
-    """`[...]` the temperature of the tilt."""
     divergence: Array
-    """`[...]` `D(pi‖ref)`, found close to the budget."""
     residual: Array
-    """`[...]` `|budget / divergence - 1|`."""
     iterations: Array
-    """`[]` steps of the search in log beta; one number for the whole batch."""
     converged: Array
-    """`[...]` false above all, with the limit beta -> 0, if the budget is out of reach."""
 
 
 def tilted_to(
@@ -177,20 +182,25 @@ def pointwise(ref_logits: Logits, log_scores: Values) -> LogPolicy:
 
 
 class MomentFit(NamedTuple):
-    """The law `ref exp(coefficients . features)` of given moments, with the evidence for it."""
+    """The law `ref exp(coefficients . features)` of given moments, with the evidence for it.
+
+    Fields:
+        log_policy: `[n]` log-probabilities.
+        coefficients: `[k]` the lambda of each feature; one choice of many if features depend on
+            each other.
+        divergence: `[]` `KL(p‖ref)`: no law with these moments has less.
+        residual: `[]` the largest `|E phi - moments|`.
+        iterations: `[]` Newton steps.
+        converged: `[]` whether the residual is rounding; false if no law on the support has these
+            moments.
+    """
 
     log_policy: Array
-    """`[n]` log-probabilities."""
     coefficients: Array
-    """`[k]` the lambda of each feature; one choice of many if features depend on each other."""
     divergence: Array
-    """`[]` `KL(p‖ref)`: no law with these moments has less."""
     residual: Array
-    """`[]` the largest `|E phi - moments|`."""
     iterations: Array
-    """`[]` Newton steps."""
     converged: Array
-    """`[]` whether the residual is rounding; false if no law on the support has these moments."""
 
 
 def with_moments(ref_logits: Logits, features: ArrayLike, moments: ArrayLike) -> MomentFit:

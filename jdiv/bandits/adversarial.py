@@ -19,6 +19,8 @@ Statements with the tag `Reconstructed` are derived here, and tested, from the a
 papers and secondary notes on them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,25 +37,31 @@ from jdiv.types import PerSample, RandomKey, Samples, Scalar
 
 
 class State(NamedTuple):
-    """Everything that a learner has seen."""
+    """Everything that a learner has seen.
+
+    Fields:
+        losses: `[arms]` the sum of losses, or of their estimates.
+        hint: `[arms]` guess of the next loss: the last one if optimistic, else 0.
+        time: `[]` the next round, counted from 1.
+    """
 
     losses: Array
-    """`[arms]` the sum of losses, or of their estimates."""
     hint: Array
-    """`[arms]` guess of the next loss: the last one if optimistic, else 0."""
     time: Array
-    """`[]` the next round, counted from 1."""
 
 
 class Learner(NamedTuple):
-    """An online learner: three pure functions of its state."""
+    """An online learner: three pure functions of its state.
+
+    Fields:
+        init: `init(arms, dtype)` to the state before the first round.
+        act: `act(state)` to the log-probabilities `[arms]` of this round.
+        update: `update(state, loss)` with a loss or an estimate of it, `[arms]`.
+    """
 
     init: Callable[..., State]
-    """`init(arms, dtype)` to the state before the first round."""
     act: Callable[[State], Array]
-    """`act(state)` to the log-probabilities `[arms]` of this round."""
     update: Callable[[State, Array], State]
-    """`update(state, loss)` with a loss or an estimate of it, `[arms]`."""
 
 
 Temperature = Callable[[int, Array], ArrayLike]
@@ -259,14 +267,17 @@ def _kernel(features: Array, log_p: Array) -> Array:
 
 
 class Play(NamedTuple):
-    """Policies, pulls and losses of one run."""
+    """Policies, pulls and losses of one run.
+
+    Fields:
+        log_policy: `[horizon, arms]` the policy of each round.
+        arms: `[horizon]` the arms pulled; the likeliest where there are no pulls.
+        estimates: `[horizon, arms]` the losses that the learner was shown.
+    """
 
     log_policy: Array
-    """`[horizon, arms]` the policy of each round."""
     arms: Array
-    """`[horizon]` the arms pulled; the likeliest where there are no pulls."""
     estimates: Array
-    """`[horizon, arms]` the losses that the learner was shown."""
 
 
 def full_information(learner: Learner, losses: Samples) -> Play:
@@ -384,16 +395,20 @@ def optimistic_descent(
 
 
 class Fit(NamedTuple):
-    """Weights and losses of one pass of a linear predictor over a stream."""
+    """Weights and losses of one pass of a linear predictor over a stream.
+
+    Fields:
+        weights: `[horizon, d]` before each example.
+        losses: `[horizon]` suffered.
+        terms: `[horizon]`: losses less those of any u are at most `||u||^2 / (2 step_size) + sum
+            terms`.
+        gains: `[horizon]` by how much the update is better than the linear one: `H(g) - H(z)`.
+    """
 
     weights: Array
-    """`[horizon, d]` before each example."""
     losses: Array
-    """`[horizon]` suffered."""
     terms: Array
-    """`[horizon]`: losses less those of any u are at most `||u||^2 / (2 step_size) + sum terms`."""
     gains: Array
-    """`[horizon]` by how much the update is better than the linear one: `H(g) - H(z)`."""
 
 
 def squared_step(residual: Array, curvature: Array) -> Array:
@@ -408,16 +423,19 @@ def absolute_step(residual: Array, curvature: Array) -> Array:
 
 
 class LinearLoss(NamedTuple):
-    """A loss of the residual `r = <w, x> - y`, and its implicit step."""
+    """A loss of the residual `r = <w, x> - y`, and its implicit step.
+
+    Fields:
+        value: `value(r)`, the loss.
+        slope: `slope(r)`, its derivative.
+        conjugate: The conjugate without its linear part: at s it is this plus `s y`.
+        step: `step(r, c)`, the implicit step at curvature `c = step_size ||w||^2`.
+    """
 
     value: Callable[[Array], Array]
-    """`value(r)`, the loss."""
     slope: Callable[[Array], Array]
-    """`slope(r)`, its derivative."""
     conjugate: Callable[[Array], Array]
-    """The conjugate without its linear part: at s it is this plus `s y`."""
     step: Callable[[Array, Array], Array]
-    """`step(r, c)`, the implicit step at curvature `c = step_size ||w||^2`."""
 
 
 SQUARED = LinearLoss(lambda r: r**2 / 2, lambda r: r, lambda s: s**2 / 2, squared_step)

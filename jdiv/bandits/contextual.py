@@ -4,6 +4,8 @@ SquareCB and FastCB, played against a table of Bernoulli losses. The bandit next
 policy, that of RLHF, is `jdiv.alignment.gshf`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import jax

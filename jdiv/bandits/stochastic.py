@@ -5,6 +5,8 @@ it knows is in `State`. The functions below make policies. Ties go to the first
 arm, so put the arms in random order where that matters; an arm that was never pulled comes first.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,12 +21,15 @@ from jdiv.types import Logits, PerSample, PerSequence, RandomKey, Scalar
 
 
 class State(NamedTuple):
-    """Counts and sums of rewards of the arms."""
+    """Counts and sums of rewards of the arms.
+
+    Fields:
+        pulls: `[arms]` the number of pulls.
+        rewards: `[arms]` the sum of rewards.
+    """
 
     pulls: Array
-    """`[arms]` the number of pulls."""
     rewards: Array
-    """`[arms]` the sum of rewards."""
 
     @property
     def mean(self) -> Array:
@@ -37,12 +42,15 @@ Policy = Callable[[State, Array, Array], Array]
 
 
 class Play(NamedTuple):
-    """Regret curve and pull counts of one run."""
+    """Regret curve and pull counts of one run.
+
+    Fields:
+        regret: `[horizon]` the sum of gaps of the arms pulled so far, after each pull.
+        pulls: `[arms]` pulls at the end.
+    """
 
     regret: Array
-    """`[horizon]` the sum of gaps of the arms pulled so far, after each pull."""
     pulls: Array
-    """`[arms]` pulls at the end."""
 
 
 def play(policy: Policy, means: PerSample, horizon: int, key: RandomKey) -> Play:

@@ -14,6 +14,8 @@ its release, streaming-regret-minimization-MABs. The tower is that of Assadi and
 (arXiv:2004.04666).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -28,14 +30,17 @@ from jdiv.types import PerSample, RandomKey, Scalar
 
 
 class Outcome(NamedTuple):
-    """Regret and commitment of one pass over a stream."""
+    """Regret and commitment of one pass over a stream.
+
+    Fields:
+        regret: `[]` `sum of pulls * gap` over the whole horizon.
+        explored: `[]` pulls before the commitment.
+        gap: `[]` gap of the arm that was committed to.
+    """
 
     regret: Array
-    """`[]` `sum of pulls * gap` over the whole horizon."""
     explored: Array
-    """`[]` pulls before the commitment."""
     gap: Array
-    """`[]` gap of the arm that was committed to."""
 
 
 def tolerance(arms: int, horizon: Scalar) -> Array:
@@ -64,12 +69,15 @@ def sample_mean(mean: Array, pulls: Array, key: RandomKey) -> Array:
 
 
 class Levels(NamedTuple):
-    """Pulls and capacities of the levels of a tower."""
+    """Pulls and capacities of the levels of a tower.
+
+    Fields:
+        pulls: `[levels]` pulls of an arm that comes to the level.
+        capacity: `[levels]` arms after which the level hands its best one up; inf for the last.
+    """
 
     pulls: Array
-    """`[levels]` pulls of an arm that comes to the level."""
     capacity: Array
-    """`[levels]` arms after which the level hands its best one up; inf for the last."""
 
 
 def uniform(arms: int, horizon: Scalar) -> Levels:
@@ -172,14 +180,19 @@ class ReleaseRules(NamedTuple):
     """Deviations of the release of Wang 2023 from its algorithms, in towers of several levels.
 
     Each is a boolean, off by default, to see what it changes.
+
+    Fields:
+        charge_stored: Where two arms are compared, the regret is that of the stored arm, which is
+            not pulled.
+        keep_benchmark: The lowest level goes on with the best mean of all arms before, not of the
+            present ones.
+        take_highest: Committed to is the arm of the highest level, whatever the means of the others
+            are.
     """
 
     charge_stored: ArrayLike = False
-    """Where two arms are compared, the regret is that of the stored arm, which is not pulled."""
     keep_benchmark: ArrayLike = False
-    """The lowest level goes on with the best mean of all arms before, not of the present ones."""
     take_highest: ArrayLike = False
-    """Committed to is the arm of the highest level, whatever the means of the others are."""
 
 
 def tower(

@@ -6,6 +6,8 @@ the exact values on logits, `gaussian` the closed forms between Gaussians, `tran
 that know a geometry.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 from jax import Array

@@ -9,6 +9,8 @@ q are, and `inf` exactly where the divergence is infinite. The gradient is right
 is finite, zeros included. A row that `where` empties gives 0; a row of `-inf` alone gives NaN.
 """
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable
 
@@ -118,7 +120,7 @@ def _named(make: type[Generator]) -> Callable[..., Array]:
     signature = inspect.signature(divergence)
     p_logits, q_logits, *options, _ = signature.parameters.values()
     own = [
-        inspect.Parameter(name, options[0].kind, default=known.default, annotation=Scalar)
+        inspect.Parameter(name, options[0].kind, default=known.default, annotation="Scalar")
         for name, known in make.parameters().items()
     ]
     divergence.__name__ = divergence.__qualname__ = make.name
@@ -126,7 +128,7 @@ def _named(make: type[Generator]) -> Callable[..., Array]:
         "\n\n>>>", "\nShapes: `[..., n]` twice to `[...]`.\n\n>>>", 1
     )
     divergence.__signature__ = signature.replace(parameters=[p_logits, q_logits, *own, *options])
-    divergence.__annotations__ |= {parameter.name: Scalar for parameter in own}
+    divergence.__annotations__ |= {parameter.name: "Scalar" for parameter in own}
     return divergence
 
 

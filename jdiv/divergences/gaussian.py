@@ -14,6 +14,8 @@ negative, exactly 0 for identical arguments, relatively accurate however close p
 an eigenvalue, so gradients and Hessians hold for equal Gaussians and repeated eigenvalues too.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -27,24 +29,28 @@ from jdiv.types import Reduced, Scalar
 
 
 class Gaussian(NamedTuple):
-    """Normal distributions with full covariances `scale_tril scale_tril'`."""
+    """Normal distributions with full covariances `scale_tril scale_tril'`.
+
+    Fields:
+        mean: `[..., d]`.
+        scale_tril: `[..., d, d]`, lower triangular with a positive diagonal. Other known values are
+            refused. Of traced ones what is above the diagonal is not read.
+    """
 
     mean: ArrayLike
-    """`[..., d]`."""
     scale_tril: ArrayLike
-    """`[..., d, d]`, lower triangular with a positive diagonal.
-
-    Other known values are refused. Of traced ones what is above the diagonal is not read.
-    """
 
 
 class Diagonal(NamedTuple):
-    """Normal distributions with independent coordinates."""
+    """Normal distributions with independent coordinates.
+
+    Fields:
+        mean: `[..., d]`.
+        scale: `[..., d]`, positive: standard deviations, not variances.
+    """
 
     mean: ArrayLike
-    """`[..., d]`."""
     scale: ArrayLike
-    """`[..., d]`, positive: standard deviations, not variances."""
 
 
 def from_covariance(mean: ArrayLike, covariance: ArrayLike) -> Gaussian:

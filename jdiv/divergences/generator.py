@@ -47,6 +47,8 @@ Your own divergence is a class in your own file, with nothing to register:
 ['0.7500', '0.2500']
 """
 
+from __future__ import annotations
+
 import abc
 import dataclasses
 import re
@@ -62,13 +64,20 @@ from jdiv import checks, numerics
 
 
 class Parameter(NamedTuple):
-    """A parameter of a row: its default, its range, and a value that is no special case."""
+    """A parameter of a row: its default, its range, and a value that is no special case.
+
+    Fields:
+        default: Its value where none is given.
+        low: The lower end of its open interval.
+        high: The upper end.
+        allowed: The open interval from low to high in words, for errors.
+        example: A value that is no special case, for tests and tables.
+    """
 
     default: float
     low: float
     high: float
     allowed: str
-    """The open interval from low to high in words, for errors."""
     example: float
 
 
@@ -132,7 +141,7 @@ class Generator(abc.ABC):
         fields = dataclasses.fields(cls)
         return {f.name: f.metadata["parameter"] for f in fields if "parameter" in f.metadata}
 
-    def astype(self, dtype: Any) -> "Generator":
+    def astype(self, dtype: Any) -> Generator:
         """The same row with its parameters as arrays of this type."""
         return jax.tree.map(lambda x: jnp.asarray(x, dtype), self)
 

@@ -9,6 +9,8 @@ To add a divergence to the table write its class here, with `@listed`: the funct
 of your own needs no place in the table.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 
 import jax

@@ -7,6 +7,8 @@ All of these are finite, also between disjoint supports, and differences of prob
 without cancellation.
 """
 
+from __future__ import annotations
+
 import functools
 import types
 import warnings
@@ -146,16 +148,21 @@ def energy_distance(
 
 
 class SinkhornDivergence(NamedTuple):
-    """A Sinkhorn divergence and the evidence of its solver."""
+    """A Sinkhorn divergence and the evidence of its solver.
+
+    Fields:
+        value: `[...]`, the divergence.
+        converged: `[...]`, whether `residual` is within the threshold.
+        iterations: `[...]`, steps of the slowest of the three transport problems, its warm start
+            included.
+        residual: `[...]`, the largest L1 error of the marginals of the three plans behind the
+            value.
+    """
 
     value: Array
-    """`[...]`, the divergence."""
     converged: Array
-    """`[...]`, whether `residual` is within the threshold."""
     iterations: Array
-    """`[...]`, steps of the slowest of the three transport problems, its warm start included."""
     residual: Array
-    """`[...]`, the largest L1 error of the marginals of the three plans behind the value."""
 
 
 def sinkhorn(

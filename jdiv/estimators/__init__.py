@@ -4,6 +4,8 @@
 scores, `neighbours` and `kernels` nothing but the samples.
 """
 
+from __future__ import annotations
+
 from jdiv.estimators import kernels, monte_carlo, neighbours, variational
 from jdiv.estimators.kernels import (
     cauchy_schwarz,

@@ -4,6 +4,8 @@ Samples are `[n, d]` and `[m, d]`; the kernel is Gaussian, `exp(-|x - y|^2 / (2 
 pairs are held at once, `n m` numbers. Batches by `vmap`.
 """
 
+from __future__ import annotations
+
 import math
 
 import jax

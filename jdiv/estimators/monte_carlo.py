@@ -37,6 +37,8 @@ older policy (from q the same with log_q). Both are exact for every row, plain a
 several steps the log-probabilities have to be those of whole sequences.
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array

@@ -1,5 +1,7 @@
 """Kullback-Leibler from two sets of samples, through distances to nearest neighbours."""
 
+from __future__ import annotations
+
 import math
 import operator
 

@@ -18,6 +18,8 @@ With any other critic nwj, tuba, infonce and interpolated are on average below t
 information; donsker_varadhan and smile, from a finite batch, need not be.
 """
 
+from __future__ import annotations
+
 import math
 
 import jax

@@ -14,6 +14,8 @@ Arguments come in the order `(log_policy, preference, ref_logits)`; policies nee
 normalized, every function does that.
 """
 
+from __future__ import annotations
+
 import functools
 from typing import NamedTuple
 
@@ -169,18 +171,21 @@ def regularized_exploitability(
 
 
 class Equilibrium(NamedTuple):
-    """Equilibrium of the regularized game, with the evidence that it is one."""
+    """Equilibrium of the regularized game, with the evidence that it is one.
+
+    Fields:
+        log_policy: `[n]` log-probabilities.
+        gap: `[]` its regularized exploitability: the most that any other policy could gain.
+        residual: `[]` `max |v - P greedy(v)|`, v the win rates that the policy is greedy for.
+        iterations: `[]` steps of Newton's method.
+        converged: `[]` whether the gap is zero up to rounding of the payoffs.
+    """
 
     log_policy: Array
-    """`[n]` log-probabilities."""
     gap: Array
-    """`[]` its regularized exploitability: the most that any other policy could gain."""
     residual: Array
-    """`[]` `max |v - P greedy(v)|`, v the win rates that the policy is greedy for."""
     iterations: Array
-    """`[]` steps of Newton's method."""
     converged: Array
-    """`[]` whether the gap is zero up to rounding of the payoffs."""
 
 
 def nash(

@@ -16,6 +16,8 @@ that from the last policy. Policies are `[..., n]` log-probabilities, normalized
 `[..., n, n]` as in `preferences`.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -447,14 +449,17 @@ def spin(
 
 
 class History(NamedTuple):
-    """State of fictitious play: the last policy and the average of all."""
+    """State of fictitious play: the last policy and the average of all.
+
+    Fields:
+        log_policy: `[..., n]` the last policy.
+        log_average: `[..., n]` the average of all so far.
+        rounds: `[]` the number of policies so far.
+    """
 
     log_policy: Array
-    """`[..., n]` the last policy."""
     log_average: Array
-    """`[..., n]` the average of all so far."""
     rounds: Array
-    """`[]` the number of policies so far."""
 
 
 def first_history(log_policy: LogPolicy) -> History:

@@ -11,6 +11,8 @@ from samples, a loss, its gradient, a divergence, is a sum over all sequences he
 15 2.1111
 """
 
+from __future__ import annotations
+
 import functools
 from typing import NamedTuple
 
@@ -28,14 +30,17 @@ Table = Float[Array | np.ndarray, "prefixes vocabulary"]
 
 
 class Sequences(NamedTuple):
-    """All sequences of a model, one a row; -1 behind the end."""
+    """All sequences of a model, one a row; -1 behind the end.
+
+    Fields:
+        prefixes: `[sequences, longest]` the row of the table from which each token is drawn.
+        tokens: `[sequences, longest]`
+        lengths: `[sequences]` numbers of tokens, the end included.
+    """
 
     prefixes: np.ndarray
-    """`[sequences, longest]` the row of the table from which each token is drawn."""
     tokens: np.ndarray
-    """`[sequences, longest]`"""
     lengths: np.ndarray
-    """`[sequences]` numbers of tokens, the end included."""
 
     @property
     def mask(self) -> np.ndarray:

@@ -6,6 +6,8 @@ for what a docstring says they check neither shapes nor types, and `model.valida
 processes.
 """
 
+from __future__ import annotations
+
 import importlib
 from types import ModuleType
 

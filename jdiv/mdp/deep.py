@@ -7,6 +7,8 @@ is one move in each of the parallel environments and one gradient step. With wei
 0 Munchausen's method is DQN.
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,18 +27,22 @@ from jdiv.types import Indices, Logits, PerSequence, RandomKey, Scalar, Values
 
 
 class Hyperparameters(NamedTuple):
-    """Traced hyperparameters: the penalty is `kl_weight KL(pi‖old) - entropy_weight H(pi)`."""
+    """Traced hyperparameters: the penalty is `kl_weight KL(pi‖old) - entropy_weight H(pi)`.
+
+    Fields:
+        weight: `kl_weight / temperature`: 0 is entropy alone, 1 is KL alone; Munchausen's alpha.
+        temperature: `kl_weight + entropy_weight`; with 0, weight 0 is DQN and weight > 0 advantage
+            learning.
+        index: Tsallis' index, as in `operators.tsallis`: 1 is softmax, 2 sparsemax.
+        floor: Least value of the Munchausen bonus before its weight.
+        evaluation: Mirror descent and dual averaging: 1 if targets contain the penalty, 0 if not.
+    """
 
     weight: ArrayLike
-    """`kl_weight / temperature`: 0 is entropy alone, 1 is KL alone; Munchausen's alpha."""
     temperature: ArrayLike
-    """`kl_weight + entropy_weight`; with 0, weight 0 is DQN and weight > 0 advantage learning."""
     index: ArrayLike = 2.0
-    """Tsallis' index, as in `operators.tsallis`: 1 is softmax, 2 sparsemax."""
     floor: ArrayLike = -1.0
-    """Least value of the Munchausen bonus before its weight."""
     evaluation: ArrayLike = 1.0
-    """Mirror descent and dual averaging: 1 if targets contain the penalty, 0 if not."""
 
     @property
     def kl_weight(self) -> Array:
@@ -50,33 +56,49 @@ class Hyperparameters(NamedTuple):
 
 
 class TimeStep(NamedTuple):
-    """Observation, reward and end of an episode after a move in an environment."""
+    """Observation, reward and end of an episode after a move in an environment.
+
+    Fields:
+        observation: The next one to act on: of a new episode if this one has ended.
+        reward: `[]` of the move.
+        terminated: The episode is over, and nothing follows.
+        truncated: The episode was cut: its value goes on.
+        final: The observation that this move led to, before any reset.
+    """
 
     observation: Array
-    """The next one to act on: of a new episode if this one has ended."""
     reward: Array
     terminated: Array
-    """The episode is over, and nothing follows."""
     truncated: Array
-    """The episode was cut: its value goes on."""
     final: Array
-    """The observation that this move led to, before any reset."""
 
 
 class Environment(NamedTuple):
-    """An environment that starts again by itself."""
+    """An environment that starts again by itself.
+
+    Fields:
+        reset: `reset(key) -> (observation, state)`
+        step: `step(key, state, action) -> (time_step, state)`
+        features: Length of an observation.
+        actions: The number of actions.
+    """
 
     reset: Callable[[Array], tuple[Array, Any]]
-    """`reset(key) -> (observation, state)`"""
     step: Callable[[Array, Any, Array], tuple[TimeStep, Any]]
-    """`step(key, state, action) -> (time_step, state)`"""
     features: int
-    """Length of an observation."""
     actions: int
 
 
 class Transition(NamedTuple):
-    """Moves, as the replay buffer keeps them: `[..., features]` twice, and numbers."""
+    """Moves, as the replay buffer keeps them: `[..., features]` twice, and numbers.
+
+    Fields:
+        observation: `[..., features]` before the move.
+        action: `[...]` integers.
+        reward: `[...]`
+        terminated: `[...]` whether the episode ended there.
+        final: `[..., features]` where the move led.
+    """
 
     observation: Array
     action: Array
@@ -86,25 +108,32 @@ class Transition(NamedTuple):
 
 
 class State(NamedTuple):
-    """Everything that a run needs to go on."""
+    """Everything that a run needs to go on.
+
+    Fields:
+        params: Weights of the online networks.
+        target: Weights of the target networks.
+        optimizer: State of the optimizer.
+        updates: `[]` gradient steps so far.
+        replay: `[capacity, ...]`
+        world: States of the environments.
+        observation: `[environments, features]`
+        running: `[environments]` return of the episode so far.
+        score: `[environments]` return of the last whole episode; of the first one so far until its
+            end.
+        episodes: `[environments]` episodes that have ended.
+    """
 
     params: dict[str, Any]
     target: dict[str, Any]
     optimizer: Any
     updates: Array
-    """`[]` gradient steps so far."""
     replay: Transition
-    """`[capacity, ...]`"""
     world: Any
-    """States of the environments."""
     observation: Array
-    """`[environments, features]`"""
     running: Array
-    """`[environments]` return of the episode so far."""
     score: Array
-    """`[environments]` return of the last whole episode; of the first one so far until its end."""
     episodes: Array
-    """`[environments]` episodes that have ended."""
 
 
 # -------------------------------------------------------------------------------------- networks
@@ -263,11 +292,15 @@ def td_loss(q: Values, action: Indices, target: PerSequence) -> Array:
 
 
 class Method(NamedTuple):
-    """A member of the family: the loss of a batch, and whether the policy has a network."""
+    """A member of the family: the loss of a batch, and whether the policy has a network.
+
+    Fields:
+        loss: `loss(hyper, params, target, batch, number, discount)`: the loss of a batch in which
+            the target network was updated `number` times, and the action values `[batch, actions]`.
+        actor: Whether the policy has a network of its own.
+    """
 
     loss: Callable[..., tuple[Array, Array]]
-    """`loss(hyper, params, target, batch, number, discount)`: the loss of a batch in which the
-    target network was updated `number` times, and the action values `[batch, actions]`."""
     actor: bool
 
 
@@ -352,22 +385,31 @@ METHODS: dict[str, Method] = {
 
 
 class Settings(NamedTuple):
-    """Static hyperparameters; changing one recompiles."""
+    """Static hyperparameters; changing one recompiles.
+
+    Fields:
+        method: A member of the family, as in `METHODS`.
+        hidden: Widths of the hidden layers.
+        environments: Environments that run in parallel: moves per gradient step.
+        capacity: Moves that the replay buffer holds.
+        batch: Moves in a batch.
+        target_every: Gradient steps between updates of the target network.
+        learning_rate: Of Adam.
+        adam_epsilon: Of Adam.
+        discount: In [0, 1).
+        exploration: Probability of a uniform action, constant.
+    """
 
     method: Method = METHODS["munchausen"]
     hidden: tuple[int, ...] = (64, 64)
     environments: int = 8
-    """Environments that run in parallel: moves per gradient step."""
     capacity: int = 8192
-    """Moves that the replay buffer holds."""
     batch: int = 32
     target_every: int = 50
-    """Gradient steps between updates of the target network."""
     learning_rate: float = 1e-3
     adam_epsilon: float = 3.125e-4
     discount: float = 0.99
     exploration: float = 0.05
-    """Probability of a uniform action, constant."""
 
 
 def init(settings: Settings, environment: Environment, key: RandomKey) -> State:

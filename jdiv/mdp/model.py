@@ -15,6 +15,8 @@ Arrays are taken as they are; `validate` is what checks a process.
 [3.0, 4.0]
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -29,16 +31,19 @@ from jdiv.types import PerState, Scalar, StateActions
 
 
 class Mdp(NamedTuple):
-    """A process by its full transition tensor."""
+    """A process by its full transition tensor.
+
+    Fields:
+        transition: `[S, A, S]` probabilities of the next state.
+        reward: `[S, A]` expected reward.
+        discount: `[]` in [0, 1).
+        start: `[S]` probabilities of the first state.
+    """
 
     transition: Array
-    """`[S, A, S]` probabilities of the next state."""
     reward: Array
-    """`[S, A]` expected reward."""
     discount: ArrayLike
-    """`[]` in [0, 1)."""
     start: Array
-    """`[S]` probabilities of the first state."""
 
     def expectation(self, value: PerState) -> Array:
         """`E[value(s') | s, a]`, from `[S]` to `[S, A]`."""
@@ -54,18 +59,21 @@ class Mdp(NamedTuple):
 
 
 class SparseMdp(NamedTuple):
-    """A process by the few successors that each state and action has."""
+    """A process by the few successors that each state and action has.
+
+    Fields:
+        successor: `[S, A, B]` integers, the states that can follow; one may occur twice.
+        probability: `[S, A, B]` their probabilities.
+        reward: `[S, A]` expected reward.
+        discount: `[]` in [0, 1).
+        start: `[S]` probabilities of the first state.
+    """
 
     successor: Array
-    """`[S, A, B]` integers, the states that can follow; one may occur twice."""
     probability: Array
-    """`[S, A, B]` their probabilities."""
     reward: Array
-    """`[S, A]` expected reward."""
     discount: ArrayLike
-    """`[]` in [0, 1)."""
     start: Array
-    """`[S]` probabilities of the first state."""
 
     def expectation(self, value: PerState) -> Array:
         """`E[value(s') | s, a]`, from `[S]` to `[S, A]`."""
@@ -209,16 +217,19 @@ def expected_return(mdp: AnyMdp, policy: StateActions) -> Array:
 
 
 class Optimum(NamedTuple):
-    """An optimal policy and the evidence that it is one."""
+    """An optimal policy and the evidence that it is one.
+
+    Fields:
+        policy: `[S, A]` deterministic; the first of equally good actions.
+        value: `[S]` the optimal value.
+        iterations: `[]` steps of policy iteration.
+        residual: `[]` `max |T v - v|` of the value that is returned.
+    """
 
     policy: Array
-    """`[S, A]` deterministic; the first of equally good actions."""
     value: Array
-    """`[S]` the optimal value."""
     iterations: Array
-    """`[]` steps of policy iteration."""
     residual: Array
-    """`[]` `max |T v - v|` of the value that is returned."""
 
 
 def optimum(mdp: AnyMdp) -> Optimum:

@@ -10,6 +10,8 @@ and actions, which are normalized here, -inf where there is nothing. `sum mu r` 
 `(1 - discount) E[sum_t discount^t r_t]`.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -73,12 +75,20 @@ def action_divergence(
 
 
 class RewardCorrelation(NamedTuple):
-    """Moments and correlation of two rewards under a reference occupancy."""
+    """Moments and correlation of two rewards under a reference occupancy.
+
+    Fields:
+        correlation: `r = E_ref[z_proxy z_true]` of the standardized rewards.
+        rest: `sqrt(1 - r^2)`, the length of `z_proxy - r z_true`; accurate also where r is almost
+            1.
+        true_mean: `[]` of the true reward.
+        true_deviation: `[]` standard deviation of the true reward.
+        proxy_mean: `[]` of the proxy.
+        proxy_deviation: `[]` standard deviation of the proxy.
+    """
 
     correlation: Array
-    """`r = E_ref[z_proxy z_true]` of the standardized rewards."""
     rest: Array
-    """`sqrt(1 - r^2)`, the length of `z_proxy - r z_true`; accurate also where r is almost 1."""
     true_mean: Array
     true_deviation: Array
     proxy_mean: Array
@@ -184,14 +194,18 @@ def trimmed_mean(x: PerSample, share: float = 0.01) -> Reduced:
 
 
 class ActionSolution(NamedTuple):
-    """A regularized optimum where each state pays for its own actions."""
+    """A regularized optimum where each state pays for its own actions.
+
+    Fields:
+        policy: `[S, A]`
+        value: `[S]` regularized values.
+        residual: `max |T v - v|` of the regularized Bellman operator.
+        iterations: Steps of the solver.
+    """
 
     policy: Array
-    """`[S, A]`"""
     value: Array
-    """`[S]` regularized values."""
     residual: Array
-    """`max |T v - v|` of the regularized Bellman operator."""
     iterations: Array
 
 
@@ -230,20 +244,23 @@ def action_regularized(
 
 
 class Solution(NamedTuple):
-    """A regularized optimum, and the evidence that it is one."""
+    """A regularized optimum, and the evidence that it is one.
+
+    Fields:
+        policy: `[S, A]`; in a state that the reference never visits uniform.
+        occupancy: `[S, A]` of the policy.
+        value: `[]` the objective of the policy: return minus penalty.
+        gap: `[]` an upper bound of the optimum minus `value`: no policy is better by more.
+        divergence: `[]` from the reference; for the root penalty chi2 and not its root.
+        iterations: Steps of the solver.
+    """
 
     policy: Array
-    """`[S, A]`; in a state that the reference never visits uniform."""
     occupancy: Array
-    """`[S, A]` of the policy."""
     value: Array
-    """`[]` the objective of the policy: return minus penalty."""
     gap: Array
-    """`[]` an upper bound of the optimum minus `value`: no policy is better by more."""
     divergence: Array
-    """`[]` from the reference; for the root penalty chi2 and not its root."""
     iterations: Array
-    """Steps of the solver."""
 
 
 def regularized(
@@ -325,25 +342,33 @@ def _conditional(log_mass: Array) -> Array:
 
 
 class PrimalDual(NamedTuple):
-    """A primal-dual point of the interior-point method, or a step from one."""
+    """A primal-dual point of the interior-point method, or a step from one.
+
+    Fields:
+        mass: `[S, A]` mu, positive where the reference is; its flows balance in the end.
+        value: `[S]` V, multipliers of the balance of flows.
+        price: `[S, A]` multipliers of `mu >= 0`.
+    """
 
     mass: Array
-    """`[S, A]` mu, positive where the reference is; its flows balance in the end."""
     value: Array
-    """`[S]` V, multipliers of the balance of flows."""
     price: Array
-    """`[S, A]` multipliers of `mu >= 0`."""
 
 
 class Problem(NamedTuple):
     """`max <mu, r> - temperature D(mu‖ref)` where mu >= 0 and the flows balance.
 
     They do where `discount inflow - outflow + (1 - discount) start = 0`.
+
+    Fields:
+        mdp: The process.
+        ref_logits: `[S, A]`, normalized: its exponentials sum to 1.
+        temperature: `[]` weight of the divergence.
+        generator: The row D.
     """
 
     mdp: AnyMdp
     ref_logits: Array
-    """`[S, A]`, normalized: its exponentials sum to 1."""
     temperature: Array
     generator: Generator
 

@@ -7,6 +7,8 @@ a step without a regularizer is the greedy one. But for `regularized_greedy` and
 is checked: arrays have to be floating-point, and policies normalized logarithms.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,12 +26,15 @@ from jdiv.types import Logits, LogPolicy, Reduced, Scalar, StateActions, Values
 
 
 class Step(NamedTuple):
-    """A regularized greedy step."""
+    """A regularized greedy step.
+
+    Fields:
+        log_policy: `[S, A]`
+        value: `[S]` `max_pi <pi, q> - penalty(pi)`, attained by the policy.
+    """
 
     log_policy: Array
-    """`[S, A]`"""
     value: Array
-    """`[S]` `max_pi <pi, q> - penalty(pi)`, attained by the policy."""
 
 
 # ------------------------------------------------------------------------------------ greedy steps
@@ -152,35 +157,44 @@ def tsallis(q: Values, temperature: Scalar, index: Scalar) -> Step:
 
 
 class Iterate(NamedTuple):
-    """Action values and the policy of one iteration."""
+    """Action values and the policy of one iteration.
+
+    Fields:
+        q: `[S, A]` action values; Munchausen's contain the bonus.
+        log_policy: `[S, A]` the policy to act by, greedy in some way for the action values before.
+    """
 
     q: Array
-    """`[S, A]` action values; Munchausen's contain the bonus."""
     log_policy: Array
-    """`[S, A]` the policy to act by, greedy in some way for the action values before."""
 
 
 class AveragedIterate(NamedTuple):
-    """An iterate of dual averaging."""
+    """An iterate of dual averaging.
+
+    Fields:
+        q: `[S, A]` action values.
+        log_policy: `[S, A]` the policy to act by.
+        total: `[S, A]` discounted sum of all action values so far, up to a constant for each state.
+    """
 
     q: Array
-    """`[S, A]` action values."""
     log_policy: Array
-    """`[S, A]` the policy to act by."""
     total: Array
-    """`[S, A]` discounted sum of all action values so far, up to a constant for each state."""
 
 
 AnyIterate = Iterate | AveragedIterate
 
 
 class Scheme(NamedTuple):
-    """An iterative scheme: initial iterate and transition."""
+    """An iterative scheme: initial iterate and transition.
+
+    Fields:
+        init: `init(q)`, the iterate of given action values and the uniform policy.
+        step: `step(mdp, iterate, error)`, the next iterate.
+    """
 
     init: Callable[[Array], AnyIterate]
-    """`init(q)`, the iterate of given action values and the uniform policy."""
     step: Callable[[AnyMdp, AnyIterate, ArrayLike], AnyIterate]
-    """`step(mdp, iterate, error)`, the next iterate."""
 
 
 def _start(q: Array) -> Iterate:

@@ -7,6 +7,8 @@
 ['15.411', '12.824', '4.271']
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,12 +22,15 @@ from jdiv.types import RandomKey, StateActions
 
 
 class Run(NamedTuple):
-    """Final iterate and what was measured along the way."""
+    """Final iterate and what was measured along the way.
+
+    Fields:
+        last: The final iterate.
+        measured: `[iterations, ...]` what `measure` gave for each iterate; None without one.
+    """
 
     last: AnyIterate
-    """The final iterate."""
     measured: Any
-    """`[iterations, ...]` what `measure` gave for each iterate; None without one."""
 
 
 def run(

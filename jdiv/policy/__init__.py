@@ -6,6 +6,8 @@ Losses of tokens are put together from `advantages`, a weight of the ratio (`cli
 `tabular` the exact updates, and `recipes` one file for each further paper.
 """
 
+from __future__ import annotations
+
 from jdiv.policy import (
     advantages,
     awr,

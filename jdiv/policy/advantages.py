@@ -20,6 +20,8 @@ RLOO and REINFORCE++ have KL in the rewards: the sum of `kl_rewards` over a sequ
 `to_go`. DAPO leaves out groups that are not `varied`.
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array

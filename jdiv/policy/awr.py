@@ -1,5 +1,7 @@
 """Advantage-weighted regression: exponential weights at a temperature that is given."""
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 
@@ -13,10 +15,13 @@ from jdiv.types import LogProbs, Mask, Scalar
 
 
 class RegressionDiagnostics(NamedTuple):
-    """The weights of a weighted log-likelihood."""
+    """The weights of a weighted log-likelihood.
+
+    Fields:
+        weight: `[..., T]` factors of the log-probabilities, 0 where masked.
+    """
 
     weight: Array
-    """`[..., T]` factors of the log-probabilities, 0 where masked."""
 
 
 def awr_weights(advantages: Advantages, temperature: Scalar, *, limit: float = 20.0) -> Array:

@@ -3,6 +3,8 @@
 Shapes and masks are those of `jdiv.policy.tokens`; all losses are per token and to be averaged.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -14,12 +16,15 @@ from jdiv.types import LogProbs, Mask, Scalar
 
 
 class ClipDiagnostics(NamedTuple):
-    """Ratios and where they were clipped, each `[..., T]`, 0 and False where masked."""
+    """Ratios and where they were clipped, each `[..., T]`, 0 and False where masked.
+
+    Fields:
+        ratio: `pi/pi_old`.
+        clipped: Whether a bound took the place of the ratio.
+    """
 
     ratio: Array
-    """`pi/pi_old`."""
     clipped: Array
-    """Whether a bound took the place of the ratio."""
 
 
 def clipped_surrogate(

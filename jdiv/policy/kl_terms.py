@@ -16,6 +16,8 @@ With one token the four weighted ones are the same. Averages that divide by the 
 sequence make all of them inexact.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import jax

@@ -5,6 +5,8 @@ temperature; for one row it is REPS for a bandit. The M-step moves the policy to
 within a radius of the other direction of KL, in closed form or, for networks, along a loss.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -17,18 +19,21 @@ from jdiv.types import Logits, PerState, Scalar, Values
 
 
 class EStep(NamedTuple):
-    """The policy `q ~ ref exp(value/temperature)`, and the evidence that it meets its radius."""
+    """The policy `q ~ ref exp(value/temperature)`, and the evidence that it meets its radius.
+
+    Fields:
+        log_policy: `[..., n]` log q.
+        temperature: `[]` the dual's solution; 0 where the radius does not bind.
+        divergence: `[]` mean KL(q‖ref), the radius where it binds.
+        dual: `[]` `temperature (radius + E log E_ref exp(value/temperature))`, which is E_q[value].
+        active: `[]` whether the radius binds: else even the best values alone are near enough.
+    """
 
     log_policy: Array
-    """`[..., n]` log q."""
     temperature: Array
-    """`[]` the dual's solution; 0 where the radius does not bind."""
     divergence: Array
-    """`[]` mean KL(q‖ref), the radius where it binds."""
     dual: Array
-    """`[]` `temperature (radius + E log E_ref exp(value/temperature))`, which is E_q[value]."""
     active: Array
-    """`[]` whether the radius binds: else even the best values alone are near enough."""
 
 
 def e_step(
@@ -102,14 +107,17 @@ def _state_weights(weights: PerState | None, values: Array) -> Array:
 
 
 class MStep(NamedTuple):
-    """A mixture of the old policy and a target, and how far it is from the old one."""
+    """A mixture of the old policy and a target, and how far it is from the old one.
+
+    Fields:
+        log_policy: `[..., n]`
+        share: `[]` the target's share of the mixture, `1/(1 + multiplier)`.
+        divergence: `[]` mean KL(old‖policy), at most the radius.
+    """
 
     log_policy: Array
-    """`[..., n]`"""
     share: Array
-    """`[]` the target's share of the mixture, `1/(1 + multiplier)`."""
     divergence: Array
-    """`[]` mean KL(old‖policy), at most the radius."""
 
 
 def m_step(
@@ -165,12 +173,15 @@ def _log_mixture(log_target: Array, log_old: Array, minus_log_share: Array) -> A
 
 
 class MStepLoss(NamedTuple):
-    """A loss per state, to be averaged with the weights of states, and how far the policy moved."""
+    """A loss per state, to be averaged with the weights of states, and how far the policy moved.
+
+    Fields:
+        loss: `[...]`, one number for each state: no loss of tokens.
+        divergence: `[...]` KL(old‖pi) of each state, without derivatives.
+    """
 
     loss: Array
-    """`[...]`, one number for each state: no loss of tokens."""
     divergence: Array
-    """`[...]` KL(old‖pi) of each state, without derivatives."""
 
 
 def m_step_loss(

@@ -3,6 +3,8 @@
 PPO's clip is `jdiv.policy.clipped.ppo_clip`.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -18,12 +20,15 @@ from jdiv.types import LogProbs, Mask, Scalar
 
 
 class PenaltyDiagnostics(NamedTuple):
-    """Ratio and divergence at each token, `[..., T]`, 0 where masked."""
+    """Ratio and divergence at each token, `[..., T]`, 0 where masked.
+
+    Fields:
+        ratio: `pi/pi_old`; its mean over tokens of the old policy is 1.
+        kl: Estimate of KL(old‖new), not negative.
+    """
 
     ratio: Array
-    """`pi/pi_old`; its mean over tokens of the old policy is 1."""
     kl: Array
-    """Estimate of KL(old‖new), not negative."""
 
 
 def ppo_kl(

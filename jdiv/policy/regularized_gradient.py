@@ -25,6 +25,8 @@ With several tokens to a sequence and ratios of tokens, old is each token's dist
 sum over the states that the old policy visits.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -39,12 +41,16 @@ from jdiv.types import LogProbs, Mask, Scalar
 
 
 class DivergenceDiagnostics(NamedTuple):
-    """Ratio and divergence at each token, `[..., T]`, 0 where masked."""
+    """Ratio and divergence at each token, `[..., T]`, 0 where masked.
+
+    Fields:
+        ratio: `pi/old`.
+        divergence: `total f(w)`, whose mean over tokens is D; the customary f has terms of either
+            sign.
+    """
 
     ratio: Array
-    """`pi/old`."""
     divergence: Array
-    """`total f(w)`, whose mean over tokens is D; the customary f has terms of either sign."""
 
 
 def _divergence(generator: Generator, log_probs: Array, old: Array, total: Scalar | None) -> Array:

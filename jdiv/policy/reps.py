@@ -1,5 +1,7 @@
 """Relative entropy policy search on a process: its dual, solved for the temperature and values."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -14,23 +16,26 @@ from jdiv.types import Scalar, StateActions
 
 
 class RepsStep(NamedTuple):
-    """The new policy, the dual's solution, and the evidence that the step meets its radius."""
+    """The new policy, the dual's solution, and the evidence that the step meets its radius.
+
+    Fields:
+        log_policy: `[S, A]` `log p(a|s)` of `p ~ q exp(advantage/temperature)`.
+        temperature: `[]` eta, the dual's first variable.
+        value: `[S]` the dual's other variables.
+        divergence: `[]` KL of the policy's occupancy from the old one, the radius where it binds.
+        dual: `[]` `eta radius + eta log E_q exp(advantage/eta) + (1 - discount) E_start[value]`.
+        gap: `[]` the dual minus `(1 - discount) J` of the policy: no policy in the radius is better
+            by more.
+        active: `[]` whether the radius binds.
+    """
 
     log_policy: Array
-    """`[S, A]` `log p(a|s)` of `p ~ q exp(advantage/temperature)`."""
     temperature: Array
-    """`[]` eta, the dual's first variable."""
     value: Array
-    """`[S]` the dual's other variables."""
     divergence: Array
-    """`[]` KL of the policy's occupancy from the old one, the radius where it binds."""
     dual: Array
-    """`[]` `eta radius + eta log E_q exp(advantage/eta) + (1 - discount) E_start[value]`."""
     gap: Array
-    """`[]` the dual minus `(1 - discount) J` of the policy: no policy in the radius is better by
-    more."""
     active: Array
-    """`[]` whether the radius binds."""
 
 
 def reps(mdp: AnyMdp, ref_logits: StateActions, radius: Scalar) -> RepsStep:

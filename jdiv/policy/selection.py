@@ -1,5 +1,7 @@
 """The largest scores of a whole batch of tokens, also where it is divided over devices."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array

@@ -6,6 +6,8 @@ and mixtures with a fixed share are schemes of `jdiv.mdp.operators`; the schemes
 driver, `jdiv.mdp.value_iteration.run`, and `update` makes one step of any of them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -142,12 +144,15 @@ def _ascent(step_size: Scalar, direction: Callable[[AnyMdp, Array], Array]) -> S
 
 
 class Mixing(NamedTuple):
-    """A mixture of a policy with another, and a lower bound of its gain."""
+    """A mixture of a policy with another, and a lower bound of its gain.
+
+    Fields:
+        share: `[]` the other policy's share, in [0, 1].
+        gain: `[]` the least increase of the return, by `conservative_gain`.
+    """
 
     share: Array
-    """`[]` the other policy's share, in [0, 1]."""
     gain: Array
-    """`[]` the least increase of the return, by `conservative_gain`."""
 
 
 def conservative_gain(

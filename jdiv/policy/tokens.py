@@ -7,6 +7,8 @@ minimized and not yet averaged: a `TokenLoss` is made one number by `token_mean`
 widened.
 """
 
+from __future__ import annotations
+
 from typing import Generic, NamedTuple, TypeVar
 
 import jax
@@ -24,12 +26,15 @@ Diagnostics = TypeVar("Diagnostics", bound=tuple)
 
 
 class TokenLoss(NamedTuple, Generic[Diagnostics]):
-    """A loss per token, to be averaged; a loss that is to be summed has another type."""
+    """A loss per token, to be averaged; a loss that is to be summed has another type.
+
+    Fields:
+        loss: `[..., T]`, 0 where masked.
+        aux: Diagnostics, a `NamedTuple` of the loss's own, without derivatives.
+    """
 
     loss: Array
-    """`[..., T]`, 0 where masked."""
     aux: Diagnostics
-    """Diagnostics, a `NamedTuple` of the loss's own, without derivatives."""
 
 
 # ------------------------------------------------------------------------------------------- masks

@@ -1,5 +1,7 @@
 """Trust-region policy optimization: the natural gradient within a radius, by a line search."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,18 +15,21 @@ from jdiv.types import Scalar
 
 
 class TrpoStep(NamedTuple):
-    """A step inside the trust region, and the evidence of the line search."""
+    """A step inside the trust region, and the evidence of the line search.
+
+    Fields:
+        parameters: A pytree like the one that was given; the same one if no length was accepted.
+        gain: `[]` of the surrogate.
+        divergence: `[]` at most the radius.
+        length: `[]` the share of the full step that was taken; 0 if none was.
+        residual: `[]` `|F x - g| / |g|` of the direction.
+    """
 
     parameters: Any
-    """A pytree like the one that was given; the same one if no length was accepted."""
     gain: Array
-    """`[]` of the surrogate."""
     divergence: Array
-    """`[]` at most the radius."""
     length: Array
-    """`[]` the share of the full step that was taken; 0 if none was."""
     residual: Array
-    """`[]` `|F x - g| / |g|` of the direction."""
 
 
 def trpo_step(

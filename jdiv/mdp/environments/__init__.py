@@ -6,6 +6,8 @@ environment are in its file, such as `jdiv.mdp.environments.tomato.BOARDS`, to b
 there.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """A line of states: a small reward at hand, a large one far away."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from jdiv import checks

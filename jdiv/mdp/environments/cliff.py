@@ -1,5 +1,7 @@
 """Cliff walking."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from jdiv import checks

@@ -1,5 +1,7 @@
 """Garnets: random processes with few successors."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike

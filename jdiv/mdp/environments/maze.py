@@ -1,5 +1,7 @@
 """The 4 x 4 maze of ShinRL's case studies."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from jdiv.mdp.model import Mdp

@@ -1,5 +1,7 @@
 """RiverSwim: exploration against a current."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from jdiv import checks

@@ -1,5 +1,7 @@
 """Star graphs: the first step decides everything."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from jdiv import checks

@@ -4,6 +4,8 @@ The proxy reward is the true one but for one cell, where the sensors see water e
 that stands there for ever has a large proxy reward and waters nothing.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -30,20 +32,23 @@ UNIT = 0.02
 
 
 class Tomato(NamedTuple):
-    """A tomato world as a finite process."""
+    """A tomato world as a finite process.
+
+    Fields:
+        mdp: The process with the true reward; every move is certain, so there is one successor.
+        proxy: `[S, A]` the proxy reward.
+        cell: `[S, 2]` row and column of the agent.
+        watered: `[S]` watered tomatoes.
+        on_bucket: `[S, A]` whether the move ends on the bucket.
+        board: The rows.
+    """
 
     mdp: SparseMdp
-    """The process with the true reward; every move is certain, so there is one successor."""
     proxy: Array
-    """`[S, A]` the proxy reward."""
     cell: np.ndarray
-    """`[S, 2]` row and column of the agent."""
     watered: np.ndarray
-    """`[S]` watered tomatoes."""
     on_bucket: np.ndarray
-    """`[S, A]` whether the move ends on the bucket."""
     board: tuple[str, ...]
-    """The rows."""
 
 
 def tomato(level: int, *, discount: Scalar = 0.99) -> Tomato:

@@ -23,6 +23,8 @@ by others, and the line says what is inferred.
 * `tpo`: TPO, a group's policy tilted by utilities
 """
 
+from __future__ import annotations
+
 from jdiv.policy.recipes import (
     ace,
     aer,

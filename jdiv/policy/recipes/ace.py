@@ -5,6 +5,8 @@ Reconstructed: the structure is the abstract's; softplus with alpha 1 is one sum
 unknown.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import jax

@@ -4,6 +4,8 @@ Reconstructed: the abstract has a coefficient by difficulty, one for all, and a 
 share of the initial entropy. Both formulas are inferred; .4 is from a summary by others.
 """
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike

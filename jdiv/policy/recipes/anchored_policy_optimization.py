@@ -7,6 +7,8 @@ the authors' description (abstract and README of the code); how they enter the r
 coefficients are inferred.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -34,12 +36,15 @@ def support(ref_logits: Logits, *, size: int) -> Array:
 
 
 class AnchorDiagnostics(NamedTuple):
-    """Ratios, and the change of the support's probability where the answer is wrong."""
+    """Ratios, and the change of the support's probability where the answer is wrong.
+
+    Fields:
+        ratio: `[..., T]` `pi/pi_old`, 0 where masked.
+        coverage: `[..., T]` the support's probability over its old one; 1 where nothing is pulled.
+    """
 
     ratio: Array
-    """`[..., T]` `pi/pi_old`, 0 where masked."""
     coverage: Array
-    """`[..., T]` the support's probability over its old one; 1 where nothing is pulled."""
 
 
 def anchored_policy_optimization(

@@ -1,5 +1,7 @@
 """ARLCP (arXiv:2602.12113): rewards less for length and for reflections."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array

@@ -4,6 +4,8 @@ Reconstructed: the band .2 to .8 is from a note by others. The exact statement o
 learnability is unknown; the KL and its limit are derived here.
 """
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike

@@ -4,6 +4,8 @@ Reconstructed: the abstract has truncation as the penalty and normalization by t
 the group; both formulas are inferred.
 """
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike

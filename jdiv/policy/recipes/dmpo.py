@@ -6,6 +6,8 @@ Reconstructed: the target is the abstract's; that the policy is normalized over 
 TPO, is inferred.
 """
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax import Array
 

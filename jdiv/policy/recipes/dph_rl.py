@@ -1,5 +1,7 @@
 """DPH-RL (code: core_algos.py): a divergence to the initial policy where it solves the question."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike

@@ -4,6 +4,8 @@ A step lowers the entropy by the covariance of log-probabilities and advantages;
 out the tokens with the largest share of that covariance.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -37,14 +39,17 @@ def predicted_entropy_change(log_policy: LogPolicy, change: Values) -> Array:
 
 
 class CovarianceDiagnostics(NamedTuple):
-    """The tokens that were singled out, and the covariance by which they were."""
+    """The tokens that were singled out, and the covariance by which they were.
+
+    Fields:
+        ratio: `[..., T]` `pi/pi_old`.
+        covariance: `[..., T]` `(A - mean A)(log pi - mean log pi)`, whose mean is the covariance.
+        chosen: `[..., T]` the tokens that the method treats in its own way.
+    """
 
     ratio: Array
-    """`[..., T]` `pi/pi_old`."""
     covariance: Array
-    """`[..., T]` `(A - mean A)(log pi - mean log pi)`, whose mean is the covariance."""
     chosen: Array
-    """`[..., T]` the tokens that the method treats in its own way."""
 
 
 def _covariance(log_probs: Array, advantages: Array, mask: Array, axis_name: str | None) -> Array:

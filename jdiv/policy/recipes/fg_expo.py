@@ -4,6 +4,8 @@ Reconstructed: the abstract has a Gaussian in the accuracy centered near .5 and 
 coefficient; form, width and scale of both are inferred.
 """
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax import Array
 

@@ -3,6 +3,8 @@
 Reconstructed: from the abstract; how lengths are penalized and the share are unknown.
 """
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax import Array
 

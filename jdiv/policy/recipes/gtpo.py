@@ -3,6 +3,8 @@
 Reconstructed: whether the entropy of a completion is differentiated is not stated; here it is not.
 """
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 
@@ -63,14 +65,17 @@ def conflict_weights(
 
 
 class ConflictDiagnostics(NamedTuple):
-    """Ratios, and the weights of tokens and completions."""
+    """Ratios, and the weights of tokens and completions.
+
+    Fields:
+        ratio: `[..., G, T]` `pi/pi_old`, 1 where masked.
+        weights: `[..., G, T]` 0, 1 or 2 (4 for runs) for each token.
+        kept: `[..., G]` completions that are not dropped for their entropy.
+    """
 
     ratio: Array
-    """`[..., G, T]` `pi/pi_old`, 1 where masked."""
     weights: Array
-    """`[..., G, T]` 0, 1 or 2 (4 for runs) for each token."""
     kept: Array
-    """`[..., G]` completions that are not dropped for their entropy."""
 
 
 def gtpo(

@@ -4,6 +4,8 @@ Reconstructed: from the abstract; that entropy and KL are of the weights is infe
 coefficients are unknown.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -15,16 +17,20 @@ from jdiv.types import PerSample, Scalar
 
 
 class TrajectoryTerms(NamedTuple):
-    """Terms of a loss that is their sum over a batch of trajectories, and the batch's weights."""
+    """Terms of a loss that is their sum over a batch of trajectories, and the batch's weights.
+
+    Fields:
+        terms: `[n]`, to be summed over all trajectories of all devices, not averaged: no loss of
+            tokens.
+        weights: `[n]` softmax of the trajectories' log-probabilities.
+        entropy: `[]` entropy of the weights.
+        kl: `[]` KL of the weights from those of the reference.
+    """
 
     terms: Array
-    """`[n]`, to be summed over all trajectories of all devices, not averaged: no loss of tokens."""
     weights: Array
-    """`[n]` softmax of the trajectories' log-probabilities."""
     entropy: Array
-    """`[]` entropy of the weights."""
     kl: Array
-    """`[]` KL of the weights from those of the reference."""
 
 
 def haepo(

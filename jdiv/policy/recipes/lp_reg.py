@@ -4,6 +4,8 @@ Reconstructed: from the released code; that the share is of the tokens of negati
 reading of it.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -34,14 +36,17 @@ def min_p_proxy(logits: Logits, *, kappa: Scalar = 0.02) -> Array:
 
 
 class RareTokenDiagnostics(NamedTuple):
-    """The tokens that were protected."""
+    """The tokens that were protected.
+
+    Fields:
+        ratio: `[..., T]` `pi/pi_old`, 0 where masked.
+        chosen: `[..., T]` rare tokens of negative advantage that the proxy keeps.
+        penalty: `[..., T]` k3 of the chosen ones, 0 elsewhere.
+    """
 
     ratio: Array
-    """`[..., T]` `pi/pi_old`, 0 where masked."""
     chosen: Array
-    """`[..., T]` rare tokens of negative advantage that the proxy keeps."""
     penalty: Array
-    """`[..., T]` k3 of the chosen ones, 0 elsewhere."""
 
 
 def lp_reg(

@@ -4,6 +4,8 @@ Reconstructed: forward KL and the reweighted reference are the abstract's; the w
 and the caller's, `exp(r/beta)` for one.
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array

@@ -4,6 +4,8 @@ Reconstructed: from the released code; how a phase is recognized is unknown, tha
 is the one since 50 steps ago and that the velocity is the difference of rewards is inferred.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -63,18 +65,21 @@ def safe_penalty_asymmetric(kl: ArrayLike, old_kl: ArrayLike, *, steps: float = 
 
 
 class SafeState(NamedTuple):
-    """State of SAFE's controller, `[]` each; zeros to start with."""
+    """State of SAFE's controller, `[]` each; zeros to start with.
+
+    Fields:
+        kl: KL, smoothed by .9.
+        reward: The reward of the step before.
+        velocity: Change of the reward by step, smoothed by .95.
+        integral: Sum of the errors of the velocity.
+        error: The error of the step before.
+    """
 
     kl: Array
-    """KL, smoothed by .9."""
     reward: Array
-    """The reward of the step before."""
     velocity: Array
-    """Change of the reward by step, smoothed by .95."""
     integral: Array
-    """Sum of the errors of the velocity."""
     error: Array
-    """The error of the step before."""
 
 
 def safe_control(

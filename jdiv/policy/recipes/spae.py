@@ -4,6 +4,8 @@ Reconstructed: the two terms are known in words from the abstract, threshold and
 released probe (code at 1f8c839); how they combine is inferred.
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array

@@ -1,5 +1,7 @@
 """TPO (arXiv:2604.06159): a policy fitted over each group to its old one, tilted by utilities."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array
