@@ -23,7 +23,7 @@ from jax.typing import ArrayLike
 from jdiv import checks, numerics
 from jdiv.divergences import generators
 from jdiv.divergences.generator import Generator, checked_row
-from jdiv.types import Categories, Logits, Reduced, Scalar
+from jdiv.types import Categories, Logits, PerSequence, Reduced, Scalar
 
 # ----------------------------------------------------------------- the f-divergences of the table
 
@@ -89,7 +89,7 @@ def f_divergence(
     """`sum_i q_i f(p_i / q_i)` for any row, of the table or of your own.
 
     Shapes: `[..., n, ...]` twice, categories on `axis`, to the shape without it. A zero of p costs
-    q f(0), a zero of q costs p f'(inf).
+    q f(0), a zero of q costs p f'(inf). Parameters are numbers, or one for each row of categories.
 
     >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
     >>> print(f"{f_divergence(generators.get('alpha', alpha=1.0), p, q):.4f}")
@@ -98,7 +98,7 @@ def f_divergence(
     Reference: Csiszar 1967; Cichocki and Amari 2010 for the table.
     """
     p_logits, q_logits = checks.logits_pair(p_logits, q_logits, axis, where)
-    generator = checked_row(generator, p_logits.dtype)
+    generator = checked_row(generator).per_row(p_logits)
     log_p, log_q, t = numerics.log_ratio(p_logits, q_logits)
     return jnp.sum(terms(generator, log_p, log_q, t), axis=-1)
 
@@ -112,7 +112,7 @@ def _named(make: type[Generator]) -> Callable[..., Array]:
         *,
         axis: int = -1,
         where: Categories | None = None,
-        **parameters: Scalar,
+        **parameters: PerSequence | Scalar,
     ) -> Reduced:
         generator = generators.get(make.name, **parameters)
         return f_divergence(generator, p_logits, q_logits, axis=axis, where=where)
@@ -120,7 +120,9 @@ def _named(make: type[Generator]) -> Callable[..., Array]:
     signature = inspect.signature(divergence)
     p_logits, q_logits, *options, _ = signature.parameters.values()
     own = [
-        inspect.Parameter(name, options[0].kind, default=known.default, annotation="Scalar")
+        inspect.Parameter(
+            name, options[0].kind, default=known.default, annotation="PerSequence | Scalar"
+        )
         for name, known in make.parameters().items()
     ]
     divergence.__name__ = divergence.__qualname__ = make.name
@@ -128,7 +130,7 @@ def _named(make: type[Generator]) -> Callable[..., Array]:
         "\n\n>>>", "\nShapes: `[..., n]` twice to `[...]`.\n\n>>>", 1
     )
     divergence.__signature__ = signature.replace(parameters=[p_logits, q_logits, *own, *options])
-    divergence.__annotations__ |= {parameter.name: "Scalar" for parameter in own}
+    divergence.__annotations__ |= {parameter.name: "PerSequence | Scalar" for parameter in own}
     return divergence
 
 
@@ -147,7 +149,7 @@ def renyi(
     p_logits: Logits,
     q_logits: Logits,
     *,
-    alpha: Scalar = 2.0,
+    alpha: PerSequence | Scalar = 2.0,
     axis: int = -1,
     where: Categories | None = None,
 ) -> Reduced:
@@ -164,10 +166,10 @@ def renyi(
 
     Reference: van Erven and Harremoes 2014, equation 1.
     """
-    checks.positive("alpha", alpha)
     p_logits, q_logits = checks.logits_pair(p_logits, q_logits, axis, where)
-    alpha = jnp.asarray(alpha, p_logits.dtype)
-    log_sum = _log_power_sum(alpha, p_logits, q_logits)
+    alpha = jnp.asarray(checks.positive("alpha", alpha), p_logits.dtype)
+    by_row = checks.per_row("alpha", alpha, p_logits)
+    log_sum = _log_power_sum(by_row, p_logits, q_logits)
     near = jnp.abs(log_sum) < 0.5
     # Where the sum is far from 1 the pair is replaced by (q, q): no overflow, no NaN gradient.
     near_p = jnp.where(near[..., None], p_logits, q_logits)
@@ -183,7 +185,7 @@ def _log_power_sum(alpha: Array, p_logits: Array, q_logits: Array) -> Array:
     inside = ~p_zero & ~q_zero
     log_p, log_q = (jnp.where(inside, x, 0) for x in (log_p, log_q))
     exponent = jnp.where(inside, alpha * log_p + (1 - alpha) * log_q, -jnp.inf)
-    infinite = jnp.any(q_zero & ~p_zero, axis=-1) & (alpha >= 1)
+    infinite = jnp.any(q_zero & ~p_zero & (alpha >= 1), axis=-1)
     empty = ~jnp.any(inside, axis=-1)
     log_sum = jax.nn.logsumexp(jnp.where(empty[..., None], 0, exponent), axis=-1)
     return jnp.where(infinite, jnp.inf, jnp.where(empty, -jnp.inf, log_sum))
@@ -229,7 +231,7 @@ def bregman(
     p_logits: Logits,
     q_logits: Logits,
     *,
-    alpha: Scalar = 2.0,
+    alpha: PerSequence | Scalar = 2.0,
     axis: int = -1,
     where: Categories | None = None,
 ) -> Reduced:
@@ -248,7 +250,7 @@ def bregman(
     """
     generator = generators.alpha(alpha)
     p_logits, q_logits = checks.logits_pair(p_logits, q_logits, axis, where)
-    generator = generator.astype(p_logits.dtype)
+    generator = generator.per_row(p_logits)
     a = generator.exponent
     log_p, log_q, t = numerics.log_ratio(p_logits, q_logits)
     p_zero, q_zero = log_p == -jnp.inf, log_q == -jnp.inf

@@ -57,6 +57,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -131,9 +132,29 @@ class Generator(abc.ABC):
         super().__init_subclass__(**kwargs)
         cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Generator:
+        """Refuses a class that was not decorated: its fields would be no parameters."""
+        if "__dataclass_fields__" not in vars(cls):
+            raise TypeError(
+                f"{cls.__name__} must be decorated with @row of jdiv.divergences.generator"
+            )
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
+        """Refuses parameters out of range; traced ones become NaN.
+
+        Where one parameter is an array the numbers among the others become arrays of its shape, so
+        that `jax.vmap` over the row maps over all of them.
+        """
         for name, known in self.parameters().items():
-            checks.in_range(name, getattr(self, name), known.low, known.high, known.allowed)
+            value = checks.in_range(name, getattr(self, name), known.low, known.high, known.allowed)
+            object.__setattr__(self, name, number_or_array(value))
+        shape = max(map(np.shape, jax.tree.leaves(self)), key=len, default=())
+        if shape:
+            repeat = lambda x: jnp.broadcast_to(x, np.shape(x) or shape)
+            for field in dataclasses.fields(self):
+                value = jax.tree.map(repeat, getattr(self, field.name))
+                object.__setattr__(self, field.name, value)
 
     @classmethod
     def parameters(cls) -> dict[str, Parameter]:
@@ -142,8 +163,25 @@ class Generator(abc.ABC):
         return {f.name: f.metadata["parameter"] for f in fields if "parameter" in f.metadata}
 
     def astype(self, dtype: Any) -> Generator:
-        """The same row with its parameters as arrays of this type."""
-        return jax.tree.map(lambda x: jnp.asarray(x, dtype), self)
+        """The same row with its parameters as arrays of this type.
+
+        Their ranges are checked again: those of a row that is an argument of a program come from
+        anywhere.
+        """
+        return dataclasses.replace(jax.tree.map(lambda x: jnp.asarray(x, dtype), self))
+
+    def per_row(self, rows: Array) -> Generator:
+        """The same row with its parameters to be broadcast against `[..., n]` rows of categories.
+
+        Each is a number or of shape `[...]`, one for each of the rows, and becomes `[..., 1]`;
+        other shapes are refused.
+        """
+
+        def expanded(path, x):
+            name = jax.tree_util.keystr(path).removeprefix(".")
+            return checks.per_row(name, x, rows)
+
+        return jax.tree_util.tree_map_with_path(expanded, self.astype(rows.dtype))
 
     @abc.abstractmethod
     def perspective(self, log_p: Array, log_q: Array, t: Array) -> Array:
@@ -196,6 +234,11 @@ def _at_ends(t: Array, at_minus_inf: ArrayLike, at_inf: ArrayLike, f: Callable) 
     inside = f(jnp.where(jnp.isinf(t), 0, t))
     at_minus_inf, at_inf = (jnp.asarray(x, t.dtype) for x in (at_minus_inf, at_inf))
     return jnp.where(t == -jnp.inf, at_minus_inf, jnp.where(t == jnp.inf, at_inf, inside))
+
+
+def number_or_array(x: ArrayLike) -> ArrayLike:
+    """A parameter as it is, or an array if it is a list."""
+    return x if np.ndim(x) == 0 else jnp.asarray(x)
 
 
 def checked_row(generator: Generator, dtype: Any = None, *, invertible: bool = False) -> Generator:

@@ -11,6 +11,7 @@ of your own needs no place in the table.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -19,7 +20,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks, numerics, roots
-from jdiv.divergences.generator import Generator, checked_row, parameter, row
+from jdiv.divergences.generator import Generator, checked_row, number_or_array, parameter, row
 
 TABLE: dict[str, type[Generator]] = {}
 """The rows by name."""
@@ -659,6 +660,13 @@ class WeightedSum(_Sum):
     weights: tuple[ArrayLike, ...]
     rows: tuple[Generator, ...]
 
+    def __post_init__(self):
+        """Refuses weights and parameters of the rows out of range; traced ones become NaN."""
+        weights = [number_or_array(checks.not_negative("weights", w)) for w in self.weights]
+        object.__setattr__(self, "weights", tuple(weights))
+        object.__setattr__(self, "rows", tuple(map(dataclasses.replace, self.rows)))
+        super().__post_init__()
+
 
 def weighted_sum(penalties: Penalties) -> Generator:
     """`sum_i w_i D_i` as one row, so that all that is made for a row has it.
@@ -669,16 +677,13 @@ def weighted_sum(penalties: Penalties) -> Generator:
     0.5966
     """
     weights, rows = zip(*penalties, strict=True)
-    for weight in weights:
-        if not isinstance(weight, jax.core.Tracer) and not 0 <= weight < jnp.inf:
-            raise ValueError(f"weights must be non-negative and finite, got {weight}")
     if not any(one.unbounded for one in rows):
         raise ValueError(
             "penalties must have kl or jeffreys among them, whose slopes are unbounded"
         )
     for one in rows:
         checked_row(one, invertible=True)
-    return WeightedSum(tuple(weights), tuple(rows))
+    return WeightedSum(weights, rows)
 
 
 @listed

@@ -187,6 +187,76 @@ def test_a_row_maps_over_its_own_parameters():
     )
 
 
+def per_row():
+    """Rows with a parameter for each of three pairs, and the row of each pair alone."""
+    values = {"alpha": (-0.5, 0.5, 3.0), "index": (0.1, 0.5, 3.0)}
+    for make in generators.TABLE.values():
+        for parameter in make.parameters():
+            three = values.get(parameter, (0.1, 0.5, 0.9))
+            yield make(**{parameter: three}), [make(**{parameter: x}) for x in three]
+    summed = lambda w, a: generators.weighted_sum(
+        ((w, generators.alpha(a)), (0.3, generators.kl()))
+    )
+    yield summed(0.5, (0.1, 0.5, 3.0)), [summed(0.5, a) for a in (0.1, 0.5, 3.0)]
+    yield summed((0.5, 1.0, 2.0), 0.5), [summed(w, 0.5) for w in (0.5, 1.0, 2.0)]
+    yield (
+        generators.Power(np.array([0.3, 0.5, 2.0])),
+        [generators.Power(a) for a in (0.3, 0.5, 2.0)],
+    )
+
+
+def test_parameters_are_for_rows_and_never_for_categories():
+    """With as many rows as categories; the row is also what vmap maps over."""
+    p, q = np.random.default_rng(3).normal(size=(2, 3, 3))
+    cases = list(per_row())
+
+    @jax.jit
+    def of(p, q):
+        alone = [
+            jnp.stack([dv.f_divergence(row, *x) for row, *x in zip(rows, p, q, strict=True)])
+            for _, rows in cases
+        ]
+        together = [dv.f_divergence(row, p, q) for row, _ in cases]
+        of_columns = [dv.f_divergence(row, p.T, q.T, axis=0) for row, _ in cases]
+        mapped = [jax.vmap(dv.f_divergence)(row, p, q) for row, _ in cases]
+        return alone, together, of_columns, mapped
+
+    alone, *others = of(p, q)
+    for other in others:
+        chex.assert_trees_all_close(other, alone, rtol=1e-12)
+    for f, name in ((dv.renyi, "alpha"), (dv.bregman, "alpha"), (dv.alpha, "alpha"),
+                    (dv.jensen_shannon, "weight"), (dv.skew_kl, "skew")):  # fmt: skip
+        for shape in ((2,), (3, 1), (3, 3)):
+            with pytest.raises(ValueError, match=f"^{name} must be a number or of shape"):
+                f(p, q, **{name: np.full(shape, 0.5)})
+    twice = generators.weighted_sum(((np.ones(2), generators.kl()), (1.0, generators.kl())))
+    with pytest.raises(ValueError, match=r"^weights\[0\] must be a number or of shape \(3,\)"):
+        dv.f_divergence(twice, p, q)
+
+
+def test_parameters_out_of_range_are_nan_where_they_are_traced():
+    """Made of a traced number, and changed as a tree on the way into a program."""
+    p, q = np.random.default_rng(3).normal(size=(2, 3))
+    out = [(name, key, known.low - 0.5) for name, make in generators.TABLE.items()
+           for key, known in make.parameters().items() if np.isfinite(known.low)]  # fmt: skip
+    values = [jnp.float64(low) for *_, low in out]
+
+    @jax.jit
+    def of(values, rows):
+        made = [
+            generators.get(x, **{key: low}) for (x, key, _), low in zip(out, values, strict=True)
+        ]
+        weight = generators.weighted_sum(((values[0], generators.kl()), (1.0, generators.kl())))
+        return [dv.f_divergence(row, p, q) for row in (*made, *rows, weight)]
+
+    rows = [generators.get(name) for name, *_ in out]
+    wrong = [
+        jax.tree.map(lambda _, low=low: low, row) for row, low in zip(rows, values, strict=True)
+    ]
+    assert np.all(np.isnan(of(values, wrong)))
+    assert len(out) >= 4
+
+
 def test_a_sweep_over_alpha_is_traced_once():
     p, q = jnp.array([1.0, 0.0, -1.0]), jnp.zeros(3)
 
@@ -269,6 +339,11 @@ def test_same_under_every_transformation(same_everywhere):
 
 
 def test_refusals():
+    class Expo2(Generator):
+        rate: float = 2.0
+
+    with pytest.raises(TypeError, match=r"^Expo2 must be decorated with @row of jdiv"):
+        Expo2()
     with pytest.raises(
         ValueError,
         match=r"^generator: no 'hellinger'; did you mean squared_hellinger\?$",
