@@ -3,50 +3,45 @@
 import ast
 import base64
 import io
-import math
+import itertools
+import os
 import pathlib
+import urllib.parse
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from experiments.lab import claim_cards as cards
 from experiments.lab import records
+from experiments.lab.claim_cards import mark
 from experiments.lab.claims import controls
-from experiments.lab.html import (
-    FEW,
-    anchor,
-    bound,
-    count,
-    duration,
-    fields,
-    number,
-    numbers,
-    prose,
-    sequence,
-    text,
-    words,
-)
+from experiments.lab.html import anchor, count, duration, fields, prose, sequence, text, words
 
 THUMBNAIL = (480, 360)
 STYLE = pathlib.Path(__file__).with_name("report.css")
+SCRIPT = pathlib.Path(__file__).with_name("report.js")
 
 
 class Figure(NamedTuple):
-    """A figure of a run."""
+    """A figure of a run; `links` are its files by what they are called, as the page sees them."""
 
     name: str
     caption: str
     png: bytes
+    links: Mapping[str, str]
 
 
 class Run(NamedTuple):
-    """What a run's folder holds."""
+    """What a run's folder holds; `links` are its files and its source by their names."""
 
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
-    claims: list[Mapping[str, Any]]
+    claims: list[cards.Entry]
     figures: list[Figure]
+    links: Mapping[str, str]
 
     @property
     def experiment(self) -> str:
@@ -68,180 +63,84 @@ def write(folder: pathlib.Path, runs: list[pathlib.Path]) -> pathlib.Path:
     """Writes `report.html` about these run folders into `folder`; the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
-    records.write_text(path, page(read(runs)))
+    records.write_text(path, page(read(runs, folder)))
     return path
 
 
-def read(folders: Iterable[pathlib.Path]) -> list[Run]:
-    """The runs, those of an area together, areas in the order in which they first appear."""
+def read(folders: Iterable[pathlib.Path], start: pathlib.Path) -> list[Run]:
+    """The runs, those of an area together, areas in the order in which they first appear.
+
+    Links are from the folder `start`, where the page is.
+    """
     runs = []
     for folder in folders:
         config, environment, claims = (
             records.read_json(folder / f"{name}.json")
             for name in ("config", "environment", "claims")
         )
-        runs.append(Run(config, environment or {}, claims or [], _figures(folder)))
+        links = linked([folder / name for name in FILES], start)
+        links |= sources(config["experiment"], start)
+        figures = _figures(folder, start)
+        runs.append(Run(config, environment or {}, claims or [], figures, links))
     areas = [run.area for run in runs]
     return sorted(runs, key=lambda run: areas.index(run.area))
 
 
-def _figures(folder: pathlib.Path) -> list[Figure]:
+FILES = ("results.nc", "claims.json", "config.json", "environment.json", "metrics.jsonl")
+
+
+def _figures(folder: pathlib.Path, start: pathlib.Path) -> list[Figure]:
     captions = records.read_json(folder / "figures" / "captions.json") or {}
-    return [
-        Figure(name, caption, (folder / "figures" / f"{name}.png").read_bytes())
-        for name, caption in captions.items()
-    ]
+    found = []
+    for name, caption in captions.items():
+        stem = folder / "figures" / name
+        files = [stem.with_name(f"{name}.{kind}") for kind in ("png", "pdf")]
+        found.append(Figure(name, caption, files[0].read_bytes(), linked(files, start)))
+    return found
 
 
-# ----------------------------------------------------------------------------------- verdicts
+def linked(files: Iterable[pathlib.Path], start: pathlib.Path) -> dict[str, str]:
+    """Addresses by file name, of the files that are there."""
+    return {file.name: address(file, start) for file in files if file.exists()}
 
 
-def failing(claim: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The controls that do not refute the claim."""
-    return [control for control in controls(claim) if control["verdict"] != "refuted"]
+def sources(experiment: str, start: pathlib.Path) -> dict[str, str]:
+    """Addresses of config and source of an experiment of this repository, by their paths.
+
+    A page in a bucket has no way to them.
+    """
+    if "://" in os.fspath(start):
+        return {}
+    paths = [f"{kind}/{experiment}.py" for kind in ("configs", "experiments")]
+    there = {path: records.ROOT / path for path in paths}
+    return {path: address(file, start) for path, file in there.items() if file.is_file()}
 
 
-def refuted(claim: Mapping[str, Any]) -> bool:
-    """Whether the claim does not hold."""
-    return claim["verdict"] != "supported"
-
-
-def problem(claim: Mapping[str, Any]) -> bool:
-    """Whether it is refuted, or no control can refute it."""
-    return refuted(claim) or bool(failing(claim)) or not controls(claim)
-
-
-def mark(good: bool, label: str) -> str:
-    """A verdict: a sign, a word, a color."""
-    kind, sign = ("good", "✓") if good else ("bad", "✗")
-    return f'<span class="{kind}"><span aria-hidden="true">{sign}</span> {label}</span>'
-
-
-def verdict(claim: Mapping[str, Any]) -> str:
-    """`✓ supported`."""
-    return mark(not refuted(claim), text(claim["verdict"]))
-
-
-def standing(claim: Mapping[str, Any]) -> str:
-    """Verdict and controls together: what is supported and cannot be refuted does not stand."""
-    if refuted(claim) or not problem(claim):
-        return verdict(claim)
-    why = "a control does not refute it" if controls(claim) else "it has no control"
-    return mark(False, f"{text(claim['verdict'])}, but {why}")
-
-
-def controls_in_short(claim: Mapping[str, Any]) -> str:
-    """`✓ 2 reruns and 1 wrong reading refute`."""
-    every, bad = len(controls(claim)), len(failing(claim))
-    if not every:
-        return mark(False, "no control")
-    if bad:
-        return mark(False, f"{bad} of {every} {'does' if bad == 1 else 'do'} not refute")
-    kinds = (("rerun", len(claim["reruns"])), ("wrong reading", len(claim["wrong"])))
-    return mark(True, " and ".join(count(number, kind) for kind, number in kinds if number))
+def address(path: pathlib.Path, start: pathlib.Path) -> str:
+    """The relative address of a file for a page in the folder `start`."""
+    return urllib.parse.quote(
+        os.path.relpath(os.fspath(path), os.fspath(start)).replace(os.sep, "/")
+    )
 
 
 # -------------------------------------------------------------------------------------- claims
 
 
-def claim_card(run: Run, claim: Mapping[str, Any], level: int, where: str) -> str:
-    """A claim in full: statement, numbers, controls. `where` is its id."""
-    low, high = claim["bound"]
-    cells = [("Measured", numbers(claim["measured"])), ("Bound", bound(low, high))]
-    cells += [(name, _or_none(claim[name.lower()])) for name in ("Published", "Reference")]
-    shown = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in cells)
-    kind = "bad" if problem(claim) else "good"
-    return f"""
-<article class="claim is-{kind}" id="{where}">
-<h{level}>{text(words(claim["name"]))} {standing(claim)}</h{level}>
-<p>{prose(claim["statement"])} <cite>{prose(claim["source"])}</cite></p>
-<dl class="numbers">{shown}</dl>
-{element_table(claim)}
-{controls_list(claim)}
-</article>"""
-
-
-def controls_list(claim: Mapping[str, Any]) -> str:
-    """Each control with what it measured; one that does not refute is as loud as a refutation."""
-    if not controls(claim):
-        return f"<p>{mark(False, 'no control can refute the claim')}</p>"
-    items = []
-    for control in controls(claim):
-        good = control["verdict"] == "refuted"
-        says = "refutes the claim" if good else "<strong>does not refute the claim</strong>"
-        kind, changed = (
-            ("Run anew with", control["override"])
-            if "override" in control
-            else ("Read with", control["arguments"])
-        )
-        override = "; ".join(f"{name} = {value}" for name, value in fields(changed))
-        items.append(
-            f"<li>{mark(good, '')}{kind} <code>{text(override)}</code> it {says}"
-            f" (measured: {numbers(control['measured'])}).</li>"
-        )
-    return f'<ul class="controls">{"".join(items)}</ul>'
-
-
-def element_table(claim: Mapping[str, Any]) -> str:
-    """Of a claim about many numbers every one, with its own bound."""
-    measured = np.asarray(claim["measured"], dtype=object)
-    if measured.size <= FEW:
-        return ""
-    low, high, published, reference = (
-        np.broadcast_to(np.asarray(value, dtype=object), measured.shape)
-        if _fits(value, measured.shape)
-        else np.full(measured.shape, None)
-        for value in (*claim["bound"], claim["published"], claim["reference"])
-    )
-    rows = []
-    for place, value in np.ndenumerate(measured):
-        inside = value is not None and _within(low[place], value, high[place])
-        beside = [_or_open(published[place]), _or_open(reference[place])]
-        cells = [", ".join(str(i) for i in place), *beside, number(value)]
-        cells += [_or_open(low[place]), _or_open(high[place])]
-        cells.append(mark(inside, "inside" if inside else "outside"))
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    names = ("Place", "Published", "Reference", "Measured", "Lowest", "Highest", "Bound")
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    return f"""
-<details><summary>All {measured.size} numbers</summary>
-<div class="scroll" tabindex="0" role="region" aria-label="All numbers of the claim">
-<table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div></details>"""
-
-
-def _fits(value: Any, shape: tuple[int, ...]) -> bool:
-    try:
-        np.broadcast_to(np.asarray(value, dtype=object), shape)
-    except ValueError:
-        return False
-    return True
-
-
-def _within(low: float | None, value: float, high: float | None) -> bool:
-    return (-math.inf if low is None else low) <= value <= (math.inf if high is None else high)
-
-
-def _or_none(value: Any) -> str:
-    return "—" if value is None else numbers(value)
-
-
-def _or_open(value: float | None) -> str:
-    return "—" if value is None else number(value)
-
-
 def claims_table(runs: list[Run]) -> str:
     """Every claim in one table; on a narrow screen each is a card."""
-    columns = ("Claim", "Source", "Published", "Reference", "Measured", "Bound", "Verdict",
-               "Controls")  # fmt: skip
-    head = "".join(f'<th role="columnheader" scope="col">{name}</th>' for name in columns)
+    head = "".join(f'<th role="columnheader" scope="col">{name}</th>' for name in cards.COLUMNS)
     groups = []
     for run in runs:
         if not run.claims:
             continue
-        rows = "".join(claims_row(run, claim, columns) for claim in run.claims)
+        rows = "".join(
+            cards.row(claim, run.area, anchor("claim", run.experiment, claim["name"]))
+            for claim in run.claims
+        )
         groups.append(
-            f'<tbody role="rowgroup"><tr role="row"><th role="rowheader" scope="rowgroup"'
-            f' colspan="{len(columns)}"><a href="#{anchor(run.experiment)}">{text(run.title)}</a>'
+            f'<tbody role="rowgroup"{cards.attributes(run.area, run.claims)}><tr role="row">'
+            f'<th role="rowheader" scope="rowgroup" colspan="{len(cards.COLUMNS)}">'
+            f'<a href="#{anchor(run.experiment)}">{text(run.title)}</a>'
             f" <small>{text(words(run.area))}</small></th></tr>{rows}</tbody>"
         )
     return f"""
@@ -250,41 +149,22 @@ def claims_table(runs: list[Run]) -> str:
 {"".join(groups)}</table></section>"""
 
 
-def claims_row(run: Run, claim: Mapping[str, Any], columns: tuple[str, ...]) -> str:
-    """A claim in short."""
-    where = anchor("claim", run.experiment, claim["name"])
-    cells = (
-        f'<a href="#{where}">{text(words(claim["name"]))}</a>',
-        prose(claim["source"]),
-        _or_none(claim["published"]),
-        _or_none(claim["reference"]),
-        numbers(claim["measured"]),
-        bound(*claim["bound"]),
-        verdict(claim),
-        controls_in_short(claim),
-    )
-    cells = "".join(
-        f'<td role="cell" data-label="{name}"><div>{cell}</div></td>'
-        for name, cell in zip(columns, cells, strict=True)
-    )
-    return f'<tr role="row" class="is-{"bad" if problem(claim) else "good"}">{cells}</tr>'
-
-
 def problems(runs: list[Run]) -> str:
     """The claims that do not stand, first of all."""
-    cards = [
-        f'<p class="of"><a href="#{anchor(run.experiment)}">{text(run.title)}</a></p>'
-        + claim_card(run, claim, 3, anchor("problem", run.experiment, claim["name"]))
+    found = [
+        f'<p class="of"{cards.attributes(run.area, [claim])}>'
+        f'<a href="#{anchor(run.experiment)}">{text(run.title)}</a></p>'
+        + cards.card(claim, run.area, 3, anchor("problem", run.experiment, claim["name"]))
         for run in runs
         for claim in run.claims
-        if problem(claim)
+        if cards.problem(claim)
     ]
-    if not cards:
+    if not found:
         return ""
     return f"""
 <section id="problems"><h2>What does not hold</h2>
 <p>Claims that are refuted, and claims that a control should refute and does not.</p>
-{"".join(cards)}</section>"""
+{"".join(found)}</section>"""
 
 
 # ------------------------------------------------------------------------------------- figures
@@ -296,40 +176,74 @@ def picture(png: bytes, alt: str) -> str:
     data = base64.b64encode(png).decode()
     return (
         f'<img src="data:image/png;base64,{data}" alt="{text(alt)}"'
-        f' width="{width}" height="{height}">'
+        f' width="{width}" height="{height}" style="--pixels: {width}">'
     )
 
 
 def thumbnail(png: bytes) -> bytes:
-    """A small copy."""
+    """A small copy; of panels side by side, which would be too small to read, the first."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
+    if image.width > 1.9 * image.height:
+        image = image.crop((0, 0, first_panel(image), image.height))
     image.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
     small = io.BytesIO()
     image.quantize(128).save(small, "PNG", optimize=True)
     return small.getvalue()
 
 
+def first_panel(image: Image.Image) -> int:
+    """Where the first panel ends: the middle of the widest white gap near a width of 4 to 3."""
+    usual = image.height * THUMBNAIL[0] // THUMBNAIL[1]
+    white = np.asarray(image.convert("L")).min(axis=0) > 250
+    near = itertools.groupby(range(usual // 2, min(usual * 5 // 4, image.width)), white.item)
+    gaps = [list(columns) for blank, columns in near if blank]
+    return int(np.mean(max(gaps, key=len))) if gaps else usual
+
+
 def gallery(runs: list[Run]) -> str:
-    """Every figure, small, linked to where it is large."""
-    items = [
-        f'<li><a href="#{anchor("figure", run.experiment, figure.name)}">'
-        + picture(thumbnail(figure.png), "")
-        + f"<span><b>{text(run.title)}</b><br>{text(words(figure.name))}</span></a></li>"
-        for run in runs
-        for figure in run.figures
-    ]
-    if not items:
+    """Every figure, small, linked to where it is large, area by area."""
+    blocks = []
+    for area, members in by_area(runs).items():
+        items = [
+            f"<li{cards.attributes(area, run.claims)}>"
+            f'<a href="#{anchor("figure", run.experiment, figure.name)}">'
+            + picture(thumbnail(figure.png), "")
+            + f"<span>{named(run, figure)}</span></a></li>"
+            for run in members
+            for figure in run.figures
+        ]
+        if items:
+            shown = cards.attributes(area, [claim for run in members for claim in run.claims])
+            blocks.append(
+                f'<h3{shown}>{text(words(area))}</h3><ul class="gallery"{shown}>'
+                f"{''.join(items)}</ul>"
+            )
+    if not blocks:
         return ""
     return f"""
-<section id="gallery"><h2>Gallery</h2><ul class="gallery">{"".join(items)}</ul></section>"""
+<section id="gallery"><h2>Gallery</h2>{"".join(blocks)}</section>"""
+
+
+def named(run: Run, figure: Figure) -> str:
+    """Experiment and figure, once if they are called the same."""
+    own = words(figure.name)
+    return f"<b>{text(run.title)}</b>" + ("" if own == run.title else f"<br>{text(own)}")
 
 
 def figure_block(run: Run, figure: Figure) -> str:
-    """A figure with its caption."""
+    """A figure with its caption and its files; a click on it enlarges it, or opens its file."""
     alt = f"{run.title}: {words(figure.name).lower()}"
+    image = picture(figure.png, alt)
+    if f"{figure.name}.png" in figure.links:
+        image = f'<a class="enlarge" href="{figure.links[f"{figure.name}.png"]}">{image}</a>'
+    files = " · ".join(
+        f'<a href="{link}">{text(name.rpartition(".")[2].upper())}</a>'
+        for name, link in figure.links.items()
+    )
     return f"""
-<figure id="{anchor("figure", run.experiment, figure.name)}">{picture(figure.png, alt)}
-<figcaption><b>{text(words(figure.name))}.</b> {prose(figure.caption)}</figcaption></figure>"""
+<figure id="{anchor("figure", run.experiment, figure.name)}">{image}
+<figcaption><b>{text(words(figure.name))}.</b> {prose(figure.caption)} {files}</figcaption>
+</figure>"""
 
 
 # --------------------------------------------------------------------------------- experiments
@@ -368,6 +282,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
         versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
         found.append(("Versions", text(versions)))
     found.append(("Commit", f"<code>{text(made.get('commit') or 'unknown')}</code>"))
+    files = [f'<a href="{link}">{text(name)}</a>' for name, link in run.links.items()]
+    found.append(("Files", " · ".join(files)))
     if "started" in made:
         found.append(("Started", f"<time>{text(made['started'])}</time>"))
     return [(name, value) for name, value in found if value]
@@ -388,15 +304,15 @@ def experiment_block(run: Run) -> str:
         figures = "".join(figure_block(run, figure) for figure in run.figures)
         parts.append(f"<h4>Figures</h4>{figures}")
     if run.claims:
-        cards = "".join(
-            claim_card(run, claim, 5, anchor("claim", run.experiment, claim["name"]))
+        every = "".join(
+            cards.card(claim, run.area, 5, anchor("claim", run.experiment, claim["name"]))
             for claim in run.claims
         )
-        parts.append(f"<h4>Claims</h4>{cards}")
+        parts.append(f"<h4>Claims</h4>{every}")
     known = "".join(f"<div><dt>{key}</dt><dd>{value}</dd></div>" for key, value in facts(run))
     config = "\n".join(f"{text(path)} = {text(value)}" for path, value in fields(run.config))
     return f"""
-<section class="experiment" id="{name}">
+<section class="experiment" id="{name}"{cards.attributes(run.area, run.claims)}>
 <h3>{text(run.title)}</h3>
 <p class="purpose">{prose(purpose(run.experiment))}</p>
 {"".join(parts)}
@@ -417,52 +333,90 @@ def by_area(runs: list[Run]) -> dict[str, list[Run]]:
 def area_block(area: str, runs: list[Run]) -> str:
     """The experiments of an area."""
     blocks = "".join(map(experiment_block, runs))
-    return f'<section id="{anchor("area", area)}"><h2>{text(words(area))}</h2>{blocks}</section>'
+    shown = cards.attributes(area, [claim for run in runs for claim in run.claims])
+    name = anchor("area", area)
+    return f'<section id="{name}"{shown}><h2>{text(words(area))}</h2>{blocks}</section>'
 
 
 def contents(runs: list[Run]) -> str:
     """Areas and their experiments, each with how its claims fared."""
     areas = []
     for area, members in by_area(runs).items():
-        items = []
-        for run in members:
-            bad = sum(map(problem, run.claims))
-            good = mark(not bad, f"{len(run.claims) - bad} of {count(len(run.claims), 'claim')}")
-            items.append(
-                f'<li><a href="#{anchor(run.experiment)}">{text(run.title)}</a> <small>'
-                f"{good if run.claims else 'no claims'}</small></li>"
-            )
-        areas.append(f"<li><b>{text(words(area))}</b><ul>{''.join(items)}</ul></li>")
+        items = [
+            f'<li><a href="#{anchor(run.experiment)}">{text(run.title)}</a>'
+            f" <small>{cards.summary(run.claims)}</small></li>"
+            for run in members
+        ]
+        title = f'<a href="#{anchor("area", area)}">{text(words(area))}</a>'
+        areas.append(f"<li><b>{title}</b><ul>{''.join(items)}</ul></li>")
     return f"""
 <nav aria-labelledby="contents"><h2 id="contents">Contents</h2>
 <ul class="contents">{"".join(areas)}</ul></nav>"""
 
 
+def bar(runs: list[Run]) -> str:
+    """What stays at the top of the window: ways back, and the filters, which the script shows."""
+    claims = [claim for run in runs for claim in run.claims]
+    found = Counter(map(cards.kind, claims))
+    verdicts = [(cards.value(kind), f"{kind} ({found[kind]})") for kind in cards.KINDS]
+    areas = [(area, words(area)) for area in by_area(runs)]
+    choices = "".join(
+        f'<label>{name} <select><option value="">all</option>'
+        + "".join(f'<option value="{text(key)}">{text(label)}</option>' for key, label in options)
+        + "</select></label>"
+        for name, options in (("Area", areas), ("Verdict", verdicts))
+    )
+    ways = "".join(
+        f'<a href="#{target}">{target.capitalize()}</a>'
+        for target in ("contents", *["gallery"] * any(run.figures for run in runs), "claims")
+    )
+    return f"""
+<nav class="bar" aria-label="Page">{ways}
+<span id="filters" hidden>{choices} <output>{count(len(claims), "claim")}</output></span></nav>"""
+
+
 # ----------------------------------------------------------------------------------- the page
 
 
-def header(runs: list[Run]) -> str:
-    """The title, what came out in a sentence, and the totals."""
-    claims = [claim for run in runs for claim in run.claims]
-    false = sum(map(refuted, claims))
-    bad = sum(len(failing(claim)) for claim in claims)
-    without = sum(not controls(claim) for claim in claims)
-    seconds = sum(run.environment.get("seconds", {}).get("total", 0) for run in runs)
+def lead(claims: list[cards.Entry]) -> str:
+    """What came out, in a sentence."""
+    found = Counter(map(cards.kind, claims))
+    false = found[cards.REFUTED]
+    bad = sum(len(cards.failing(claim)) for claim in claims)
+    tested = [claim for claim in claims if cards.kind(claim) != cards.UNTESTED]
+    without = sum(not controls(claim) for claim in tested)
     troubles = [
         f"{count(false, 'claim')} {'is' if false == 1 else 'are'} refuted" * bool(false),
         f"{count(bad, 'control')} {'does' if bad == 1 else 'do'} not refute" * bool(bad),
         f"{count(without, 'claim')} {'has' if without == 1 else 'have'} no control" * bool(without),
     ]
-    lead = "; ".join(filter(None, troubles))
-    lead = f'<a href="#problems">{mark(False, lead)}</a>' if lead else ALL_WELL * bool(claims)
+    said = "; ".join(filter(None, troubles))
+    left = len(claims) - len(tested)
+    rest = f" {count(left, 'claim')} {'was' if left == 1 else 'were'} not tested." * bool(left)
+    if said:
+        return f'<a href="#problems">{mark(False, said)}</a>{rest}'
+    if not tested:
+        return rest.strip()
+    which = "Every claim that was tested" if left else "Every claim"
+    return mark(True, f"{which} is supported, and every control refutes its claim.") + rest
+
+
+def header(runs: list[Run]) -> str:
+    """The title, what came out in a sentence, and the totals."""
+    claims = [claim for run in runs for claim in run.claims]
+    verdicts = Counter(claim["verdict"] for claim in claims)
+    false, left = verdicts[cards.REFUTED], verdicts[cards.UNTESTED]
+    bad = sum(len(cards.failing(claim)) or not controls(claim) for claim in claims) - left
+    seconds = sum(run.environment.get("seconds", {}).get("total", 0) for run in runs)
     totals = (
         ("Experiments", len(runs), True),
-        ("Claims supported", len(claims) - false, True),
+        ("Claims supported", verdicts[cards.SUPPORTED], True),
         ("Claims refuted", false, not false),
+        *[("Claims not tested", left, True)] * bool(left),
         ("Claims with reruns", sum(bool(claim["reruns"]) for claim in claims), True),
         ("Reruns", sum(len(claim["reruns"]) for claim in claims), True),
         ("Wrong readings", sum(len(claim["wrong"]) for claim in claims), True),
-        ("Failing controls", bad + without, not bad + without),
+        ("Failing controls", bad, not bad),
         ("Time", duration(seconds), True),
     )
     cells = "".join(
@@ -475,11 +429,8 @@ def header(runs: list[Run]) -> str:
 published numbers (printed in the paper or by its code) and reference ones (recomputed
 independently), and the controls that have to refute each claim: runs of the wrong thing, and wrong
 readings of the right one.</p>
-<p class="lead">{lead}</p>
+<p class="lead">{lead(claims)}</p>
 <dl class="totals">{cells}</dl></header>"""
-
-
-ALL_WELL = mark(True, "Every claim is supported, and every control refutes its claim.")
 
 
 def page(runs: list[Run]) -> str:
@@ -495,6 +446,7 @@ def page(runs: list[Run]) -> str:
 <style>{STYLE.read_text(encoding="utf-8")}</style>
 </head>
 <body>
+{bar(runs)}
 {header(runs)}
 <main>
 {problems(runs)}
@@ -503,6 +455,8 @@ def page(runs: list[Run]) -> str:
 {claims_table(runs)}
 {areas}
 </main>
+<dialog aria-label="Enlarged figure"></dialog>
+<script>{SCRIPT.read_text(encoding="utf-8")}</script>
 </body>
 </html>
 """

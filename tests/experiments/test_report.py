@@ -10,11 +10,13 @@ import os
 import re
 import shutil
 import subprocess
+import urllib.parse
 
 import pytest
 from PIL import Image
 
-from experiments.lab import records, report
+from experiments.lab import claim_cards, records, report
+from experiments.lab import html as words
 
 CHROMIUM = shutil.which("chromium")
 WORD = "an_unbroken_word_" * 12
@@ -60,7 +62,16 @@ CLAIMS = {
             ],
             wrong=[],
         ),
-        claim("untested", reruns=[], wrong=[]),
+        claim("without", reruns=[], wrong=[]),
+        claim(
+            "untested",
+            reruns=[],
+            wrong=[],
+            verdict="not tested",
+            measured=None,
+            bound=[None, None],
+            reason="axis beta lacks 0.5",
+        ),
     ],
 }
 FIGURES = {"bias_by_dimension": (1500, 900), "tall": (400, 1200), "small": (120, 90)}
@@ -90,6 +101,7 @@ def make_run(folder, experiment, claims):
         records.write_json(folder / f"{name}.json", value)
     for name, size in FIGURES.items():
         (folder / "figures" / f"{name}.png").write_bytes(png(*size, "#0072b2"))
+    (folder / "figures" / "tall.pdf").write_bytes(b"%PDF")
     captions = {name: f"What `{name}` shows: {AWKWARD} {WORD}" for name in FIGURES}
     records.write_json(folder / "figures" / "captions.json", captions)
     return folder
@@ -148,7 +160,7 @@ def test_tags_are_balanced_and_names_are_unique(page):
     assert not reader.unbalanced
     ids = [attributes["id"] for _, attributes in reader.seen if "id" in attributes]
     assert len(ids) == len(set(ids))
-    inside = {link["href"] for link in reader.all("a")}
+    inside = {link["href"] for link in reader.all("a") if link["href"].startswith("#")}
     assert inside
     assert {link.removeprefix("#") for link in inside} <= set(ids)
     assert Reader("<p><b>cut</p>").unbalanced
@@ -157,7 +169,9 @@ def test_tags_are_balanced_and_names_are_unique(page):
 def test_nothing_is_outside_of_the_page(page):
     reader = Reader(page)
     tags = {tag for tag, _ in reader.seen}
-    assert tags.isdisjoint({"script", "link", "iframe", "object", "form", "base"})
+    assert tags.isdisjoint({"link", "iframe", "object", "form", "base"})
+    assert reader.all("script") == [{}]
+    assert not re.search(r"fetch|import|https?:", report.SCRIPT.read_text(encoding="utf-8"))
     assert all(image["src"].startswith("data:image/png;base64,") for image in reader.all("img"))
     assert not re.search(r"url\(|@import", "".join(re.findall("<style>.*?</style>", page, re.S)))
     assert not any(name.startswith("on") for _, attributes in reader.seen for name in attributes)
@@ -183,12 +197,14 @@ def test_what_does_not_hold_comes_first_and_is_all_there(page):
     assert sections[0] == "problems"
     problems = {id for _, a in reader.seen if (id := a.get("id", "")).startswith("problem-")}
     assert len(problems) == 3
-    for what in ("few", "toothless", "untested"):
+    for what in ("few", "toothless", "without"):
         assert any(name.endswith(what) for name in problems)
+    assert "1 claim was not tested." in reader.words
+    assert "axis beta lacks 0.5" in reader.words
     assert "1 claim is refuted; 1 control does not refute; 1 claim has no control" in reader.words
     assert reader.words.count("does not refute the claim") == 2
     assert "1 of 2 does not refute" in reader.words
-    assert "1 rerun and 1 wrong reading" in reader.words
+    assert "1 rerun and 1 wrong reading refute" in reader.words
 
 
 def test_a_report_without_problems_says_so(tmp_path):
@@ -235,15 +251,80 @@ def plain(page):
 
 def test_numbers_have_four_digits():
     shown = [0.123456, -1234.56, 1e-12, 250000.0, 0.0, -3, None, 6.02e23]
-    assert [report.number(x) for x in shown] == [
+    assert [words.number(x) for x in shown] == [
         "0.1235", "−1235", "1 × 10<sup>−12</sup>", "250000", "0", "−3", "not finite",
         "6.02 × 10<sup>23</sup>",
     ]  # fmt: skip
-    assert plain(report.bound([None, None], 0.5)) == "at most 0.5"
-    assert plain(report.bound(0.0, 0.0)) == "exactly 0"
-    assert plain(report.bound(-0.5, 0.25)) == "−0.5 to 0.25"
-    assert plain(report.numbers([[0.5, 0.25]])) == "0.5, 0.25"
-    assert plain(report.numbers([[0.5, None]] * 4)) == "8 numbers, 0.5 to 0.5, 4 not finite"
+    assert plain(words.numbers([[0.5, 0.25]])) == "0.5, 0.25"
+    assert plain(words.numbers([[0.5, None]] * 4)) == "8 numbers, 0.5 to 0.5, 4 not finite"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected", "said"),
+    [
+        ([None, None], 0.5, None, "at most 0.5"),
+        (0.0, 0.0, None, "exactly 0"),
+        (-0.5, 0.25, None, "−0.5 to 0.25"),
+        (-0.5, 0.5, None, "within 0.5 of 0"),
+        (
+            [4.0, None, None, None],
+            [None, -4.0, -4.0, -4.0],
+            None,
+            "at least 4; at most −4 (3 times)",
+        ),
+        ([None, 1.0], [None, 2.0], None, "any; 1 to 2"),
+        (None, None, None, "any"),
+        ([0.49, 0.69, 0.9], [0.51, 0.71, 1.1], [0.5, 0.7, 1.0], "each within 0.01 to 0.1 of it"),
+        ([[0.49, 0.69], [0.49, 0.69]], [[0.51, 0.71]] * 2, [0.5, 0.7], "within 0.01 of it"),
+        ([0.49, 0.69], [0.52, 0.71], [0.5, 0.7], "0.49 to 0.52; 0.69 to 0.71"),
+        ([1.0, 3.0], [1.0, 3.0], [1.0, 3.0], "exactly it"),
+        (1.499995, 1.500005, None, "1.5 ± 5 × 10−6"),
+        ([None] * 7, list(range(7)), None, "each at most a number of its own, 0 to 6"),
+        (list(range(7)), list(range(1, 8)), None, "each in an interval of its own, 0 to 7"),
+    ],
+)
+def test_bounds_are_said_in_words(low, high, expected, said):
+    assert plain(words.bound(low, high, {"it": expected})) == said
+
+
+def test_a_comma_stays_with_its_number():
+    assert not re.search(r"</span>,", words.numbers([1e-9, 2e-9, 3.0]))
+
+
+def test_links_are_to_the_files_that_are_there(tmp_path):
+    folder = make_run(tmp_path / "runs" / "mdp" / "a b", "mdp/maze", [claim("simple")])
+    (folder / "results.nc").write_bytes(b"")
+    page = Reader(report.write(tmp_path / "runs", [folder]).read_text(encoding="utf-8"))
+    links = {link["href"] for link in page.all("a") if not link["href"].startswith("#")}
+    assert {"mdp/a%20b/results.nc", "mdp/a%20b/config.json", "mdp/a%20b/figures/tall.pdf"} <= links
+    assert "mdp/a%20b/metrics.jsonl" not in links
+    assert sum(link.endswith("s/mdp/maze.py") for link in links) == 2
+    for link in links:
+        assert (tmp_path / "runs" / urllib.parse.unquote(link)).exists(), link
+    cited = prose_links("Table 1 of arXiv:2003.14089, and (arXiv:2007.14430)")
+    assert cited == [f"https://arxiv.org/abs/{paper}" for paper in ("2003.14089", "2007.14430")]
+
+
+def prose_links(value):
+    return [link["href"] for link in Reader(words.prose(value)).all("a")]
+
+
+def test_filters_find_every_claim_and_what_is_about_it(page):
+    reader = Reader(page)
+    kinds = dict.fromkeys(claim_cards.KINDS, 0)
+    for claims in CLAIMS.values():
+        for entry in claims:
+            kinds[claim_cards.kind(entry)] += 1
+    assert kinds == {"supported": 4, "refuted": 1, "not tested": 1, "no control": 2}
+    options = [option["value"] for option in reader.all("option")]
+    assert options == ["", "estimation", "alignment", "", *map(claim_cards.value, kinds)]
+    rows = [row["data-verdicts"] for row in reader.all("tr") if "data-verdicts" in row]
+    for kind, count in kinds.items():
+        assert rows.count(claim_cards.value(kind)) == count
+    of_area = {a["data-area"]: a["data-verdicts"] for a in reader.all("tbody") if "data-area" in a}
+    assert of_area == {
+        "estimation": "supported refuted", "alignment": "supported not-tested no-control",
+    }  # fmt: skip
 
 
 # --------------------------------------------------------------------------------- in a browser
@@ -262,6 +343,19 @@ function inspect(frame) {
   const within = (element, test) => {
     for (let e = element; e; e = e.parentElement) if (test(e)) return e;
   };
+  const images = page.images.length;
+  page.querySelector(".enlarge")?.click();
+  if (page.querySelector(".enlarge") && !page.querySelector("dialog[open] img"))
+    found.push("a click enlarges nothing");
+  page.querySelector("dialog")?.close();
+  const select = page.querySelectorAll("select")[1];
+  if (select) {
+    select.value = "refuted";
+    select.dispatchEvent(new Event("change", {bubbles: true}));
+    if (page.querySelector("#filters output").value !== "1 claim") found.push("filters fail");
+    select.value = "";
+    select.dispatchEvent(new Event("change", {bubbles: true}));
+  }
   const hidden = (e) => style(e).clipPath !== "none" || style(e).display === "none";
   for (const element of page.body.querySelectorAll("*"))
     if (element.clientWidth > 0 && element.scrollWidth > element.clientWidth + 1
@@ -274,7 +368,7 @@ function inspect(frame) {
   const texts = page.createTreeWalker(page.body, NodeFilter.SHOW_TEXT);
   for (let node; (node = texts.nextNode()); ) {
     const parent = node.parentElement, ground = within(parent, opaque);
-    if (!node.data.trim() || parent.tagName === "STYLE") continue;
+    if (!node.data.trim() || ["STYLE", "SCRIPT", "OPTION"].includes(parent.tagName)) continue;
     const behind = ground ? style(ground).backgroundColor : "rgb(255, 255, 255)";
     const [high, low] = [style(parent).color, behind]
       .map((colour) => light(rgb(colour))).sort((a, b) => b - a);
@@ -287,7 +381,7 @@ function inspect(frame) {
       found.push(`text leaves the page: ${node.data.trim().slice(0, 40)}`);
   }
   const dark = view.matchMedia("(prefers-color-scheme: dark)").matches;
-  return {width: view.innerWidth, dark, images: page.images.length, found};
+  return {width: view.innerWidth, dark, images, found};
 }
 addEventListener("load", () => {
   const results = [...document.querySelectorAll("iframe")].map(inspect);
@@ -299,7 +393,7 @@ addEventListener("load", () => {
 def browse(page, folder, *, dark):
     """What a browser finds wrong with the page, on a phone and on a desk.
 
-    The page has no script; a page around it looks into frames of the two widths.
+    A page around it looks into frames of the two widths, clicks and filters.
     """
     frames = "".join(
         f'<iframe style="width:{width}px;height:{height}px;border:0" srcdoc="{html.escape(page)}">'
