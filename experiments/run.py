@@ -3,9 +3,17 @@
     python -m experiments.run --config=configs/<area>/<name>.py[:smoke|quick|full]
         [--config.<field>=<value> ...] [--workdir=DIR] [--overwrite]
 
-An axis of the sweep is a field too: --config.sweep.beta=0.1,0.3 or --config.sweep.seed=0:64.
-The same command goes on where a killed one was. Exit code 0: every claim is supported and every
-control refutes its claim; 1: not so; 2: refused, with the reason in one line; 143: asked to stop.
+An axis of the sweep is a field too: --config.sweep.beta=0.1,0.3 or --config.sweep.seed=0:64. Any
+field with one value becomes an axis by --config.sweep.<field>=<value>,<value>. A claim that needs
+values of the config's file that are not swept is not tested, with the reason.
+
+An experiment of one's own may live anywhere: --config=/path/to/my_config.py, whose
+config.experiment = "my_experiment" is found in my_experiment.py beside it, in the folder above, or
+wherever Python finds it.
+
+The same command goes on where a killed one was. Exit code 0: every claim that was tested is
+supported and every control refutes its claim; 1: not so; 2: refused, with the reason in one line;
+143: asked to stop.
 """
 
 import io
@@ -19,7 +27,7 @@ import xarray as xr
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.lab import claims, commands, engine, job, plots, records, settings, sweeps
+from experiments.lab import claims, commands, engine, job, needs, plots, records, settings, sweeps
 from experiments.lab.job import Job
 from experiments.lab.progress import Progress
 from jdiv import parallel
@@ -39,13 +47,13 @@ def main() -> int:
         commands.shared_flags(values)
         config = settings.configured(sys.argv, values)
         path = pathlib.Path(values.workdir or folder_of(pathlib.Path("runs"), config))
-        run = job.from_config(config, path)
+        run = job.from_config(config, path, settings.argument(sys.argv))
         commands.set_up(values)
         with commands.stopping_on_signal() as stopping:
             command = commands.command("experiments.run")
             entries = execute(run, command, overwrite=values.overwrite, stopping=stopping)
         print(f"{path}\n{summary(entries)}")
-        return 0 if all(map(claims.sound, entries)) else 1
+        return 1 if any(map(claims.failed, entries)) else 0
 
     return commands.guarded(body)
 
@@ -93,33 +101,62 @@ def judge(
     job: Job, results: xr.Dataset | None, progress: Progress, stopping: Callable[[], bool]
 ) -> Entries:
     """Every claim with its controls; each rerun that claims ask for is computed once."""
-    different = {str(override): override for claim in job.claims for override in claim.reruns}
-    found: dict[str, tuple[xr.Dataset | None, ConfigDict]] = {}
+    reasons = [(claim, needs.lacking(job, claim)) for claim in job.claims]
+    different = {
+        str(override): override
+        for claim, reason in reasons
+        if reason is None
+        for override in claim.reruns
+    }
+    found: dict[str, tuple[Job, xr.Dataset | None]] = {}
     for number, (text, override) in enumerate(different.items()):
         changed = job.changed(override, job.folder.below(f"controls/{number:02}"))
         progress.label = f"{job.config.experiment} control {number + 1} of {len(different)}"
-        found[text] = compute(changed, progress, stopping), changed.config
+        found[text] = changed, compute(changed, progress, stopping)
     progress.label = job.config.experiment
     if results is None:
         return []
     return [
-        claims.record(
-            claim,
-            claim(results, job.config),
-            [claim(*found[str(override)]) for override in claim.reruns],
-            [claim(results, job.config, **arguments) for arguments in claim.wrong],
-        )
-        for claim in job.claims
+        claims.untested(claim, reason) if reason else judged(job, claim, results, found)
+        for claim, reason in reasons
     ]
 
 
+def judged(
+    job: Job, claim: claims.Claim, results: xr.Dataset, found: dict[str, tuple[Job, xr.Dataset]]
+) -> dict[str, Any]:
+    """A claim and its controls, as in claims.json; `found` are results of reruns by override."""
+    chosen = needs.chosen(job, claim, results)
+    reruns = [found[str(override)] for override in claim.reruns]
+    try:
+        return claims.record(
+            claim,
+            claim(chosen, job.config),
+            [claim(needs.chosen_of_control(rerun, claim, x), rerun.config) for rerun, x in reruns],
+            [claim(chosen, job.config, **arguments) for arguments in claim.wrong],
+        )
+    except Exception as error:
+        if not job.changed_fields:
+            raise
+        changed = ", ".join(f"config.{name}" for name in job.changed_fields)
+        reason = f"cannot be judged with another {changed}: {settings.in_a_line(error)}"
+        return claims.untested(claim, reason)
+
+
 def draw(job: Job, results: xr.Dataset) -> dict[str, plots.Picture]:
-    """The pictures of the experiment, in the style of all."""
+    """The pictures of the experiment, in the style of all; for each value of swept fields."""
     import matplotlib
 
     matplotlib.use("Agg")
+    drawn = {}
     with matplotlib.rc_context(plots.STYLE):
-        return job.experiment.figures(job.config, results)
+        for number, (part, config) in enumerate(job.parts(), 1):
+            here = results.sel(part).drop_vars(list(part))
+            what = ", ".join(f"{name} = {label}" for name, label in part.items())
+            for name, picture in job.experiment.figures(config, here).items():
+                caption = picture.caption + f" Here {what}." * bool(part)
+                drawn[name + f"_{number}" * bool(part)] = picture._replace(caption=caption)
+    return drawn
 
 
 class Clock:
@@ -158,8 +195,8 @@ def summary(entries: Entries) -> str:
     """One line a claim."""
     lines = []
     for entry in entries:
-        sound = claims.sound(entry) or entry["verdict"] == "refuted"
-        word = entry["verdict"] if sound else "no control"
+        alone = claims.failed(entry) and entry["verdict"] == "supported"
+        word = "no control" if alone else entry["verdict"]
         lines.append(f"  {word:10} {entry['name']}: {claims.shown(entry)}")
     return "\n".join(lines)
 

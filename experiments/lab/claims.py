@@ -11,13 +11,19 @@ It takes the results, and the config if it asks for it. Two kinds of controls mu
 * `reruns` change the computation and run it anew: overrides of the config, such as the wrong
   direction of KL, the missing weight, a coefficient of zero;
 * `wrong` reads the same results in a wrong way: arguments of the function, such as another formula.
+
+A claim is about the sweep of the config's file, and judged by nothing else: where a run sweeps
+other values it is "not tested" (see `needs`). A claim that looks at a part of an axis, or holds for
+any values, says so and is tested wherever it can be::
+
+    @claim(..., needs={"policy": ("UCB1", "KL-UCB"), "instance": ...})
 """
 
 import dataclasses
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,6 +127,7 @@ class Claim:
     reference: ArrayLike | None
     reruns: tuple[Mapping[str, Any], ...]
     wrong: tuple[Mapping[str, Any], ...]
+    needs: Mapping[str, Any]
 
     @property
     def name(self) -> str:
@@ -146,12 +153,14 @@ def claim(
     reference: ArrayLike | None = None,
     reruns: tuple[Mapping[str, Any], ...] = (),
     wrong: tuple[Mapping[str, Any], ...] = (),
+    needs: Mapping[str, Any] = MappingProxyType({}),
 ) -> Callable[[Callable[..., Finding]], Claim]:
     """Makes a claim of a function of the results.
 
     `source` is the paper and the place. `published` are the numbers printed there or by its
     released code; `reference` those of an independent recomputation. Neither is what the function
-    measures.
+    measures. `needs` are by axis the values that the function looks at, its wrong readings
+    included, `...` if any will do; of an axis that is not named it needs all values of the config.
     """
     if not (reruns or wrong):
         raise TypeError(f"a claim needs a control, reruns or wrong (source {source!r})")
@@ -162,7 +171,8 @@ def claim(
         if not function.__doc__ or unknown:
             lacks = f"the parameter {min(unknown)}" if unknown else "a docstring: its statement"
             raise TypeError(f"claim {function.__name__} lacks {lacks}")
-        return Claim(function, source, published, reference, tuple(reruns), tuple(wrong))
+        return Claim(function, source, published, reference, tuple(reruns), tuple(wrong),
+                     dict(needs))  # fmt: skip
 
     return made
 
@@ -180,11 +190,7 @@ def record(
 ) -> dict[str, Any]:
     """A claim as it stands in claims.json; open ends of the bound are null."""
     return {
-        "name": claim.name,
-        "source": claim.source,
-        "statement": claim.statement,
-        "published": None if claim.published is None else _plain(claim.published),
-        "reference": None if claim.reference is None else _plain(claim.reference),
+        **_stated(claim),
         **_outcome(found),
         "bound": [_plain(found.low), _plain(found.high)],
         "reruns": [
@@ -195,6 +201,27 @@ def record(
             {"arguments": _as_json(arguments), **_outcome(control)}
             for arguments, control in zip(claim.wrong, wrong, strict=True)
         ],
+    }
+
+
+NOT_TESTED = "not tested"
+"""The verdict on a claim that a run's sweep or config has no numbers for."""
+
+
+def untested(claim: Claim, reason: str) -> dict[str, Any]:
+    """A claim that was not tested as it stands in claims.json."""
+    nothing = {"measured": None, "bound": [None, None], "reruns": [], "wrong": []}
+    return {**_stated(claim), "verdict": NOT_TESTED, "reason": reason, **nothing}
+
+
+def _stated(claim: Claim) -> dict[str, Any]:
+    """What a claim says before anything was measured."""
+    beside = {"published": claim.published, "reference": claim.reference}
+    return {
+        "name": claim.name,
+        "source": claim.source,
+        "statement": claim.statement,
+        **{kind: None if x is None else _plain(x) for kind, x in beside.items()},
     }
 
 
@@ -219,12 +246,20 @@ def sound(entry: Mapping[str, Any]) -> bool:
     return entry["verdict"] == "supported" and bool(refuting) and all(refuting)
 
 
+def failed(entry: Mapping[str, Any]) -> bool:
+    """Whether a claim of claims.json is refuted, or one of its controls does not refute it."""
+    return entry["verdict"] != NOT_TESTED and not sound(entry)
+
+
 def shown(entry: Mapping[str, Any]) -> str:
     """Measured, bound, published and reference numbers of a claim of claims.json, in one line.
 
-    >>> shown({"measured": 0.25, "bound": [None, 0.5], "published": 0.3, "reference": None})
+    >>> entry = {"measured": 0.25, "bound": [None, 0.5], "published": 0.3, "reference": None}
+    >>> shown({"verdict": "supported", **entry})
     '0.25 (bound: at most 0.5; published: 0.3)'
     """
+    if entry["verdict"] == NOT_TESTED:
+        return entry["reason"]
     low, high = entry["bound"]
     if low is None:
         bound = f"at most {_short(high)}"

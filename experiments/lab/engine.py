@@ -27,7 +27,7 @@ import numpy as np
 import xarray as xr
 from ml_collections import ConfigDict
 
-from experiments.lab import results, sweeps
+from experiments.lab import results, settings, sweeps
 from experiments.lab.job import Job
 from experiments.lab.progress import Progress
 from experiments.lab.records import Stopped
@@ -138,7 +138,7 @@ def compiled(work: Work) -> Programs:
 
 
 def _compiled_for(work: Work, devices: int, lanes: int) -> Programs:
-    traced = Traced(work.job.experiment, work.job.config, work.group.static)
+    traced = Traced.of(work)
     arguments = _arguments(work, np.arange(1), devices, lanes)
 
     def compile_(f: Callable, *arguments: Any, shared: int = 0) -> parallel.Program:
@@ -179,6 +179,14 @@ class Traced(NamedTuple):
     experiment: ModuleType
     config: ConfigDict
     static: dict[str, Any]
+
+    @classmethod
+    def of(cls, work: Work) -> "Traced":
+        """A group's functions: values of swept fields are in the config, labels in the point."""
+        job, static = work.job, work.group.static
+        fields = {name: label for name, label in static.items() if name in job.own_fields}
+        labels = {name: label for name, label in static.items() if name not in fields}
+        return cls(job.experiment, settings.overridden(job.config, fields), labels)
 
     def point(self, arguments: dict[str, Any]) -> tuple[dict[str, Any], jax.Array]:
         """A point with its static labels, and its key."""

@@ -1,6 +1,7 @@
 """A run's config: from a command line, from a file, with some of its fields changed."""
 
 import contextlib
+import functools
 import importlib.util
 import pathlib
 import re
@@ -15,6 +16,10 @@ from experiments.lab import commands, records, sweeps
 from experiments.lab.records import Refused
 from jdiv import checks
 
+ENGINE = ("experiment", "scale", "precision", "sweep", "zipped", "lanes", "memory_gib", "optimized",
+          "training")  # fmt: skip
+"""Fields that say how something is computed, and not what."""
+
 _OVERRIDE = re.compile(r"--?config\.([^=]+)")
 
 
@@ -22,19 +27,26 @@ def configured(argv: list[str], values: flags.FlagValues | None = None) -> Confi
     """The locked config that a command line describes, or `Refused`."""
     if values is None:
         commands.shared_flags(values := flags.FlagValues())
-    argument, rest = _config_argument(argv)
-    default = load(argument)
+    name, rest = _config_argument(argv)
+    default = load(name)
     for override in rest[1:]:
         if match := _OVERRIDE.match(override):
+            _add_swept_field(match[1], default)
             _refuse_unknown_field(match[1], default)
     before, sys.argv = sys.argv, rest  # where config_flags looks for overrides
     try:
-        config_flags.DEFINE_config_dict("config", load(argument), flag_values=values)
+        with_its_axes = default.copy_and_resolve_references().lock()
+        config_flags.DEFINE_config_dict("config", with_its_axes, flag_values=values)
         commands.parse(values, rest)
     finally:
         sys.argv = before
     _typed_tuples(values.config, default, "config")
     return values.config
+
+
+def argument(argv: list[str]) -> str:
+    """The value of --config."""
+    return _config_argument(argv)[0]
 
 
 def load(argument: str) -> ConfigDict:
@@ -46,10 +58,22 @@ def load(argument: str) -> ConfigDict:
             checks.known("--config", name, known)
         raise Refused(f"--config: {name} does not exist below this folder")
     spec = importlib.util.spec_from_file_location("config", name)
+    if spec is None:
+        raise Refused(f"--config: {name} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise Refused(f"--config: {name} cannot be read: {in_a_line(error)}") from error
+    if not hasattr(module, "get_config"):
+        raise Refused(f"--config: {name} has no function get_config(scale)")
     with refusing(f"--config={argument}: "):
-        return (module.get_config(scale) if scale else module.get_config()).lock()
+        config = module.get_config(scale) if scale else module.get_config()
+    if not isinstance(config, ConfigDict):
+        raise Refused(
+            f"--config: get_config of {name} must return a ConfigDict, got {config!r:.40}"
+        )
+    return config.lock()
 
 
 def overridden(config: ConfigDict, override: Mapping[str, Any]) -> ConfigDict:
@@ -73,6 +97,48 @@ def refusing(where: str = "") -> Iterator[None]:
         raise Refused(where + " ".join(message.split())) from error
 
 
+def in_a_line(error: BaseException) -> str:
+    """`KeyError: 'beta'`."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def flat(config: ConfigDict, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Fields by their paths, such as `training.steps`."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from flat(value, f"{path}{name}.")
+        else:
+            yield path + name, value
+
+
+def field(config: ConfigDict, path: str) -> Any:
+    """The value of a field by its path."""
+    return functools.reduce(lambda config, name: config[name], path.split("."), config)
+
+
+def sweepable(config: ConfigDict) -> dict[str, sweeps.Label]:
+    """The fields that can be swept, with their values: those that have one value."""
+    return {
+        name: value
+        for name, value in flat(config)
+        if name.partition(".")[0] not in ENGINE and isinstance(value, bool | int | float | str)
+    }
+
+
+def _add_swept_field(path: str, config: ConfigDict) -> None:
+    """Makes an axis of a field of the config of which `--config.sweep.<field>` gives values."""
+    sweep, _, name = path.partition(".")
+    if sweep != "sweep" or name in config.sweep or name not in (fields := sweepable(config)):
+        return
+    *parents, last = name.split(".")
+    with config.unlocked():
+        at = config.sweep
+        for parent in parents:
+            at[parent] = at.get(parent, ConfigDict())
+            at = at[parent]
+        at[last] = (fields[name],)
+
+
 def _config_argument(argv: list[str]) -> tuple[str, list[str]]:
     """The value of --config, and the rest of the command line."""
     for place, argument in enumerate(argv):
@@ -86,11 +152,13 @@ def _config_argument(argv: list[str]) -> tuple[str, list[str]]:
 
 def _refuse_unknown_field(path: str, config: ConfigDict) -> None:
     """Refuses a field that is not there, at the depth at which it is not."""
-    for name in path.split("."):
+    whole = config
+    for depth, name in enumerate(path.split(".")):
         if not isinstance(config, ConfigDict):
             raise Refused(f"--config.{path}: the field before {name!r} has no fields")
+        fields = sweepable(whole) if depth == 1 and path.startswith("sweep.") else {}
         with refusing():
-            checks.known(f"--config.{path}", name, list(config))
+            checks.known(f"--config.{path}", name, [*config, *fields])
         config = config[name]
 
 

@@ -31,6 +31,10 @@ class Sweep(NamedTuple):
         """Length of each dimension; `()` without axes, which is a sweep of one point."""
         return tuple(len(self.axes[dim]) for dim in self.dims)
 
+    def rows(self, dim: str) -> list[tuple[Label, ...]]:
+        """The labels at each place of a dimension, of all axes that are zipped along it."""
+        return list(zip(*(self.axes[axis] for axis in self.dims[dim]), strict=True))
+
     def points(self) -> Iterator[dict[str, Label]]:
         """Every point, the last dimension fastest.
 
@@ -129,18 +133,18 @@ def override(name: str, given: Sequence[Any], default: Sequence[Label]) -> tuple
 
 def _parse(name: str, part: Any, kind: type) -> Sequence[Label]:
     """One entry of an override as labels."""
-    wrong = TypeError(f"{name} must hold values of type {kind.__name__}, got {part!r}")
-    if kind is int and isinstance(part, str) and part.count(":") == 1:
+    if kind is int and isinstance(part, str) and ":" in part:
         try:
-            return range(*(int(end) for end in part.split(":")))
+            start, stop = (int(end) for end in part.split(":"))
         except ValueError:
-            raise wrong from None
+            raise ValueError(f"{name} takes ranges as start:stop, got {part!r}") from None
+        return range(start, stop)
     if kind is float and type(part) is int:
         return (float(part),)
     if kind is str and type(part) in (int, float, bool):
         return (str(part),)
     if type(part) is not kind:
-        raise wrong
+        raise TypeError(f"{name} must hold values of type {kind.__name__}, got {part!r}")
     return (part.strip(),) if kind is str else (part,)
 
 

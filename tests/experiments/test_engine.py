@@ -318,3 +318,23 @@ def test_fields_are_declared_and_checked_before_any_work(compute):
     config.sign = -1.0
     with pytest.raises(Refused, match=r"config.sign must not be negative, got -1.0"):
         compute(toy, config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"figures": None}, "has no figures"),
+        ({"run": None}, "has no run"),
+        ({"AXES": None}, "has no AXES"),
+        ({"init": lambda config, point, key: 0}, "has no step"),
+        ({"AXES": {"rate": "traced"}}, r"AXES\['rate'\] must be one of"),
+    ],
+)
+def test_what_an_experiment_lacks_is_said_before_any_work(compute, changes, words):
+    toy = toys.module(run=toys.SWEEP.run)
+    for name, value in changes.items():
+        toy.__dict__.pop(name, None)
+        if value is not None:
+            setattr(toy, name, value)
+    with pytest.raises(Refused, match=words):
+        compute(toy, toys.config())

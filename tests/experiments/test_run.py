@@ -132,7 +132,9 @@ def test_one_device_eight_and_two_hosts_of_four_agree(kind, tmp_path):
 def refused(*arguments):
     """The one line that a command line is refused with."""
     with pytest.raises(records.Refused) as caught:
-        from_config(settings.configured(["run", *arguments]), pathlib.Path("unused"))
+        argv = ["run", *arguments]
+        config = settings.configured(argv)
+        from_config(config, pathlib.Path("unused"), settings.argument(argv))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -161,6 +163,14 @@ def _at_the_root(monkeypatch):
         ([f"--config={ATLAS}", "--config.memory_gib=-1"], ["config.memory_gib", "positive"]),
         ([f"--config={ATLAS}", "--config.precision=float16"], ["float32 or float64", "float16"]),
         ([f"--config={ATLAS}", "more"], ["'more'", "--"]),
+        (["--config=README.md"], ["README.md is not a Python file"]),
+        (["--config=/etc/passwd"], ["/etc/passwd is not a Python file"]),
+        (["--config=conftest.py"], ["conftest.py has no function get_config"]),
+        ([f"--config={ATLAS}", "--config.experiment=estimation/atls"],
+         ["config.experiment", "did you mean estimation/atlas"]),
+        ([f"--config={ATLAS}", "--config.experiment=mdp/foo"], ["config.experiment", "'mdp/foo'"]),
+        ([f"--config={ATLAS}", "--config.experiment=../atlas"], ["config.experiment", "../atlas"]),
+        ([f"--config={ATLAS}", "--config.experiment=lab/axes"], ["lab/axes has no AXES"]),
     ],
 )
 def test_a_wrong_command_line_is_one_line(arguments, words):
@@ -189,7 +199,7 @@ def toy_file(tmp_path, monkeypatch):
         ("sweep.rate=()", ["rate", "at least one value"]),
         ("sweep.rate=0.1,0.1", ["0.1 more than once"]),
         ("sweep.rate=0.1", ["same length", "rate 1", "power 3"]),
-        ("sweep.seed=0:many", ["config.sweep.seed", "int"]),
+        ("sweep.seed=0:many", ["config.sweep.seed", "start:stop"]),
         ("zipped=rate,powr", ["powr", "did you mean power"]),
         ("training.steps=55", ["multiple of checkpoint_every 10", "55"]),
         ("training.record_every=3", ["multiple of record_every 3", "10"]),
@@ -218,7 +228,9 @@ def test_what_an_experiment_cannot_compute_is_refused_before_any_work(toy_file, 
             raise ValueError(f"config.sweep.rate must be at most 0.25, got {point['rate']}")
 
     monkeypatch.setattr(
-        job.importlib, "import_module", lambda name: toys.module(step=None, validate=validate)
+        job.importlib,
+        "import_module",
+        lambda name: toys.module(init=None, step=None, validate=validate),
     )
     assert refused(f"--config={toy_file}") == "config.sweep.rate must be at most 0.25, got 0.3"
 

@@ -86,12 +86,15 @@ def test_an_override_takes_the_type_of_the_axis(given, default, expected):
     assert [type(label) for label in labels] == [type(label) for label in expected]
 
 
-@pytest.mark.parametrize(
-    ("given", "default"), [(("x",), (0.1,)), ((1.5,), (1,)), (("1:x",), (1,)), ((1,), (True,))]
-)
+@pytest.mark.parametrize(("given", "default"), [(("x",), (0.1,)), ((1.5,), (1,)), ((1,), (True,))])
 def test_an_override_of_another_type_is_refused(given, default):
     refused(
         TypeError,
         ["axis", type(default[0]).__name__],
         lambda: sweeps.override("axis", given, default),
     )
+
+
+@pytest.mark.parametrize("given", ["0:x", "0:4:2", ":3"])
+def test_a_range_is_start_and_stop(given):
+    refused(ValueError, ["axis", "start:stop"], lambda: sweeps.override("axis", (given,), (0,)))
