@@ -131,10 +131,9 @@ def test_one_device_eight_and_two_hosts_of_four_agree(kind, tmp_path):
 
 def refused(*arguments):
     """The one line that a command line is refused with."""
+    argv = ["run", *arguments]
     with pytest.raises(records.Refused) as caught:
-        argv = ["run", *arguments]
-        config = settings.configured(argv)
-        from_config(config, pathlib.Path("unused"), settings.argument(argv))
+        from_config(settings.configured(argv), pathlib.Path("unused"), settings.argument(argv))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -166,8 +165,10 @@ def _at_the_root(monkeypatch):
         (["--config=README.md"], ["README.md is not a Python file"]),
         (["--config=/etc/passwd"], ["/etc/passwd is not a Python file"]),
         (["--config=conftest.py"], ["conftest.py has no function get_config"]),
-        ([f"--config={ATLAS}", "--config.experiment=estimation/atls"],
-         ["config.experiment", "did you mean estimation/atlas"]),
+        (
+            [f"--config={ATLAS}", "--config.experiment=estimation/atls"],
+            ["config.experiment", "did you mean estimation/atlas"],
+        ),
         ([f"--config={ATLAS}", "--config.experiment=mdp/foo"], ["config.experiment", "'mdp/foo'"]),
         ([f"--config={ATLAS}", "--config.experiment=../atlas"], ["config.experiment", "../atlas"]),
         ([f"--config={ATLAS}", "--config.experiment=lab/axes"], ["lab/axes has no AXES"]),
