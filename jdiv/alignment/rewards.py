@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jdiv import checks, roots
 from jdiv.types import PerPair, Rewards
@@ -40,10 +40,10 @@ class BradleyTerry(NamedTuple):
     Fields:
         rewards: `[..., n]` with mean 0: only differences matter.
         log_likelihood: `[...]` at these rewards.
-        residual: `[...]` largest difference of an answer's wins from those expected, per
-            comparison.
+        residual: `[...]` the largest difference of what an answer wins against the odds and what it
+            loses against them, over their sum: these are equal where the likelihood is largest.
         iterations: `[]` Newton steps, one number for the whole batch.
-        converged: `[...]` whether a largest likelihood exists and the solver came to rest there.
+        converged: `[...]` whether the residual is rounding.
     """
 
     rewards: Array
@@ -58,8 +58,8 @@ def bradley_terry(wins: ArrayLike) -> BradleyTerry:
 
     Concave, by `roots.damped_newton`, which cannot overshoot; r has mean 0. The maximum exists
     exactly if everyone has beaten everyone, directly or through others: data that fall apart are
-    refused, or not converged if they are traced. Half a win each is a tie.
-    Shapes: `[..., n, n]`, the diagonal does not count. Call it under jit.
+    refused, and have rewards NaN if they are traced. Half a win each is a tie.
+    Shapes: `[..., n, n]`, the diagonal does not count; integers are taken. Call it under jit.
 
     >>> fit = bradley_terry(jnp.array([[0.0, 3.0], [1.0, 0.0]]))
     >>> print(f"{fit.rewards[0] - fit.rewards[1]:.4f}", fit.converged)  # log 3
@@ -70,55 +70,65 @@ def bradley_terry(wins: ArrayLike) -> BradleyTerry:
     wins, connected = _counts(wins)
     n = wins.shape[-1]
     played = wins + jnp.swapaxes(wins, -1, -2)
-    games = jnp.maximum(jnp.sum(wins, axis=(-1, -2)), jnp.finfo(wins.dtype).tiny)
     difference = lambda r: r[..., :, None] - r[..., None, :]
+    resolution = 64 * n * jnp.finfo(wins.dtype).eps
 
-    def surplus(r: Array) -> Array:
-        """Wins less expected ones: the gradient."""
-        return jnp.sum(wins - played * jax.nn.sigmoid(difference(r)), axis=-1)
+    def surplus(r: Array) -> tuple[Array, Array]:
+        """Wins less expected ones, the gradient, and its size in terms of the sum.
+
+        As wins against the odds less losses against them it keeps its digits for any odds.
+        """
+        upset = wins * jax.nn.sigmoid(-difference(r))
+        won, lost = jnp.sum(upset, axis=-1), jnp.sum(upset, axis=-2)
+        return won - lost, jnp.max(jnp.abs(won - lost) / (won + lost), axis=-1)
 
     def newton(r: Array) -> tuple[Array, Array, Array]:
         weight = played * jax.nn.sigmoid(difference(r)) * jax.nn.sigmoid(-difference(r))
         laplacian = jnp.where(_diagonal(wins), jnp.sum(weight, axis=-1)[..., None], -weight)
         # All ones are its null space: any multiple of them fixes the gauge.
         scale = jnp.sum(weight, axis=(-1, -2))[..., None, None] / n**2
-        move = jnp.linalg.solve(laplacian + scale, surplus(r)[..., None])[..., 0]
-        move = jnp.where(connected[..., None], move, 0)
+        gradient, residual = surplus(r)
+        move = jnp.linalg.solve(laplacian + scale, gradient[..., None])[..., 0]
         distance = jnp.max(move, axis=-1) - jnp.min(move, axis=-1)
-        size = jnp.maximum(jnp.max(jnp.abs(r), axis=-1), 1)
-        return move, distance, distance <= 64 * n * jnp.finfo(r.dtype).eps * size
+        # A row that is NaN need not be waited for.
+        return move, distance, (residual <= resolution) | ~jnp.isfinite(distance)
 
-    start = jnp.zeros(wins.shape[:-1], wins.dtype)
-    rewards, resting, iterations = roots.damped_newton(newton, start)
+    start = jnp.where(connected[..., None], jnp.zeros_like(wins[..., 0]), jnp.nan)
+    rewards, _, iterations = roots.damped_newton(newton, start)
     rewards -= jnp.mean(rewards, axis=-1, keepdims=True)
+    residual = surplus(rewards)[1]
     return BradleyTerry(
         rewards=rewards,
         log_likelihood=-jnp.sum(wins * jax.nn.softplus(-difference(rewards)), axis=(-1, -2)),
-        residual=jnp.max(jnp.abs(surplus(rewards)), axis=-1) / games,
+        residual=residual,
         iterations=iterations,
-        converged=connected & resting,
+        converged=residual <= resolution,
     )
 
 
 def _counts(wins: ArrayLike) -> tuple[Array, Array]:
     """Checked counts with 0 on the diagonal, and whether everyone beats everyone, `[...]`."""
-    wins = checks.as_float("wins", wins)
+    wins = _numbers("wins", wins)
     if wins.ndim < 2 or wins.shape[-1] != wins.shape[-2]:
         raise ValueError(f"wins must be square, [..., n, n], got shape {tuple(wins.shape)}")
     wins = jnp.where(_diagonal(wins), 0, wins)
+    wins = jnp.asarray(checks.not_negative("wins", wins))
     reached = (wins > 0) | _diagonal(wins)
     for _ in range(wins.shape[-1].bit_length()):
         steps = reached.astype(jnp.float32)
         reached = steps @ steps > 0
     connected = jnp.all(reached, axis=(-1, -2))
-    if not isinstance(wins, jax.core.Tracer):
-        if not np.all((np.asarray(wins) >= 0) & np.isfinite(wins)):
-            raise ValueError("wins must be finite and not negative")
-        if not np.all(connected):
-            raise ValueError(
-                "wins must let everyone beat everyone, if through others: it falls apart"
-            )
+    if not isinstance(wins, jax.core.Tracer) and not np.all(connected):
+        raise ValueError("wins must let everyone beat everyone, if through others: it falls apart")
     return wins, connected
+
+
+def _numbers(name: str, x: ArrayLike, dtype: DTypeLike = float) -> Array:
+    """Counts or outcomes: floating-point numbers, integers or booleans, as floating-point ones."""
+    x = jnp.asarray(x)
+    if x.dtype == jnp.bool_ or jnp.issubdtype(x.dtype, jnp.integer):
+        return x.astype(dtype)
+    return checks.as_float(name, x)
 
 
 def _diagonal(matrix: Array) -> Array:
@@ -130,9 +140,10 @@ class LinearBradleyTerry(NamedTuple):
 
     Fields:
         weights: `[d]` with reward `<weights, features>`.
-        residual: `[]` the largest derivative of the penalized log-likelihood, by size.
+        residual: `[]` the largest derivative of the penalized log-likelihood, over the sum of the
+            sizes of its terms.
         iterations: `[]` Newton steps.
-        converged: `[]` whether the solver came to rest.
+        converged: `[]` whether the residual is rounding.
     """
 
     weights: Array
@@ -149,7 +160,7 @@ def linear_bradley_terry(
     Maximizes the log-likelihood less `ridge ‖w‖^2 / 2`, by `roots.damped_newton`. Shapes: features
     of the first answer less those of the second `[pairs, d]`; wins `[pairs]`, 1 where the first was
     preferred, else 0; counts `[pairs]`, how often each pair counts, 0 for not at all; a positive
-    number. Call it under jit.
+    number. Wins and counts may be integers or booleans. Call it under jit.
 
     >>> apart = jnp.array([[1.0], [1.0], [1.0], [1.0]])
     >>> fit = linear_bradley_terry(apart, jnp.array([1.0, 1.0, 1.0, 0.0]), jnp.ones(4), 1e-6)
@@ -158,30 +169,48 @@ def linear_bradley_terry(
 
     Reference: Bradley and Terry 1952.
     """
-    checks.positive("ridge", ridge)
+    ridge = checks.positive("ridge", ridge)
     differences = checks.as_float("differences", differences)
-    wins, counts = (jnp.asarray(x, differences.dtype) for x in (wins, counts))
-    ridge = jnp.asarray(ridge, differences.dtype)
-    eye = jnp.eye(differences.shape[1], dtype=differences.dtype)
-    # Differences of rewards are what likelihoods are about; a pair that does not count has none.
-    counted = jnp.where(counts[:, None] > 0, differences, 0)
-    resolution = 64 * jnp.finfo(differences.dtype).eps
+    dtype = differences.dtype
+    wins, counts = (
+        _numbers(name, x, dtype).astype(dtype) for name, x in (("wins", wins), ("counts", counts))
+    )
+    if differences.ndim != 2 or not wins.shape == counts.shape == differences.shape[:1]:
+        raise ValueError(
+            "differences, wins and counts must be of shapes [pairs, d], [pairs] and [pairs], got"
+            f" {differences.shape}, {wins.shape} and {counts.shape}"
+        )
+    counts = jnp.asarray(checks.not_negative("counts", counts))
+    # A pair that does not count has no features, and did not win either.
+    counted = jnp.where(counts[:, None] == 0, 0, differences)
+    wins = jnp.where(counts == 0, 0, wins)
+    wins = jnp.asarray(checks.in_range("wins", wins, 0, 1, "from 0 to 1", closed="both"))
+    ridge, resolution = jnp.asarray(ridge, dtype), 64 * jnp.finfo(dtype).eps
 
-    def slope(weights: Array) -> Array:
-        p = jax.nn.sigmoid(counted @ weights)
-        return counted.T @ (counts * (wins - p)) - ridge * weights
+    def slope(weights: Array) -> tuple[Array, Array]:
+        """The derivative, and its largest entry in terms of the sizes that it is made of."""
+        odds = counted @ weights
+        won = counts * wins * jax.nn.sigmoid(-odds)
+        lost = counts * (1 - wins) * jax.nn.sigmoid(odds)
+        gradient = counted.T @ (won - lost) - ridge * weights
+        size = jnp.abs(counted).T @ (won + lost) + ridge * jnp.abs(weights)
+        relative = jnp.abs(gradient) / jnp.where(size == 0, 1, size)
+        return gradient, jnp.max(relative, initial=0)
 
     def newton(weights: Array) -> tuple[Array, Array, Array]:
-        p = jax.nn.sigmoid(counted @ weights)
-        curvature = ridge * eye + (counted * (counts * p * (1 - p))[:, None]).T @ counted
-        move = jnp.linalg.solve(curvature, slope(weights))
+        odds = counted @ weights
+        steepness = counts * jax.nn.sigmoid(odds) * jax.nn.sigmoid(-odds)
+        curvature = ridge * jnp.eye(counted.shape[1], dtype=dtype)
+        curvature += (counted * steepness[:, None]).T @ counted
+        gradient, residual = slope(weights)
+        move = jnp.linalg.solve(curvature, gradient)
         distance = jnp.max(jnp.abs(counted @ move), initial=0)
-        size = jnp.maximum(jnp.max(jnp.abs(counted @ weights), initial=0), 1)
-        return move, distance, distance <= resolution * size
+        return move, distance, (residual <= resolution) | ~jnp.isfinite(distance)
 
-    start = jnp.zeros(differences.shape[1], differences.dtype)
-    weights, resting, iterations = roots.damped_newton(newton, start)
-    return LinearBradleyTerry(weights, jnp.max(jnp.abs(slope(weights))), iterations, resting)
+    start = jnp.zeros(differences.shape[1], dtype)
+    weights, _, iterations = roots.damped_newton(newton, start)
+    residual = slope(weights)[1]
+    return LinearBradleyTerry(weights, residual, iterations, residual <= resolution)
 
 
 # --------------------------------------------------------------------------------------- ensembles
@@ -189,7 +218,7 @@ def linear_bradley_terry(
 
 def _members(rewards: ArrayLike) -> Array:
     """`[k, ...]` rewards by k models."""
-    rewards = checks.as_float("rewards", rewards)
+    rewards = checks.as_rewards("rewards", rewards)
     if rewards.ndim == 0 or rewards.shape[0] == 0:
         raise ValueError(f"rewards must be [k, ...] with k models, got shape {rewards.shape}")
     return rewards
@@ -229,7 +258,7 @@ def uncertainty_weighted(
 
     Reference: Coste et al. 2024 (arXiv:2310.02743), equation 5; tlc4418/llm_optimization.
     """
-    rewards = _members(rewards)
+    rewards, coefficient = _members(rewards), checks.finite("coefficient", coefficient)
     if unbiased and rewards.shape[0] == 1:
         raise ValueError("rewards must have two members for a variance over k - 1, got one")
     return jnp.mean(rewards, axis=0) - coefficient * jnp.var(rewards, axis=0, ddof=int(unbiased))
@@ -247,5 +276,5 @@ def deviation_penalized(rewards: ArrayLike, coefficient: ArrayLike) -> Array:
     deviation, with 1/k, measures it is inferred.
     Reference: UP-RLHF (arXiv:2401.00243), abstract.
     """
-    rewards = _members(rewards)
+    rewards, coefficient = _members(rewards), checks.finite("coefficient", coefficient)
     return jnp.mean(rewards, axis=0) - coefficient * jnp.std(rewards, axis=0)

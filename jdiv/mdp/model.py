@@ -3,7 +3,8 @@
 Both forms have the same methods, `expectation`, `flow` and `policy_transition`, and everything else
 is written in terms of these. Policies are probabilities `[S, A]`, values `[S]`, action values
 `[S, A]`; occupancy measures are normalized, `(1 - discount) sum_t discount^t P(s_t, a_t)`.
-Arrays are taken as they are; `validate` is what checks a process.
+A process is checked where it is made, as far as its arrays have values: rows that are no
+distributions and a discount out of range are refused. Of traced ones they make values NaN.
 
 >>> stay_or_go = Mdp(
 ...     transition=jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]]),
@@ -17,19 +18,46 @@ Arrays are taken as they are; `validate` is what checks a process.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.scipy.linalg import lu_factor, lu_solve
 from jax.typing import ArrayLike
 
+from jdiv import checks
 from jdiv.types import PerState, Scalar, StateActions
 
 # ------------------------------------------------------------------------------------- two forms
 
 
+def _checked_when_made(cls: type) -> type:
+    """Decorator of a process: the constructor and `_replace` refuse what is none, pytrees do not.
+
+    What a transformation of JAX hands over for leaves need not be arrays.
+    """
+    new = cls.__new__
+
+    @functools.wraps(new)
+    def checked(cls, *arguments, **named):
+        made = new(cls, *arguments, **named)
+        _refuse_known(made)
+        return made
+
+    def flatten(mdp):
+        keys = map(jax.tree_util.GetAttrKey, mdp._fields)
+        return tuple(zip(keys, mdp, strict=True)), None
+
+    cls.__new__ = checked
+    cls._replace = lambda self, **changes: type(self)(**{**self._asdict(), **changes})
+    jax.tree_util.register_pytree_with_keys(cls, flatten, lambda _, leaves: cls._make(leaves))
+    return cls
+
+
+@_checked_when_made
 class Mdp(NamedTuple):
     """A process by its full transition tensor.
 
@@ -58,6 +86,7 @@ class Mdp(NamedTuple):
         return jnp.einsum("sa,sat->st", policy, self.transition)
 
 
+@_checked_when_made
 class SparseMdp(NamedTuple):
     """A process by the few successors that each state and action has.
 
@@ -116,9 +145,9 @@ def dense(mdp: AnyMdp) -> Mdp:
 def validate(mdp: AnyMdp) -> None:
     """Refuses arrays that are no process, in one line; for arrays with values, not under jit.
 
-    >>> validate(Mdp(np.ones((1, 1, 1)), np.zeros((1, 1)), 1.0, np.ones(1)))
+    >>> validate(Mdp(np.ones((1, 1, 1)), np.zeros(1), 0.9, np.ones(1)))
     Traceback (most recent call last):
-    ValueError: discount must be in [0, 1), got 1.0
+    ValueError: reward must have shape (1, 1), got (1,)
     """
     rows = np.asarray(mdp.transition if isinstance(mdp, Mdp) else mdp.probability)
     reward, start = np.asarray(mdp.reward), np.asarray(mdp.start)
@@ -149,8 +178,29 @@ def validate(mdp: AnyMdp) -> None:
     if not np.isfinite(reward).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(reward))[0])
         raise ValueError(f"reward must be finite, got {reward[where]} at {where}")
-    if not 0 <= float(mdp.discount) < 1:
-        raise ValueError(f"discount must be in [0, 1), got {float(mdp.discount)}")
+    _discount(mdp)
+
+
+def _refuse_known(mdp: AnyMdp) -> None:
+    """Refuses distributions and a discount that are none, where they are known; any batch."""
+    for name in set(mdp._fields) & {"transition", "probability", "start"}:
+        array = getattr(mdp, name)
+        if _known(array) and np.ndim(array):
+            _refuse_no_distribution(name, np.asarray(array))
+    if _known(mdp.discount) or isinstance(mdp.discount, int | float):
+        _discount(mdp)
+
+
+def _known(x: ArrayLike) -> bool:
+    """Whether this is an array of which this host can read the values."""
+    if isinstance(x, jax.core.Tracer) or not isinstance(x, np.ndarray | np.generic | Array):
+        return False
+    return getattr(x, "is_fully_addressable", True)
+
+
+def _discount(mdp: AnyMdp) -> ArrayLike:
+    """The discount, NaN where it is traced and out of range."""
+    return checks.in_range("discount", mdp.discount, 0, 1, "in [0, 1)", closed="low")
 
 
 def _refuse_no_distribution(name: str, rows: np.ndarray) -> None:
@@ -183,11 +233,46 @@ def policy_value(mdp: AnyMdp, policy: StateActions, bonus: PerState | None = Non
     """`[S]` value of a policy, `(1 - discount P_pi)^-1 r_pi`, by a linear solve.
 
     `bonus`, `[S]`, is added to the reward of every step: minus a regularizer, for instance.
+    Policies that are none, such as their logarithms, are refused, and have the value NaN if they
+    are traced.
     """
+    plain, level, rest = _value(mdp, policy, bonus)
+    # The derivative is that of the plain solution; only its rounding error is taken out.
+    return plain + jax.lax.stop_gradient(level + rest - plain)
+
+
+def _value(
+    mdp: AnyMdp, policy: StateActions, bonus: PerState | None = None
+) -> tuple[Array, Array, Array]:
+    """The value of a policy as one solve gives it, and as a constant `[]` plus the rest.
+
+    A constant c is the value of the rewards `(1 - discount) c`. What is left of a value without its
+    mean is of the size of its differences, and so is the rounding error of its solve: with a
+    discount near 1 that is less by far.
+    """
+    policy, discount = checks.probabilities("policy", policy), _discount(mdp)
     reward = jnp.sum(policy * mdp.reward, axis=-1)
     reward = reward if bonus is None else reward + bonus
-    chain = mdp.policy_transition(policy)
-    return jnp.linalg.solve(jnp.eye(len(reward)) - mdp.discount * chain, reward)
+    system = _system(mdp, policy)
+    factors = lu_factor(jax.lax.stop_gradient(system))
+
+    def solve(reward):
+        return jax.lax.custom_linear_solve(
+            lambda x: system @ x,
+            reward,
+            lambda _, b: lu_solve(factors, b),
+            lambda _, b: lu_solve(factors, b, trans=1),
+        )
+
+    plain = solve(reward)
+    level = jax.lax.stop_gradient(jnp.mean(plain))
+    return plain, level, solve(reward - (1 - discount) * level)
+
+
+def _system(mdp: AnyMdp, policy: StateActions) -> Array:
+    """`[S, S]` `1 - discount P_pi`; NaN where a traced process has rows that are none."""
+    chain = checks.probabilities("transition under the policy", mdp.policy_transition(policy))
+    return jnp.eye(len(chain), dtype=chain.dtype) - _discount(mdp) * chain
 
 
 def policy_action_values(mdp: AnyMdp, policy: StateActions) -> Array:
@@ -205,9 +290,8 @@ def occupancy(mdp: AnyMdp, policy: StateActions) -> Array:
     >>> occupancy(chain, jnp.array([[0.0, 1.0], [0.0, 1.0]])).tolist()
     [[0.0, 0.5], [0.0, 0.5]]
     """
-    chain = mdp.policy_transition(policy)
-    system = jnp.eye(len(chain)) - mdp.discount * chain.T
-    states = jnp.linalg.solve(system, (1 - mdp.discount) * mdp.start)
+    policy = checks.probabilities("policy", policy)
+    states = jnp.linalg.solve(_system(mdp, policy).T, (1 - _discount(mdp)) * mdp.start)
     return states[:, None] * policy
 
 
@@ -221,9 +305,10 @@ class Optimum(NamedTuple):
 
     Fields:
         policy: `[S, A]` deterministic; the first of equally good actions.
-        value: `[S]` the optimal value.
+        value: `[S]` the value of this policy.
         iterations: `[]` steps of policy iteration.
-        residual: `[]` `max |T v - v|` of the value that is returned.
+        residual: `[]` `max |T v - v|` of this value: no policy is better by more than that over
+            `1 - discount`.
     """
 
     policy: Array
@@ -235,7 +320,8 @@ class Optimum(NamedTuple):
 def optimum(mdp: AnyMdp) -> Optimum:
     """The optimal policy by policy iteration with exact evaluation.
 
-    Ends when no action is better than the policy's by more than rounding.
+    Ends when no action is better than the policy's by more than rounding, of the differences
+    between values and not of the values: with a discount near 1 these are far larger.
 
     >>> from jdiv.mdp import environments
     >>> best = optimum(environments.chain(length=3, slip=0.0, discount=0.5))
@@ -245,31 +331,33 @@ def optimum(mdp: AnyMdp) -> Optimum:
     Reference: Howard 1960, Dynamic programming and Markov processes.
     """
     dtype = jnp.asarray(mdp.reward).dtype
-    actions = mdp.reward.shape[1]
+    actions, discount = mdp.reward.shape[1], _discount(mdp)
 
     def evaluated(choice):
-        value = policy_value(mdp, jax.nn.one_hot(choice, actions, dtype=dtype))
-        return value, action_values(mdp, value)
+        """Value, action values without the value's mean, and how far these are from equal."""
+        _, level, rest = _value(mdp, jax.nn.one_hot(choice, actions, dtype=dtype))
+        q = mdp.reward - (1 - discount) * level + discount * mdp.expectation(rest)
+        return level + rest, q, 64 * jnp.finfo(q.dtype).eps * jnp.max(jnp.abs(q)), rest
 
     def improve(state):
         choice, _, iteration = state
-        _, q = evaluated(choice)
-        slack = 64 * jnp.finfo(q.dtype).eps * jnp.max(jnp.abs(q))
+        _, q, slack, _ = evaluated(choice)
         chosen = jnp.take_along_axis(q, choice[:, None], axis=-1)[:, 0]
         better = jnp.max(q, axis=-1) > chosen + slack
         return jnp.where(better, jnp.argmax(q, axis=-1), choice), jnp.any(better), iteration + 1
 
-    choice = jnp.argmax(mdp.reward, axis=-1)
+    choice = jnp.argmax(jnp.asarray(mdp.reward), axis=-1)
     start = choice, jnp.array(True), jnp.zeros((), jnp.int32)
     choice, _, iterations = jax.lax.while_loop(
         lambda state: state[1] & (state[2] < 1000), improve, start
     )
-    value, q = evaluated(choice)
-    # Equally good actions are settled in favour of the first, whatever the path was.
-    slack = 1e3 * jnp.finfo(q.dtype).eps * jnp.max(jnp.abs(q))
-    tied = q >= jnp.max(q, axis=-1, keepdims=True) - slack
-    policy = jax.nn.one_hot(jnp.argmax(tied, axis=-1), actions, dtype=q.dtype)
-    return Optimum(policy, value, iterations, jnp.max(jnp.abs(jnp.max(q, axis=-1) - value)))
+    _, q, slack, _ = evaluated(choice)
+    # Equally good actions are settled in favor of the first, whatever the path was.
+    choice = jnp.argmax(q >= jnp.max(q, axis=-1, keepdims=True) - slack, axis=-1)
+    value, q, _, rest = evaluated(choice)
+    residual = jnp.max(jnp.abs(jnp.max(q, axis=-1) - rest))
+    policy = jax.nn.one_hot(choice, actions, dtype=dtype)
+    return Optimum(jnp.where(jnp.isfinite(residual), policy, jnp.nan), value, iterations, residual)
 
 
 def finite_horizon_value(
