@@ -54,8 +54,6 @@ __all__ = [
 
 def __getattr__(name: str) -> ModuleType:
     """The packages, at first use."""
-    if name == "generators":
-        return importlib.import_module("jdiv.divergences.generators")
     if name in __all__:
         return importlib.import_module(f"jdiv.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

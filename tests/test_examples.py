@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 import matplotlib as mpl
+import numpy as np
 import pytest
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
@@ -39,6 +40,41 @@ def test_grpo_step():
     first, last, kl = example("grpo_step").main(steps=25)
     assert last > first + 1
     assert kl > 0
+
+
+def test_distill_step():
+    before, after = example("distill_step").main(steps=100)
+    assert before > 1
+    assert after < 0.1
+
+
+def test_trl_batch():
+    """Against the formulas with a loop over rows and tokens."""
+    module = example("trl_batch")
+    log_probs, batch = module.batch()
+    value, gradient = module.main()
+    old, ref = batch["old_per_token_logps"], batch["ref_per_token_logps"]
+    mask, rewards = batch["completion_mask"], batch["rewards"]
+    total = 0.0
+    for row, reward in enumerate(rewards):
+        group = rewards[row // 4 * 4 :][:4]
+        advantage = (reward - group.mean()) / group.std()
+        each = []
+        for token in np.flatnonzero(mask[row]):
+            ratio = np.exp(log_probs[row, token] - old[row, token])
+            less = ref[row, token] - log_probs[row, token]
+            clip = min(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage)
+            each.append(-clip + 0.04 * (np.exp(less) - less - 1))
+        total += np.mean(each) / len(rewards)
+    assert value == pytest.approx(total, rel=1e-5)
+    assert np.all(gradient[mask == 0] == 0)
+
+
+def test_own_process():
+    weights, gaps = example("own_process").main()
+    assert weights[0] == 0
+    assert gaps[0] > 1
+    assert gaps[-1] < 0.1
 
 
 def test_quickstart():

@@ -23,7 +23,7 @@ def run(program):
 
 def test_every_module_is_named():
     found = {module.name for module in pkgutil.iter_modules(jdiv.__path__)}
-    assert set(jdiv.__all__) == found | {"generators"}
+    assert set(jdiv.__all__) == found
     assert set(jdiv.__all__) <= set(dir(jdiv))
     for name in jdiv.__all__:
         assert getattr(jdiv, name).__name__.split(".")[-1] == name
@@ -33,6 +33,8 @@ def test_the_promised_spellings():
     program = (
         "import jdiv; from jdiv import policy, divergences as dv, generators;"
         "assert jdiv.generators is dv.generators is generators;"
+        "import jdiv.generators as short; from jdiv.generators import get;"
+        "assert short is generators and get is generators.get;"
         "print(jdiv.mdp.Mdp.__name__, dv.kl.__name__, policy.__name__, jdiv.__version__)"
     )
     assert run(program) == f"Mdp kl jdiv.policy {jdiv.__version__}"

@@ -14,7 +14,7 @@ LONGEST = 60
 FLOORS = (
     ("jdiv.types", "jdiv.parallel", "jdiv.checkpoints"),
     ("jdiv.checks", "jdiv.numerics", "jdiv.roots"),
-    ("jdiv.divergences",),
+    ("jdiv.divergences", "jdiv.generators"),
     ("jdiv.estimators", "jdiv.regularized"),
     ("jdiv.mdp", "jdiv.bandits", "jdiv.games", "jdiv.policy", "jdiv.alignment", "jdiv.lm"),
     ("jdiv",),

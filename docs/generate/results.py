@@ -18,12 +18,11 @@ from typing import Any
 from PIL import Image
 
 from docs.generate import markdown
+from experiments.lab import claim_cards, html
 
 DATA = pathlib.Path(__file__).parents[1] / "_data"
 WIDTH = 760
 """Pixels of a small figure."""
-FEW = 6
-"""As many numbers are listed; of more there is the range."""
 FIELDS = {"name", "source", "statement", "published", "reference", "measured", "bound", "verdict",
           "reruns", "wrong"}  # fmt: skip
 AREAS = "estimation", "bandits", "mdp", "policy", "alignment", "games"
@@ -187,7 +186,7 @@ def page(area: str, records: dict[str, dict[str, Any]]) -> str:
 
 def section(name: str, record: dict[str, Any]) -> list[str]:
     """Finding, command, figures and claims of an experiment."""
-    lines = [f"({anchor(name)})=", f"## {words(name.partition('/')[2])}", ""]
+    lines = [f"({anchor(name)})=", f"## {html.words(name.partition('/')[2])}", ""]
     if name in findings():
         text = findings()[name].strip()
         lines += [text[:1].upper() + text[1:] + ".", ""]
@@ -206,19 +205,18 @@ def section(name: str, record: dict[str, Any]) -> list[str]:
     for figure, caption in record["figures"].items():
         lines += [
             f":::{{figure}} ../_data/results/{name}/{figure}.webp",
-            f":alt: {words(figure)} of {name}", ":width: 100%", "",
+            f":alt: {html.words(figure)} of {name}", ":width: 100%", "",
             markdown.prose(caption), ":::", "",
         ]  # fmt: skip
     rows = [
         (
-            f"**{words(claim['name'])}.** {markdown.prose(claim['statement'])}"
-            f" *{linked(markdown.prose(claim['source']))}*",
-            shown(claim["measured"]), given(claim["published"]), given(claim["reference"]),
-            bound(claim["bound"]), verdict(claim),
+            f"**{html.words(claim['name'])}.** {markdown.prose(claim['statement'])}"
+            f"<br>*{linked(markdown.prose(claim['source']))}*",
+            html.numbers(claim["measured"]), claim_cards.expected(claim), verdict(claim),
         )
         for claim in record["claims"]
     ]  # fmt: skip
-    header = "claim", "measured", "published", "reference", "bound", "verdict, controls"
+    header = "claim", "measured", "must be", "verdict, controls"
     return [*lines, markdown.table(header, rows, classes="claims"), ""]
 
 
@@ -242,98 +240,9 @@ def verdict(claim: dict[str, Any]) -> str:
     return "<br>".join(parts)
 
 
-def given(value: Any) -> str:
-    """A published or reference number with its place, if there is one."""
-    if isinstance(value, dict):
-        return "<br>".join(
-            markdown.prose(x) if isinstance(x, str) else shown(x) for x in value.values()
-        )
-    return "–" if value is None else shown(value)
-
-
-def flat(value: Any) -> list:
-    """All numbers of nested lists.
-
-    >>> flat([[1.0, None], 2.0])
-    [1.0, None, 2.0]
-    """
-    return [x for one in value for x in flat(one)] if isinstance(value, list) else [value]
-
-
-def shown(value: Any) -> str:
-    """Numbers, or the range of many.
-
-    >>> shown(0.25), shown([1.0, None]), shown([float(i) for i in range(9)])
-    ('0.25', '1, n/a', '9 numbers, 0 to 8')
-    """
-    numbers = flat(value)
-    if len(numbers) <= FEW:
-        return ", ".join(short(x) for x in numbers)
-    finite = [x for x in numbers if x is not None]
-    if not finite:
-        return f"{len(numbers)} numbers, none finite"
-    return f"{len(numbers)} numbers, {short(min(finite))} to {short(max(finite))}"
-
-
-def short(x: float | str | None) -> str:
-    """Four digits."""
-    if x is None:
-        return "n/a"
-    return markdown.prose(x) if isinstance(x, str) else f"{x:.4g}".replace("e-0", "e-")
-
-
-def bound(ends: list) -> str:
-    """The intervals of a claim.
-
-    >>> bound([None, 1e-12]), bound([0.5, 1.5]), bound([[1.0] * 9, [2.0] * 9])
-    ('≤ 1e-12', '0.5 to 1.5', '9 numbers, within 1 to 2')
-    >>> bound([[0.0, None], [None, 0.0]]), bound([2.0, [2.0, 3.0]])
-    ('≥ 0; ≤ 0', '= 2; 2 to 3')
-    >>> bound([0.33333, 0.33334])
-    '0.3333 ± 5e-6'
-    """
-    low, high = map(flat, ends)
-    count = max(len(low), len(high))
-    low, high = (end * count if len(end) == 1 else end for end in (low, high))
-    if count <= FEW:
-        each = [interval(*pair) for pair in zip(low, high, strict=True)]
-        return each[0] if len(set(each)) == 1 else "; ".join(each)
-    low, high = ([x for x in end if x is not None] for end in (low, high))
-    outer = interval(min(low, default=None), max(high, default=None))
-    return f"{count} numbers, within {outer}" if low and high else f"{count} numbers, {outer}"
-
-
-def interval(low: float | None, high: float | None) -> str:
-    """The interval of a number; None is an open end."""
-    if low is None:
-        return "any" if high is None else f"≤ {short(high)}"
-    if high is None:
-        return f"≥ {short(low)}"
-    if low == high:
-        return f"= {short(low)}"
-    if short(low) == short(high):
-        return f"{short((low + high) / 2)} ± {(high - low) / 2:.0e}".replace("e-0", "e-")
-    return f"{short(low)} to {short(high)}"
-
-
 def anchor(name: str) -> str:
     """The label of an experiment's section."""
     return "result-" + re.sub(r"[^a-z0-9]+", "-", name)
-
-
-UPPER = ("kl", "js", "tv", "dpo", "ipo", "ppo", "mdp", "grpo", "rloo", "trpo")
-
-
-def words(name: str) -> str:
-    """A name as a title.
-
-    >>> words("kl_penalties"), words("nearest_neighbours"), words("k1_has_no_gradient")
-    ('KL penalties', 'Nearest neighbours', 'k1 has no gradient')
-    """
-    name = name.replace("cauchy_schwarz", "Cauchy-Schwarz").replace("a_star_po", "A*-PO")
-    first, *others = [x.upper() if x in UPPER else x for x in name.split("_")]
-    kept = re.fullmatch(r"k\d", first)
-    return " ".join([first if kept else first[:1].upper() + first[1:], *others])
 
 
 if __name__ == "__main__":
