@@ -7,7 +7,8 @@ What is finished is not run again, what was interrupted goes on; results of olde
 On a CPU each core has a process that takes one experiment after the other: most of the time goes
 into compiling, which keeps one core busy.
 Exit code 0: all claims are supported and all controls refute theirs; 1: not so, or an experiment
-failed; 2: refused, with the reason in one line; 143: asked to stop.
+failed; 2: refused, with the reason in one line; 3: an error that was not foreseen, or another host
+was lost; 130 and 143: interrupted, asked to stop.
 """
 
 import concurrent.futures.process
@@ -28,7 +29,7 @@ from ml_collections import ConfigDict
 
 from configs import defaults
 from experiments import run
-from experiments.lab import claims, commands, records, report, settings
+from experiments.lab import claims, commands, hosts, records, report, settings
 from experiments.lab.job import Job, from_config
 from jdiv import checks, parallel
 
@@ -43,7 +44,7 @@ class Planned(NamedTuple):
 def main() -> int:
     """The command line."""
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
+        print(commands.usage(__doc__))
         return 0
 
     def body() -> int:
@@ -57,6 +58,7 @@ def main() -> int:
         root = pathlib.Path(values.workdir or "runs")
         plan = planned(values.scale, values.only, root, overwrite=values.overwrite)
         commands.set_up(values)
+        hosts.agree([one.job.config for one in plan])
         alone = values.distributed or jax.default_backend() != "cpu"
         left = sum(not one.job.folder.finished(one.job.config) for one in plan)
         processes = min(values.processes or (1 if alone else values.cpu_devices), max(left, 1))

@@ -13,7 +13,11 @@ wherever Python finds it.
 
 The same command goes on where a killed one was. Exit code 0: every claim that was tested is
 supported and every control refutes its claim; 1: not so; 2: refused, with the reason in one line;
-143: asked to stop.
+3: an error that was not foreseen, or another host was lost; 130 and 143: interrupted, asked to stop.
+
+On many hosts, with --distributed, the same command runs on each. All end with the same code and one
+line each, at most a minute after one of them failed, was killed or did not come. The first alone
+writes: a run is taken up again only where it finds the folder as it left it.
 """
 
 import io
@@ -27,7 +31,9 @@ import xarray as xr
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.lab import claims, commands, engine, job, needs, plots, records, settings, sweeps
+from experiments.lab import (
+    claims, commands, engine, hosts, job, needs, plots, records, settings, sweeps,
+)  # fmt: skip
 from experiments.lab.job import Job
 from experiments.lab.progress import Progress
 from jdiv import parallel
@@ -39,7 +45,7 @@ Entries = list[dict[str, Any]]
 def main() -> int:
     """The command line."""
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
+        print(commands.usage(__doc__))
         return 0
 
     def body() -> int:
@@ -70,6 +76,7 @@ def execute(
     A finished run is not run again. On hosts other than the first there are no claims.
     """
     config, folder = job.config, job.folder
+    hosts.agree([config])
     progress = Progress(config.experiment, None if parallel.host() == 0 else io.StringIO())
     if parallel.on_any_host(not overwrite and folder.finished(config)):
         progress.say(f"finished before, in {folder.path}")

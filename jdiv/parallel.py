@@ -8,6 +8,7 @@ over all devices of all hosts and averages the gradients.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from jax.experimental import multihost_utils
 BATCH = "batch"
 """Name of the axis over which `over_batches` averages."""
 
+_FORCED = "xla_force_host_platform_device_count"
 _LEVEL = "xla_backend_optimization_level"
 _RUNS_FAST = {_LEVEL: 2}  # 3 takes up to twice as long to compile and runs no faster
 _COMPILES_FAST = {
@@ -36,23 +38,45 @@ def divide_cpu(devices: int) -> None:
     XLA's linear solvers wait in its thread pool for others of its threads. With no more threads
     than waiting solvers, as one device on two cores can have them, all wait for ever; NPROC is
     where XLA reads the number of threads. The solvers themselves are OpenBLAS's, whose own threads
-    only compete with those. Variables that the user has set are kept.
+    only compete with those. What the user has set is kept: `jax_num_cpu_devices`, also as
+    JAX_NUM_CPU_DEVICES, a device count in XLA_FLAGS, NPROC and OPENBLAS_NUM_THREADS.
     """
-    jax.config.update("jax_num_cpu_devices", devices)
-    os.environ.setdefault("NPROC", str((os.cpu_count() or 1) + 4 * devices))
+    wanted = cpu_devices_set()
+    if wanted is None:
+        jax.config.update("jax_num_cpu_devices", devices)
+    threads = (os.cpu_count() or 1) + 4 * (wanted or devices)
+    os.environ.setdefault("NPROC", str(threads))
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def cpu_devices_set() -> int | None:
+    """Into how many devices the user, or an earlier `divide_cpu`, divided the CPU; None if not."""
+    if jax.config.jax_num_cpu_devices >= 0:
+        return jax.config.jax_num_cpu_devices
+    found = re.findall(_FORCED + r"=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    return int(found[-1]) if found else None
 
 
 def connect(
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    *,
+    timeout: int = 40,
 ) -> None:
     """Makes this process one of many; on TPU pods and Slurm the arguments are found by JAX.
 
-    Has to come before anything else that touches a device.
+    Has to come before anything else that touches a device. A process that does not come within
+    `timeout` seconds, or gives no sign of life for as long, ends all of them.
     """
-    jax.distributed.initialize(coordinator_address, num_processes, process_id)
+    jax.distributed.initialize(
+        coordinator_address,
+        num_processes,
+        process_id,
+        initialization_timeout=timeout,
+        heartbeat_timeout_seconds=timeout,
+        shutdown_timeout_seconds=timeout,
+    )
 
 
 def host() -> int:
@@ -145,9 +169,14 @@ def from_first_host(tree: Any) -> Any:
 
 def on_any_host(flag: bool) -> bool:
     """Whether the flag is set on at least one host; all of them have to ask."""
+    return any(from_all_hosts(flag))
+
+
+def from_all_hosts(x: Any) -> np.ndarray:
+    """`[hosts, ...]` the arrays or numbers that the hosts have, of one shape; all have to ask."""
     if hosts() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+        return np.asarray(x)[None]
+    return np.asarray(multihost_utils.process_allgather(np.asarray(x)))
 
 
 # ---------------------------------------------------------------------------------------- batches

@@ -60,7 +60,7 @@ VOCABULARY = {
         b r dtype""",
     "devices, files and collectives": """
         axis_name devices points shared optimized lanes tree program flag grads coordinator_address
-        num_processes process_id folder step arrays keep report""",
+        num_processes process_id timeout folder step arrays keep report""",
 }
 ALLOWED = {word for words in VOCABULARY.values() for word in words.split()}
 

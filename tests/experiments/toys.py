@@ -1,10 +1,14 @@
 """Two small experiments, a sweep and a training loop, and a command that runs one of them.
 
-python tests/experiments/toys.py sweep FOLDER [--cpu_devices=8] [--distributed ...]
+python tests/experiments/toys.py sweep FOLDER [--cpu_devices=8] [--distributed ...] [--fault=claims]
 """
 
+import atexit
+import dataclasses
+import os
 import pathlib
 import sys
+import time
 import types
 
 import jax
@@ -24,6 +28,7 @@ from experiments.lab.job import planned
 from experiments.lab.plots import Picture
 from experiments.lab.records import Folder
 from experiments.lab.results import labelled
+from jdiv import parallel
 
 LETTERS = ("x", "y", "z")
 
@@ -104,6 +109,24 @@ SWEEP = module(run=_run, positive=_positive("total"))
 TRAINING = module(init=_init, step=_step, finish=_finish, positive=_positive("loss"))
 
 
+def broken(where):
+    """Functions of a toy of which one fails."""
+
+    def fails(*_):
+        raise ZeroDivisionError("no such number\nat all")
+
+    def refuses(*_):
+        raise OSError(28, "No space left on device", "here")
+
+    def waits(*_):
+        print("waits", flush=True)
+        time.sleep(60)
+
+    return {"run": {"run": fails}, "disk": {"figures": refuses}, "wait": {"figures": waits},
+            "claims": {"positive": dataclasses.replace(SWEEP.positive, function=fails)},
+            "": {}}[where]  # fmt: skip
+
+
 def main() -> int:
     """Runs one of them the way the commands run an experiment."""
 
@@ -111,11 +134,16 @@ def main() -> int:
         values = flags.FlagValues()
         commands.shared_flags(values)
         flags.DEFINE_integer("delay", 0, "Loops per point and step.", flag_values=values)
+        flags.DEFINE_integer("seeds", 10, "How many.", flag_values=values)
+        flags.DEFINE_string("fault", "", "Where to fail, on one host.", flag_values=values)
+        flags.DEFINE_integer("faulty_host", 0, "On which.", flag_values=values)
         kind, folder = sys.argv[1:3]
         commands.parse(values, ["toys", *sys.argv[3:]])
         commands.set_up(values)
+        faults = broken(values.fault) if parallel.host() == values.faulty_host else {}
         toy = {"sweep": SWEEP, "training": TRAINING}[kind]
-        chosen = config(trains=kind == "training")
+        toy = module(**toy.__dict__ | faults)
+        chosen = config(trains=kind == "training", seeds=values.seeds)
         chosen.delay = values.delay
         with commands.stopping_on_signal() as stopping:
             job = planned(toy, chosen, Folder(pathlib.Path(folder)))
@@ -123,6 +151,17 @@ def main() -> int:
         return 0
 
     return commands.guarded(body)
+
+
+def as_a_process(arguments, said):
+    """In a process of its own: `main` as a command, with files for what it says."""
+    for descriptor, name in ((1, "out"), (2, "err")):
+        with (said / name).open("w") as file:
+            os.dup2(file.fileno(), descriptor)
+    sys.argv = ["toys", *arguments]
+    code = main()
+    atexit._run_exitfuncs()  # which a forked process would leave out
+    sys.exit(code)
 
 
 if __name__ == "__main__":
