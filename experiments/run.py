@@ -13,7 +13,7 @@ wherever Python finds it.
 
 The same command goes on where a killed one was. Exit code 0: every claim that was tested is
 supported and every control refutes its claim; 1: not so; 2: refused, with the reason in one line;
-3: an error that was not foreseen, or another host was lost; 130 and 143: interrupted, asked to stop.
+3: an error that was not foreseen, or another host was lost; 130 and 143: interrupted, told to stop.
 
 On many hosts, with --distributed, the same command runs on each. All end with the same code and one
 line each, at most a minute after one of them failed, was killed or did not come. The first alone
@@ -32,8 +32,17 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments.lab import (
-    claims, commands, engine, hosts, job, needs, plots, records, settings, sweeps,
-)  # fmt: skip
+    claims,
+    commands,
+    engine,
+    hosts,
+    job,
+    needs,
+    plots,
+    records,
+    settings,
+    sweeps,
+)
 from experiments.lab.job import Job
 from experiments.lab.progress import Progress
 from jdiv import parallel
