@@ -43,20 +43,30 @@ def _log_softmax_jvp(primals, tangents):
     return log_p, relative - jnp.sum(jnp.exp(log_p) * relative, axis=-1, keepdims=True)
 
 
+def _exact_difference(a: Array, b: Array) -> tuple[Array, Array]:
+    """`a - b` as a rounded number and what was rounded away (Knuth's sum of two numbers)."""
+    difference = a - b
+    back = difference + b
+    lost = (a - back) + ((back - difference) - b)
+    return difference, jnp.where(jnp.isfinite(lost), lost, 0)
+
+
 def log_ratio(p_logits: Array, q_logits: Array) -> tuple[Array, Array, Array]:
     """`(log p, log q, log p/q)` of two `[..., n]` arrays of logits; the last is 0 outside both.
 
     With weights a = exp(p_logits - max), b = exp(q_logits - max) the ratio is `log a/b + k`. Here
-    `d = log a/b` is a difference of logits, exact for close ones, and `k = log(sum b / sum a)` is
+    `d = log a/b` is a difference of logits below their maxima, to which their rounding is added, so
+    that it depends on no offset and is exact for close ones; `k = log(sum b / sum a)` is
     `log1p(sum a expm1(-d) / sum a)`: no rounded log-probabilities are subtracted. So log p/q keeps
     its relative accuracy however small it is, and is exactly 0 for identical logits.
     """
     log_p, log_q = log_softmax(p_logits), log_softmax(q_logits)
     both = (log_p != -jnp.inf) & (log_q != -jnp.inf)
-    p_max = jnp.max(p_logits, axis=-1, keepdims=True)
-    q_max = jnp.max(q_logits, axis=-1, keepdims=True)
-    a, b = jnp.exp(p_logits - p_max), jnp.exp(q_logits - q_max)
-    d = jnp.where(both, (p_logits - q_logits) - (p_max - q_max), 0)
+    p_below, p_lost = _exact_difference(p_logits, jnp.max(p_logits, axis=-1, keepdims=True))
+    q_below, q_lost = _exact_difference(q_logits, jnp.max(q_logits, axis=-1, keepdims=True))
+    d, d_lost = _exact_difference(*(jnp.where(both, x, 0) for x in (p_below, q_below)))
+    d += jnp.where(both, d_lost + (p_lost - q_lost), 0)
+    a, b = jnp.exp(p_below), jnp.exp(q_below)
     close = both & (jnp.abs(d) < 1)
     excess = jnp.where(close, a * jnp.expm1(jnp.where(close, -d, 0)), b - a)
     a_sum, b_sum, excess = (jnp.sum(x, axis=-1, keepdims=True) for x in (a, b, excess))
@@ -70,18 +80,27 @@ def log_ratio(p_logits: Array, q_logits: Array) -> tuple[Array, Array, Array]:
     return log_p, log_q, t
 
 
-def _log_mixture_over_q(t: Array, weight: ArrayLike) -> Array:
-    """`log(weight e^t + 1 - weight)`, the mixture's logarithm over q."""
-    far = t > 30
-    near = jnp.log1p(weight * jnp.expm1(jnp.where(far, 0, t)))
-    return jnp.where(far, t + jnp.log1p((1 - weight) * jnp.expm1(-jnp.where(far, t, 0))), near)
+def _log_mixture_over_q(t: Array, weight: ArrayLike, other: ArrayLike) -> Array:
+    """`log(weight e^t + other)`, the mixture's logarithm over q; the weights sum to 1.
+
+    The sum itself where little of both is left, else what it has more than 1.
+    """
+    far, little = t > 60, (t < -0.7) & (jnp.asarray(weight) > 0.5)
+    middle = jnp.log1p(weight * jnp.expm1(jnp.where(far | little, 0, t)))
+    low = jnp.log(other + weight * jnp.exp(jnp.where(little, t, 0)))
+    high = t + jnp.log(weight + other * jnp.exp(-jnp.where(far, t, 0)))
+    return jnp.where(far, high, jnp.where(little, low, middle))
 
 
 def log_mixture(
-    log_p: Array, log_q: Array, t: Array, weight: ArrayLike
+    log_p: Array, log_q: Array, t: Array, weight: ArrayLike, other: ArrayLike
 ) -> tuple[Array, Array, Array]:
-    """`(log m, log p/m, log q/m)` of `m = weight p + (1 - weight) q`; `t = log p/q`."""
-    over_p, over_q = _log_mixture_over_q(-t, 1 - weight), _log_mixture_over_q(t, weight)
+    """`(log m, log p/m, log q/m)` of `m = weight p + other q`; `t = log p/q`.
+
+    The weights sum to 1; both are given, for a small one is lost in the difference of the other
+    from 1.
+    """
+    over_p, over_q = _log_mixture_over_q(-t, other, weight), _log_mixture_over_q(t, weight, other)
     return jnp.where(t > 0, log_p + over_p, log_q + over_q), -over_p, -over_q
 
 

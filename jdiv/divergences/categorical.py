@@ -45,37 +45,70 @@ def _values(generator: Generator, log_p: Array, log_q: Array, t: Array) -> Array
     return jnp.where(p_zero & q_zero, 0, value)
 
 
-terms = jax.custom_jvp(_values)
-
-
-def _terms_jvp(primals, tangents):
-    """By log p: p f'(p/q). By log q: q f(p/q) - p f'(p/q). `t` is log p - log q, no third input."""
-    generator, log_p, log_q, t = primals
-    dgenerator, dlog_p, dlog_q, _ = tangents
+def _derivatives(generator: Generator, log_p: Array, log_q: Array, t: Array) -> tuple[Array, Array]:
+    """`p f'(p/q)` by log p and `q f(p/q) - p f'(p/q)` by log q, of each category."""
     p_zero, q_zero = log_p == -jnp.inf, log_q == -jnp.inf
     inside = ~p_zero & ~q_zero
     safe = [jnp.where(inside, x, 0) for x in (log_p, log_q, t)]
-    dvalue = jnp.zeros_like(t)
-    if not isinstance(dlog_p, SymbolicZero):
-        by_log_p = generator.perspective_p(*safe)
-        by_log_p = jnp.where(q_zero, _weigh(log_p, generator.slope_at_infinity), by_log_p)
-        dvalue += jnp.where(p_zero, 0, by_log_p) * jnp.where(p_zero, 0, dlog_p)
-    if not isinstance(dlog_q, SymbolicZero):
-        by_log_q = generator.perspective_q(*safe)
-        by_log_q = jnp.where(p_zero, _weigh(log_q, generator.at_zero), by_log_q)
-        dvalue += jnp.where(q_zero, 0, by_log_q) * jnp.where(q_zero, 0, dlog_q)
-    if not all(isinstance(x, SymbolicZero) for x in jax.tree.leaves(dgenerator)):
-        dgenerator = jax.tree.map(
-            lambda x, dx: jnp.zeros_like(x) if isinstance(dx, SymbolicZero) else dx,
-            generator,
-            dgenerator,
-        )
-        of_parameters = lambda g: _values(g, log_p, log_q, t)
-        dvalue += jax.jvp(of_parameters, (generator,), (dgenerator,))[1]
-    return terms(generator, log_p, log_q, t), dvalue
+    by_log_p, by_log_q = generator.perspective_p(*safe), generator.perspective_q(*safe)
+    by_log_p = jnp.where(q_zero, _weigh(log_p, generator.slope_at_infinity), by_log_p)
+    by_log_q = jnp.where(p_zero, _weigh(log_q, generator.at_zero), by_log_q)
+    return jnp.where(p_zero, 0, by_log_p), jnp.where(q_zero, 0, by_log_q)
 
 
-terms.defjvp(_terms_jvp, symbolic_zeros=True)
+def _summed_derivatives(
+    generator: Generator, log_p: Array, log_q: Array, t: Array
+) -> tuple[Array, Array]:
+    """The same up to multiples of p and of q, for the sum over normalized rows.
+
+    Normalized probabilities do not feel them. Where most of the slope is f'(inf), or most of its
+    counterpart f(0), that is taken out: else little is left of a gradient between distant pairs.
+    """
+    inside = (log_p != -jnp.inf) & (log_q != -jnp.inf)
+    safe = [jnp.where(inside, x, 0) for x in (log_p, log_q, t)]
+    out = []
+    for by_log, rest, end in zip(
+        _derivatives(generator, log_p, log_q, t),
+        (generator.rest_p, generator.rest_q),
+        (generator.slope_at_infinity, generator.at_zero),
+        strict=True,
+    ):
+        end = jnp.asarray(end, t.dtype)
+        distant = jnp.isfinite(end) & (jnp.sum(by_log, axis=-1, keepdims=True) > end / 2)
+        out.append(jnp.where(distant, jnp.where(inside, rest(*safe), 0), by_log))
+    return tuple(out)
+
+
+def _differentiated(values: Callable[..., Array], derivatives: Callable[..., tuple]) -> Callable:
+    """`values(generator, log_p, log_q, t)` with these derivatives by log p and log q.
+
+    `t` is log p - log q and no third input; parameters of the row are differentiated as they come.
+    """
+
+    def rule(primals, tangents):
+        generator, log_p, log_q, t = primals
+        dgenerator, *dlogs, _ = tangents
+        dvalue = jnp.zeros_like(t)
+        for x, by_log, dlog in zip((log_p, log_q), derivatives(*primals), dlogs, strict=True):
+            if not isinstance(dlog, SymbolicZero):
+                dvalue += by_log * jnp.where(x == -jnp.inf, 0, dlog)
+        if not all(isinstance(x, SymbolicZero) for x in jax.tree.leaves(dgenerator)):
+            dgenerator = jax.tree.map(
+                lambda x, dx: jnp.zeros_like(x) if isinstance(dx, SymbolicZero) else dx,
+                generator,
+                dgenerator,
+            )
+            of_parameters = lambda g: values(g, log_p, log_q, t)
+            dvalue += jax.jvp(of_parameters, (generator,), (dgenerator,))[1]
+        return differentiated(*primals), dvalue
+
+    differentiated = jax.custom_jvp(values)
+    differentiated.defjvp(rule, symbolic_zeros=True)
+    return differentiated
+
+
+terms = _differentiated(_values, _derivatives)
+_summands = _differentiated(_values, _summed_derivatives)
 
 
 def f_divergence(
@@ -100,7 +133,7 @@ def f_divergence(
     p_logits, q_logits = checks.logits_pair(p_logits, q_logits, axis, where)
     generator = checked_row(generator).per_row(p_logits)
     log_p, log_q, t = numerics.log_ratio(p_logits, q_logits)
-    return jnp.sum(terms(generator, log_p, log_q, t), axis=-1)
+    return jnp.sum(_summands(generator, log_p, log_q, t), axis=-1)
 
 
 def _named(make: type[Generator]) -> Callable[..., Array]:
@@ -251,14 +284,48 @@ def bregman(
     generator = generators.alpha(alpha)
     p_logits, q_logits = checks.logits_pair(p_logits, q_logits, axis, where)
     generator = generator.per_row(p_logits)
+    return jnp.sum(_bregman_terms(generator, *numerics.log_ratio(p_logits, q_logits)), axis=-1)
+
+
+def _bregman_inside(log_p: Array, log_q: Array, t: Array, a: Array) -> tuple[Array, list[Array]]:
+    """Where neither p nor q is zero; there `q^(a-1)` times what f-divergences have, in logarithms.
+
+    That factor may overflow where p = q, for which all is 0: such categories are left out as well.
+    """
+    inside = (log_p != -jnp.inf) & (log_q != -jnp.inf) & (t != 0)
+    log_p, log_q, t = (jnp.where(inside, x, 0) for x in (log_p, log_q, t))
+    return inside, [log_p + (a - 1) * log_q, a * log_q, t]
+
+
+def _bregman_values(generator: Generator, log_p: Array, log_q: Array, t: Array) -> Array:
+    """`q^a f(p/q)`; at a zero of p `q^a f(0)`, at a zero of q `p^a / (a (a - 1))` or inf."""
     a = generator.exponent
-    log_p, log_q, t = numerics.log_ratio(p_logits, q_logits)
+    inside, scaled = _bregman_inside(log_p, log_q, t, a)
     p_zero, q_zero = log_p == -jnp.inf, log_q == -jnp.inf
-    safe_p, safe_q = (jnp.where(p_zero | q_zero, 0, x) for x in (log_p, log_q))
-    shift = (a - 1) * safe_q
-    inside = generator.perspective(safe_p + shift, safe_q + shift, t)
     above = a > 1
-    at_q_zero = jnp.where(above, jnp.exp(a * log_p) / jnp.where(above, a * (a - 1), 1), jnp.inf)
-    value = jnp.where(p_zero, _weigh(a * log_q, generator.at_zero), inside)
-    value = jnp.where(q_zero, at_q_zero, value)
-    return jnp.sum(jnp.where(p_zero & q_zero, 0, value), axis=-1)
+    p_alone, q_alone = (jnp.where(zero, 0, x) for zero, x in ((p_zero, log_p), (q_zero, log_q)))
+    at_p_zero = _weigh(a * q_alone, generator.at_zero)
+    at_q_zero = jnp.where(above, jnp.exp(a * p_alone) / jnp.where(above, a * (a - 1), 1), jnp.inf)
+    ends = jnp.where(p_zero, jnp.where(q_zero, 0, at_p_zero), jnp.where(q_zero, at_q_zero, 0))
+    return jnp.where(inside, generator.perspective(*scaled), ends) + 0 * t
+
+
+def _bregman_derivatives(
+    generator: Generator, log_p: Array, log_q: Array, t: Array
+) -> tuple[Array, Array]:
+    """`p (phi'(p) - phi'(q))` by log p and `-q^(a-1) (p - q)` by log q."""
+    a = generator.exponent
+    inside, scaled = _bregman_inside(log_p, log_q, t, a)
+    p_zero, q_zero = log_p == -jnp.inf, log_q == -jnp.inf
+    above = a > 1
+    p_alone, q_alone = (jnp.where(zero, 0, x) for zero, x in ((p_zero, log_p), (q_zero, log_q)))
+    at_q_zero = jnp.where(above, jnp.exp(a * p_alone) / jnp.where(above, a - 1, 1), jnp.inf)
+    by_log_p = jnp.where(inside, generator.perspective_p(*scaled), 0)
+    by_log_q = jnp.where(inside, -numerics.probability_difference(*scaled), 0)
+    return (
+        jnp.where(q_zero & ~p_zero, at_q_zero, by_log_p),
+        jnp.where(p_zero & ~q_zero, jnp.exp(a * q_alone), by_log_q),
+    )
+
+
+_bregman_terms = _differentiated(_bregman_values, _bregman_derivatives)

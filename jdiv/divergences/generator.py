@@ -199,6 +199,20 @@ class Generator(abc.ABC):
     def shift(self, t: Array, step: Array) -> Array:
         """The log-ratio whose slope is `slope(t) + step`: -inf below f'(0), inf above f'(inf)."""
 
+    def rest_p(self, log_p: Array, log_q: Array, t: Array) -> Array:
+        """`p f'(p/q) - p f'(inf)`, for a finite f'(inf).
+
+        A row overrides this where the first is nearly the second.
+        """
+        return self.perspective_p(log_p, log_q, t) - jnp.exp(log_p) * self.slope_at_infinity
+
+    def rest_q(self, log_p: Array, log_q: Array, t: Array) -> Array:
+        """`q f(p/q) - p f'(p/q) - q f(0)`, for a finite f(0).
+
+        A row overrides this where what is left of f(0) is little.
+        """
+        return self.perspective_q(log_p, log_q, t) - jnp.exp(log_q) * self.at_zero
+
     def customary(self, log_p: Array, log_q: Array, t: Array) -> Array:
         """`q f(p/q)` before centering, for finite logarithms: what plain estimators average.
 

@@ -12,6 +12,7 @@ of your own needs no place in the table.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -65,22 +66,22 @@ def _kl_term(log_p: Array, log_q: Array, t: Array) -> Array:
     return jnp.where(close, near, jnp.exp(log_p) * (t - 1) + jnp.exp(log_q))
 
 
+def _largest_exponent(t: Array) -> float:
+    """The largest x with a finite e^x, less 1."""
+    return math.log(float(jnp.finfo(t.dtype).max)) - 1
+
+
 def _power_shift(t: Array, step: Array, c: ArrayLike) -> Array:
     """The t' with `(e^{c t'} - e^{c t})/c = step`, or `t' - t = step` at c = 0."""
     t, step, c = jnp.broadcast_arrays(t, step, jnp.asarray(c, t.dtype))
-    far = -c * t > 30  # e^{-c t} may overflow: work with its logarithm
-    near = t + numerics.scaled_log1p(step * jnp.exp(jnp.where(far, 0, -c * t)), c)
     size = c * step
-    log_size = jnp.log(jnp.where(far & (size != 0), jnp.abs(size), 1)) - c * t
-    shrinks = (size < 0) & (log_size < 0)
-    growth = jnp.where(
-        size > 0,
-        jax.nn.softplus(log_size),
-        jnp.where(shrinks, jnp.log1p(-jnp.exp(jnp.where(shrinks, log_size, -1))), 0),
-    )
-    beyond = t + growth / jnp.where(far, c, 1)
-    beyond = jnp.where((size < 0) & ~shrinks, jnp.where(c > 0, -jnp.inf, jnp.inf), beyond)
-    return jnp.where(far, jnp.where(size == 0, t, beyond), near)
+    log_size = jnp.log(jnp.where(size == 0, 1, jnp.abs(size)))
+    # Next to such a step e^{c t} is nothing, and in units of it the step may overflow.
+    far = (size != 0) & (log_size - c * t > 60)
+    half = jnp.exp(jnp.where(far | (step == 0), 0, -c * t) / 2)
+    near = t + numerics.scaled_log1p(step * half * half, c)
+    alone = jnp.where(size > 0, log_size, -jnp.inf) / jnp.where(far, c, 1)
+    return jnp.where(far, alone, near)
 
 
 # -------------------------------------------------------------------------------------------- rows
@@ -123,6 +124,10 @@ class KL(Generator):
         """`p log(p/q)`."""
         return jnp.exp(log_p) * t
 
+    def rest_q(self, log_p, log_q, t):
+        """`-p`."""
+        return -jnp.exp(log_p)
+
     def shift(self, t, step):
         """`f' = t`."""
         return t + step
@@ -164,6 +169,10 @@ class ReverseKL(Generator):
         """`q log(q/p)`."""
         return -jnp.exp(log_q) * t
 
+    def rest_p(self, log_p, log_q, t):
+        """`-q`."""
+        return -jnp.exp(log_q)
+
     def shift(self, t, step):
         """`f' = 1 - e^-t`."""
         return _power_shift(t, step, -1.0)
@@ -203,11 +212,14 @@ class Jeffreys(Generator):
 
     def shift(self, t, step):
         """`f' = log u + 1 - 1/u`; with v = 1/u, `log v + v` is the inverse of Wright's omega."""
-        guess = -numerics.log_wright_omega(jnp.exp(-t) - t - step)
+        t, step = jnp.broadcast_arrays(t, step)
+        over = -t > _largest_exponent(t)  # e^-t overflows: no step is of that size
+        guess = -numerics.log_wright_omega(jnp.exp(-jnp.where(over, 0, t)) - t - step)
         # One Newton step on the slope itself restores the accuracy near u = 1.
         safe = jnp.maximum(guess, -30)
-        error = safe - t + jnp.exp(-safe) * jnp.expm1(safe - t) - step
-        return jnp.where(guess > -30, safe - error / (1 + jnp.exp(-safe)), guess)
+        error = (safe - t) * (1 + numerics.exp_difference(-jnp.where(over, 0, t), -safe)) - step
+        moved = jnp.where(guess > -30, safe - error / (1 + jnp.exp(-safe)), guess)
+        return jnp.where(over, t - jnp.log1p(-step * jnp.exp(t)), moved)
 
 
 @listed
@@ -243,23 +255,36 @@ class JensenShannon(Generator):
 
     def perspective(self, log_p, log_q, t):
         """`w (p log(p/m) - p + m) + (1 - w) (q log(q/m) - q + m)`."""
-        log_m, p_over_m, q_over_m = numerics.log_mixture(log_p, log_q, t, self.weight)
+        log_m, p_over_m, q_over_m = numerics.log_mixture(
+            log_p, log_q, t, self.weight, 1 - self.weight
+        )
         of_p, of_q = _kl_term(log_p, log_m, p_over_m), _kl_term(log_q, log_m, q_over_m)
         return self.weight * of_p + (1 - self.weight) * of_q
 
     def perspective_p(self, log_p, log_q, t):
         """`w p log(p/m)`."""
-        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, self.weight)
+        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, self.weight, 1 - self.weight)
         return self.weight * jnp.exp(log_p) * p_over_m
 
     def perspective_q(self, log_p, log_q, t):
         """`(1 - w) q log(q/m)`."""
-        _, _, q_over_m = numerics.log_mixture(log_p, log_q, t, self.weight)
+        _, _, q_over_m = numerics.log_mixture(log_p, log_q, t, self.weight, 1 - self.weight)
         return (1 - self.weight) * jnp.exp(log_q) * q_over_m
+
+    def rest_p(self, log_p, log_q, t):
+        """`w p log(w p/m)`."""
+        w = self.weight
+        return -w * jnp.exp(log_p) * jax.nn.softplus(_log_odds(1 - w, w, t) - t)
+
+    def rest_q(self, log_p, log_q, t):
+        """`(1 - w) q log((1 - w) q/m)`."""
+        w = self.weight
+        return -(1 - w) * jnp.exp(log_q) * jax.nn.softplus(t - _log_odds(1 - w, w, t))
 
     def shift(self, t, step):
         """`f' = w log(p/m)`, and w p/m is a logistic function of t."""
-        return _logistic_shift(t, step / self.weight, lambda y, step: y + step, 1 - self.weight)
+        w = self.weight
+        return _logistic_shift(t, step / w, lambda y, step: y + step, w, 1 - w)
 
 
 @listed
@@ -286,27 +311,38 @@ class SkewKL(Generator):
     @property
     def slope_at_infinity(self):
         """-log(1 - s) - s."""
-        return -jnp.log1p(-jnp.asarray(self.skew)) - self.skew
+        return numerics.exp_residual(jnp.log1p(-jnp.asarray(self.skew)))
 
     def perspective(self, log_p, log_q, t):
         """`p log(p/m) - p + m`."""
-        log_m, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew)
+        log_m, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew, self.skew)
         return _kl_term(log_p, log_m, p_over_m)
 
     def perspective_p(self, log_p, log_q, t):
-        """`p log(p/m) - (1 - s) p (p - m)/m`."""
-        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew)
-        return jnp.exp(log_p) * (p_over_m - (1 - self.skew) * jnp.expm1(p_over_m))
+        """`p log(p/m) - (1 - s) p (p - m)/m`, in which no term of first order is left."""
+        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew, self.skew)
+        s = self.skew
+        return jnp.exp(log_p) * (s * p_over_m - (1 - s) * numerics.exp_residual(p_over_m))
 
     def perspective_q(self, log_p, log_q, t):
         """`-s q (p - m)/m`."""
-        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew)
+        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew, self.skew)
         return -self.skew * jnp.exp(log_q) * jnp.expm1(p_over_m)
 
     def customary(self, log_p, log_q, t):
         """`p log(p/m)`."""
-        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew)
+        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew, self.skew)
         return jnp.exp(log_p) * p_over_m
+
+    def rest_p(self, log_p, log_q, t):
+        """`p (y + 1 - e^y)` with `y = log((1-s) p/m)`."""
+        y = -jax.nn.softplus(_log_odds(self.skew, 1 - self.skew, t) - t)
+        return -jnp.exp(log_p) * numerics.exp_residual(y)
+
+    def rest_q(self, log_p, log_q, t):
+        """`-s p q/m`."""
+        _, _, q_over_m = numerics.log_mixture(log_p, log_q, t, 1 - self.skew, self.skew)
+        return -self.skew * jnp.exp(log_p + q_over_m)
 
     def shift(self, t, step):
         """`f'(inf) - f' = e^y - 1 - y` with `y = log((1-s) p/m)`."""
@@ -315,15 +351,22 @@ class SkewKL(Generator):
             rest = numerics.exp_residual(y) - step
             return jnp.where(rest > 0, numerics.exp_residual_root(jnp.maximum(rest, 0)), 0)
 
-        return _logistic_shift(t, step, move, self.skew)
+        return _logistic_shift(t, step, move, 1 - self.skew, self.skew)
 
 
-def _logistic_shift(t: Array, step: Array, move: Callable, other: ArrayLike) -> Array:
-    """The t' that `move` reaches on the scale `y = -softplus(k - t)`, `k = log(other/(1-other))`.
+def _log_odds(other: ArrayLike, weight: ArrayLike, t: Array) -> Array:
+    """`log(other/weight)`."""
+    return jnp.log(jnp.asarray(other, t.dtype)) - jnp.log(jnp.asarray(weight, t.dtype))
+
+
+def _logistic_shift(
+    t: Array, step: Array, move: Callable, weight: ArrayLike, other: ArrayLike
+) -> Array:
+    """The t' that `move` reaches on the scale `y = -softplus(k - t)`, `k = log(other/weight)`.
 
     On that scale y < 0 and y -> 0 as t -> inf, so nothing is lost where the slope saturates.
     """
-    k = jnp.log(jnp.asarray(other, t.dtype)) - jnp.log1p(-jnp.asarray(other, t.dtype))
+    k = _log_odds(other, weight, t)
     y = move(-jax.nn.softplus(k - t), step)
     inside = y < 0
     moved = k - numerics.log_expm1(-jnp.where(inside, y, -1))
@@ -361,6 +404,14 @@ class TotalVariation(Generator):
     def perspective_q(self, log_p, log_q, t):
         """`q sign(q - p) / 2`."""
         return -jnp.exp(log_q) * jnp.sign(t) / 2
+
+    def rest_p(self, log_p, log_q, t):
+        """`p (sign(p - q) - 1) / 2`."""
+        return jnp.exp(log_p) * (jnp.sign(t) - 1) / 2
+
+    def rest_q(self, log_p, log_q, t):
+        """`q (sign(q - p) - 1) / 2`."""
+        return -jnp.exp(log_q) * (jnp.sign(t) + 1) / 2
 
     def shift(self, t, step):
         """`f' = sign(t) / 2`: no function has this inverse, so u = 1 inside (-1/2, 1/2)."""
@@ -424,6 +475,20 @@ class _CressieRead(Generator):
         """`(q - p^a q^(1-a)) / a`."""
         _, log_q, t, log_mean = self._with_mean(log_p, log_q, t)
         return -self.scale * t * numerics.exp_difference(log_q, log_mean)
+
+    def rest_p(self, log_p, log_q, t):
+        """`p^a q^(1-a) / (a - 1)`."""
+        *_, log_mean = self._with_mean(log_p, log_q, t)
+        return self._share(1 - jnp.asarray(self.exponent), log_mean)
+
+    def rest_q(self, log_p, log_q, t):
+        """`-p^a q^(1-a) / a`."""
+        *_, log_mean = self._with_mean(log_p, log_q, t)
+        return self._share(jnp.asarray(self.exponent), log_mean)
+
+    def _share(self, a, log_mean):
+        """`-scale e^log_mean / a` for a positive a; for others the end is infinite."""
+        return jnp.where(a > 0, -self.scale * jnp.exp(log_mean) / jnp.where(a > 0, a, 1), 0)
 
     def customary(self, log_p, log_q, t):
         """`P + Q + s (p - q)`, P and Q the derivatives by log p and log q, s = f'(1).
@@ -535,14 +600,42 @@ class LeCam(Generator):
         h = jnp.tanh(t / 2)
         return -jnp.exp(log_q) * h * (1 + h / 2)
 
+    def rest_p(self, log_p, log_q, t):
+        """`-2 p q^2 / (p + q)^2`."""
+        return -2 * jnp.exp(log_p - 2 * jax.nn.softplus(t))
+
+    def rest_q(self, log_p, log_q, t):
+        """`-2 q p^2 / (p + q)^2`."""
+        return -2 * jnp.exp(log_q - 2 * jax.nn.softplus(-t))
+
     def shift(self, t, step):
         """`f' = 1/2 - 2 / (1 + u)^2`."""
-        square = jax.nn.sigmoid(-t) ** 2 - step / 2
-        inside = (square > 0) & (square < 1)
-        share = jnp.sqrt(jnp.where(inside, square, 0.25))  # q/(p + q)
-        moved = jnp.log1p(-share) - jnp.log(share)
-        outside = jnp.where(square >= 1, -jnp.inf, jnp.inf)
-        return jnp.where(inside, moved, outside)
+        t, step = jnp.broadcast_arrays(t, step)
+        size = jnp.abs(step) / 2
+        log_size = jnp.log(jnp.where(size > 0, size, 1)) + 2 * jax.nn.softplus(t)
+        # Where f' has hardly anything left the step counts alone.
+        far = (size > 0) & (log_size > 60)
+        near = self._shift_near(jnp.where(far, 0, t), jnp.where(far, 0, step))
+        share = jnp.sqrt(jnp.where(far, size, 0.25))  # q/(p + q)
+        inside = share < 1
+        share = jnp.where(inside, share, 0.5)
+        alone = jnp.where(inside, jnp.log1p(-share) - jnp.log(share), -jnp.inf)
+        return jnp.where(far, jnp.where(step > 0, jnp.inf, alone), near)
+
+    def _shift_near(self, t, step):
+        """`u' = (u + 1 - r)/r`, `r^2 = 1 - step (1 + u)^2 / 2`; a negative u' is below f'(0)."""
+        taken = step / 2 * (1 + jnp.exp(t)) * (1 + jnp.exp(t))
+        inside = taken < 1
+        taken = jnp.where(inside, taken, 0)
+        gain = taken / (1 + jnp.sqrt(1 - taken))  # 1 - r
+        small = t < -1  # u and the gain are added, else their ratio to 1
+        ratio = gain * jnp.exp(-jnp.where(small, 0, t))
+        total = jnp.exp(jnp.where(small, t, 0)) + gain
+        positive = jnp.where(small, total > 0, ratio > -1)
+        by_sum = jnp.log(jnp.where(small & positive, total, 1))
+        by_ratio = t + jnp.log1p(jnp.where(positive & ~small, ratio, 0))
+        moved = jnp.where(small, by_sum, by_ratio) - jnp.log1p(-taken) / 2
+        return jnp.where(inside, jnp.where(positive, moved, -jnp.inf), jnp.inf)
 
 
 @listed
@@ -634,6 +727,14 @@ class _Sum(Generator):
         """The sum of theirs."""
         return self._sum(lambda one: one.perspective_q(log_p, log_q, t))
 
+    def rest_p(self, log_p, log_q, t):
+        """The sum of theirs."""
+        return self._sum(lambda one: one.rest_p(log_p, log_q, t))
+
+    def rest_q(self, log_p, log_q, t):
+        """The sum of theirs."""
+        return self._sum(lambda one: one.rest_q(log_p, log_q, t))
+
     def shift(self, t, step):
         """Between the least and the most of what the rows do with all the weight.
 
@@ -709,12 +810,16 @@ class Chi2KL(_Sum):
 
     def shift(self, t, step):
         """`f' = u - 1 + gamma log u`, whose inverse is Wright's omega."""
+        t, step = jnp.broadcast_arrays(t, step)
         gamma = jnp.asarray(self.gamma, t.dtype)
-        guess = log_inverse_link(jnp.exp(t) + gamma * t + step, gamma=gamma)
+        over = t > _largest_exponent(t)  # e^t overflows: no step is of that size
+        near = jnp.where(over, 0, t)
+        guess = log_inverse_link(jnp.exp(near) + gamma * t + step, gamma=gamma)
         # One Newton step on the slope itself restores the accuracy near t.
-        move = guess - t
-        error = jnp.exp(t) * jnp.expm1(move) + gamma * move - step
-        return guess - error / (jnp.exp(guess) + gamma)
+        error = (guess - near) * (numerics.exp_difference(near, guess) + gamma) - step
+        return jnp.where(
+            over, t + jnp.log1p(step * jnp.exp(-t)), guess - error / (jnp.exp(guess) + gamma)
+        )
 
 
 def log_inverse_link(s: ArrayLike, *, gamma: ArrayLike = 1.0) -> Array:
@@ -727,7 +832,6 @@ def log_inverse_link(s: ArrayLike, *, gamma: ArrayLike = 1.0) -> Array:
 
     Reference: Huang et al. 2024 (arXiv:2407.13399), equation 8.
     """
-    checks.positive("gamma", gamma)
     s = checks.as_float("s", s)
-    gamma = jnp.asarray(gamma, s.dtype)
+    gamma = jnp.asarray(checks.positive("gamma", gamma), s.dtype)
     return jnp.log(gamma) + numerics.log_wright_omega(s / gamma - jnp.log(gamma))
