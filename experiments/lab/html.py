@@ -26,15 +26,16 @@ def prose(value: str) -> str:
     'Table 1 of <a href="https://arxiv.org/abs/2003.14089">arXiv:2003.14089</a>'
     """
     marked = re.sub(r"`+([^`]+)`+", r"<code>\1</code>", text(value))
-    link = r'<a href="https://arxiv.org/abs/\1">arXiv:\1</a>'
-    return re.sub(r"arXiv:(\d{4}\.\d{4,5})", link, marked)
+    link = r'<a href="https://arxiv.org/abs/\2">\1\2</a>'
+    return re.sub(r"(arXiv:|\b)(\d{4}\.\d{5})\b", link, marked)
 
 
 PARTS = {
     "a_star_po": "A*-PO", "cauchy_schwarz": "Cauchy-Schwarz", "chi2_po": "χ²-PO", "f_dpg": "f-DPG",
     "f_dpo": "f-DPO", "h_dpo": "H-DPO", "half_precision": "half precision",
     "inference_aware": "inference-aware", "value_based": "value-based", "log_log": "log-log",
-    "self_play": "self-play", "clip_cov": "Clip-Cov", "kl_cov": "KL-Cov",
+    "self_play": "self-play", "trade_off": "trade-off", "off_policy": "off-policy",
+    "on_policy": "on-policy", "clip_cov": "Clip-Cov", "kl_cov": "KL-Cov",
 }  # fmt: skip
 """Parts of names that are not written as words between spaces."""
 UPPER = ("kl", "js", "tv", "dpo", "ipo", "ppo", "mdp", "dro", "gio", "jax", "dqn", "grpo", "rloo",

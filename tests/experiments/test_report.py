@@ -301,7 +301,7 @@ def test_links_are_to_the_files_that_are_there(tmp_path):
     assert sum(link.endswith("s/mdp/maze.py") for link in links) == 2
     for link in links:
         assert (tmp_path / "runs" / urllib.parse.unquote(link)).exists(), link
-    cited = prose_links("Table 1 of arXiv:2003.14089, and (arXiv:2007.14430)")
+    cited = prose_links("Table 1 of arXiv:2003.14089, and (2007.14430)")
     assert cited == [f"https://arxiv.org/abs/{paper}" for paper in ("2003.14089", "2007.14430")]
 
 
