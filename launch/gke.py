@@ -5,9 +5,9 @@
         [--chips_per_host=4] [--restarts=10] [--cluster=C --zone=Z [--project=P]] [--dry_run]
         [-- --config.sweep.seed=0:256]
 
-The image holds this repository, installed with jax[tpu], as its working directory. If a host dies
-or is preempted all are started again, and the run goes on; a refuted claim (exit code 1) and a
-refused command (2) end it.
+The image holds this repository, installed with jax[tpu] and gcsfs, as its working directory. If a
+host dies or is preempted all are started again, and the run goes on; a refuted claim (exit code 1)
+and a refused command (2) end it.
 """
 
 import argparse

@@ -20,6 +20,8 @@ INSTALL = (
     " && .venv/bin/python -m pip install --quiet --constraint constraints.txt"
     " '.[experiments]' 'jax[tpu]'"
 )
+BUCKETS = {"gs": " gcsfs", "s3": " s3fs"}
+"""Packages that read and write them."""
 
 
 def add(parser: job.Parser) -> None:
@@ -44,12 +46,13 @@ def plan(parser: job.Parser, arguments: argparse.Namespace) -> list[job.Step]:
     gcloud = ["gcloud", "compute", "tpus", "tpu-vm"]
     steps = []
     if arguments.install:
+        bucket = BUCKETS.get(arguments.workdir.partition(":")[0], "")
         archive = str(job.ROOT / ".cache" / "jdiv.tar.gz")
         steps = [
             ["mkdir", "-p", str(job.ROOT / ".cache")],
             ["git", "-C", str(job.ROOT), "archive", f"--output={archive}", "HEAD"],
             [*gcloud, "scp", archive, f"{arguments.name}:", *where],
-            [*gcloud, "ssh", arguments.name, *where, f"--command={INSTALL}"],
+            [*gcloud, "ssh", arguments.name, *where, f"--command={INSTALL}{bucket}"],
         ]
     run = "cd jdiv && " + shlex.join(job.command(arguments, ".venv/bin/python"))
     steps.append([*gcloud, "ssh", arguments.name, *where, f"--command={run}"])

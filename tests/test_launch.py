@@ -60,6 +60,7 @@ def test_a_tpu_is_given_this_commit_first():
     assert archive in copied
     assert archive.startswith(made[-1])
     assert "jdiv.tar.gz" in installed[-1]
+    assert installed[-1].endswith(" gcsfs")
     assert ran == steps(tpu_vm, TPU)[0][0]
 
 
