@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from configs import defaults
 from experiments import run
-from experiments.lab import claims, commands, hosts, records, report, settings
+from experiments.lab import claims, commands, files, hosts, records, report, settings
 from experiments.lab.job import Job, from_config
 from jdiv import checks, parallel
 
@@ -55,12 +55,12 @@ def main() -> int:
         flags.DEFINE_integer("processes", None, "Experiments at once; one for each core of a CPU.",
                              1, flag_values=values)  # fmt: skip
         commands.parse(values, sys.argv)
-        root = pathlib.Path(values.workdir or "runs")
+        root = files.place(values.workdir or "runs")
         plan = planned(values.scale, values.only, root, overwrite=values.overwrite)
         commands.set_up(values)
-        hosts.agree([one.job.config for one in plan])
+        hosts.agree([one.job.config for one in plan], [one.job.code for one in plan])
         alone = values.distributed or jax.default_backend() != "cpu"
-        left = sum(not one.job.folder.finished(one.job.config) for one in plan)
+        left = sum(not one.job.folder.finished(one.job.config, one.job.code) for one in plan)
         processes = min(values.processes or (1 if alone else values.cpu_devices), max(left, 1))
         with commands.stopping_on_signal() as stopping:
             if processes == 1:
@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def planned(
-    scale: str, only: list[str], root: pathlib.Path, *, overwrite: bool = False
+    scale: str, only: list[str], root: files.Path, *, overwrite: bool = False
 ) -> list[Planned]:
     """What has to be run; everything that would be refused is refused now."""
     if scale not in defaults.SCALES:
@@ -83,11 +83,10 @@ def planned(
     for path in chosen(only):
         config = settings.load(f"{path}:{scale}")
         planned = from_config(config, run.folder_of(root, config))
-        conflict = planned.folder.disagreement(config)
+        conflict = planned.folder.disagreement(config, planned.code)
         stale = conflict == records.OTHER_CODE
         if conflict and not stale and not overwrite:
-            where = planned.folder.path
-            raise records.Refused(f"workdir {where} {conflict}; --overwrite computes it anew")
+            raise records.Refused(f"workdir {planned.folder.path} {records.advised(conflict)}")
         plan.append(Planned(planned, overwrite or stale))
     return plan
 
@@ -131,7 +130,7 @@ def side_by_side(
     try:
         # A module cannot be sent, but what it is found by.
         left = {
-            pool.submit(_claims_there, job.config, job.folder.path, overwrite): job
+            pool.submit(_claims_there, job.config, os.fspath(job.folder.path), overwrite): job
             for job, overwrite in plan
         }
         while left:
@@ -160,8 +159,8 @@ def _begin(devices: int, asked: Any) -> None:
     _asked = asked
 
 
-def _claims_there(config: ConfigDict, path: pathlib.Path, overwrite: bool) -> run.Entries | None:
-    return _claims_of(lambda: from_config(config, path), overwrite, _asked.is_set)
+def _claims_there(config: ConfigDict, path: str, overwrite: bool) -> run.Entries | None:
+    return _claims_of(lambda: from_config(config, files.place(path)), overwrite, _asked.is_set)
 
 
 def _claims_of(
@@ -175,12 +174,14 @@ def _claims_of(
         return run.execute(job, command, overwrite=overwrite, stopping=stopping)
     except (records.Stopped, records.Refused, OSError, KeyboardInterrupt):
         raise
+    except run.Unmade:  # what was raised has been said
+        return None
     except Exception:
         traceback.print_exc()
         return None
 
 
-def reproduce(outcomes: Iterable[Outcome], root: pathlib.Path) -> int:
+def reproduce(outcomes: Iterable[Outcome], root: files.Path) -> int:
     """Says what came out, and writes the report; the exit code."""
     start = time.monotonic()
     entries, failed, folders = [], [], []

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -80,7 +81,9 @@ def load(folder: pathlib.Path, step: int) -> dict[str, np.ndarray]:
 
 def steps(folder: pathlib.Path) -> list[int]:
     """The steps of a folder in order, whole or not."""
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    return sorted(
+        int(path.name) for path in folder.glob("*") if re.fullmatch("0|[1-9][0-9]*", path.name)
+    )
 
 
 def _hash(path: pathlib.Path) -> str:

@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 from experiments.lab import results, settings, sweeps
 from experiments.lab.job import Job
 from experiments.lab.progress import Progress
-from experiments.lab.records import Stopped
+from experiments.lab.records import Refused, Stopped
 from jdiv import parallel
 
 Arrays = dict[str, np.ndarray]
@@ -269,7 +269,7 @@ def _restored(work: Work, name: str, programs: Programs, state: Any):
         return 0, state, {}
     width = programs.width
     arrays = {
-        name: saved.get(name, np.zeros((width, *x.shape[2:]), x.dtype))
+        name: np.zeros((width, *x.shape[2:]), x.dtype) if parallel.host() else saved[name]
         for name, x in _named(state).items()
     }
     arrays = {name: x[np.minimum(np.arange(width), len(x) - 1)] for name, x in arrays.items()}
@@ -367,22 +367,23 @@ def _dataset(job: Job, progress: Progress) -> xr.Dataset:
     grid, training = job.grid, job.trains
     arrays: Arrays = {}
     schema: results.Schema = {}
+    left = np.ones(len(job.points), bool)
     for number, group in enumerate(job.groups):
         for part in job.folder.points(number, progress.say):
-            for name, dims in results.from_json(part.schema).items():
-                if schema.setdefault(name, dims) != dims:
-                    raise ValueError(
-                        f"{name} must have the same dimensions and labels at all points,"
-                        f" it has others at {_label(group.static)}"
-                    )
+            found = results.from_json(part.schema)
+            _refuse_other_results(schema or found, found, part.arrays, group)
+            schema = schema or found
             for name, x in part.arrays.items():
-                whole = arrays.setdefault(name, np.zeros((len(job.points), *x.shape[1:]), x.dtype))
+                whole = arrays.setdefault(name, np.empty((len(job.points), *x.shape[1:]), x.dtype))
                 if whole.shape[1:] != x.shape[1:]:
                     raise ValueError(
                         f"{name} must have one shape at all points, got {whole.shape[1:]} and"
                         f" {x.shape[1:]} at {_label(group.static)}"
                     )
                 whole[group.index[part.places]] = x
+            left[group.index[part.places]] = False
+    if left.any():
+        raise Refused(f"{left.sum()} points are missing; the same command computes them again")
     axes = {
         axis: (dim, list(grid.axes[axis]))
         for dim, together in grid.dims.items()
@@ -401,3 +402,21 @@ def _dataset(job: Job, progress: Progress) -> xr.Dataset:
         tuple(grid.dims),
         {"experiment": job.config.experiment, "scale": job.config.scale},
     )
+
+
+def _refuse_other_results(
+    schema: results.Schema, found: results.Schema, arrays: Arrays, group: sweeps.Group
+) -> None:
+    """All points have the same results, with the same dimensions and labels."""
+    for name in {**schema, **found, **arrays}:
+        here = [name in names for names in (schema, found, arrays)]
+        if not all(here):
+            raise ValueError(
+                f"{name} must be a result of all points, it is not at {_label(group.static)}"
+                " or elsewhere"
+            )
+        if schema[name] != found[name]:
+            raise ValueError(
+                f"{name} must have the same dimensions and labels at all points,"
+                f" it has others at {_label(group.static)}"
+            )

@@ -26,6 +26,7 @@ from jax._src import distributed  # its client, which the coordination service h
 from ml_collections import ConfigDict
 
 from experiments.lab import records
+from experiments.lab.source import Code
 from jdiv import parallel
 
 FAILED = 3
@@ -64,13 +65,14 @@ def connect(address: str | None, count: int | None, number: int | None, timeout:
 # ---------------------------------------------------------------------------------- before the work
 
 
-def agree(configs: list[ConfigDict]) -> None:
+def agree(configs: list[ConfigDict], codes: list[Code]) -> None:
     """Refuses, on every host, what the hosts would not compute alike; all of them have to ask."""
     if parallel.hosts() == 1:
         return
     own = {
         "config": [records.as_dict(config) for config in configs],
-        "code": [records.code(config.experiment) for config in configs],
+        "code": codes,
+        "settings of random numbers": records.random_numbers(),
         "version of JAX": jax.__version__,
         "number of devices": jax.local_device_count(),
     }

@@ -17,10 +17,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.lab import axes, commands, records, settings, sweeps
+from experiments.lab import axes, commands, records, settings, source, sweeps
 from experiments.lab.axes import at_least
 from experiments.lab.claims import Claim, claims_of
+from experiments.lab.files import Path
 from experiments.lab.records import Folder, Refused
+from experiments.lab.source import Code
 from jdiv import checks
 
 PRECISIONS = ("float32", "float64")
@@ -69,6 +71,11 @@ class Job:
             if name.partition(".")[0] not in settings.ENGINE and value != there.get(name)
         ]
 
+    @functools.cached_property
+    def code(self) -> Code:
+        """Hashes of the experiment's code."""
+        return source.code(self.experiment)
+
     @property
     def trains(self) -> bool:
         """Whether it is a training loop."""
@@ -113,7 +120,7 @@ class Job:
         return planned(self.experiment, changed, folder, self.usual)
 
 
-def from_config(config: ConfigDict, path: pathlib.Path, argument: str | None = None) -> Job:
+def from_config(config: ConfigDict, path: Path, argument: str | None = None) -> Job:
     """The job that a config describes, in this folder.
 
     `argument` is the `--config` that it was made from; without it nothing was changed.

@@ -1,20 +1,16 @@
-"""The files of a run. Each appears whole or not at all, and a folder belongs to one config."""
+"""The folder of a run: what was run, what came out. It belongs to one config and one code."""
 
 import contextlib
 import datetime
-import fcntl
-import hashlib
 import importlib.metadata
 import io
 import json
-import os
 import pathlib
 import platform
-import shutil
 import subprocess
+import tarfile
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,59 +18,35 @@ import numpy as np
 import xarray as xr
 from ml_collections import ConfigDict
 
+from experiments.lab import files
+from experiments.lab.files import Refused
+from experiments.lab.source import ROOT, Code
 from jdiv import checkpoints, parallel
 
-ROOT = pathlib.Path(__file__).parents[2]
 PACKAGES = (
     "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint", "ml_collections", "xarray",
     "matplotlib",
 )  # fmt: skip
 
 
-_WRITING = ".writing-"
-
-
-class Refused(Exception):
-    """What a user asked for cannot be done; the message is one line."""
-
-
 class Stopped(Exception):
     """The run was asked to stop; what was done is kept."""
 
 
-# ----------------------------------------------------------------------------------------- writing
-
-
-def write(path: pathlib.Path, produce: Callable[[pathlib.Path], Any]) -> None:
-    """`produce` writes a temporary file beside the path, which then takes the path's place."""
-    handle, name = tempfile.mkstemp(prefix=_WRITING, suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = pathlib.Path(name)
-    try:
-        produce(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
+def write_text(path: files.Path, text: str) -> None:
     """Text as UTF-8."""
-    write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    files.write(path, text.encode())
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """JSON that strict readers take: NaN is an error here."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+def write_json(path: files.Path, value: Any) -> None:
+    """A value as JSON."""
+    files.write(path, files.as_json(value))
 
 
-def read_json(path: pathlib.Path) -> Any:
+def read_json(path: files.Path) -> Any:
     """The value, or None if there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    contents = files.read(path)
+    return None if contents is None else json.loads(contents)
 
 
 # ------------------------------------------------------------------------------------ what was run
@@ -85,19 +57,8 @@ def as_dict(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort())
 
 
-def code(experiment: str) -> str:
-    """A hash of the code that makes the numbers of an experiment: the library and its module."""
-    lab = [f"experiments/lab/{name}.py" for name in ("engine", "sweeps", "results")]
-    files = [*ROOT.glob("jdiv/**/*.py")]
-    files += [ROOT / name for name in (*lab, f"experiments/{experiment}.py")]
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def environment(experiment: str, command: str) -> dict[str, Any]:
-    """Versions, devices, commit and command."""
+def environment(code: Code, command: str) -> dict[str, Any]:
+    """Versions, devices, random numbers, commit, code and command."""
     first = jax.devices()[0]
     return {
         "command": command,
@@ -112,9 +73,16 @@ def environment(experiment: str, command: str) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
+        "random": random_numbers(),
         "commit": _commit(),
-        "code": code(experiment),
+        "code": code._asdict(),
     }
+
+
+def random_numbers() -> dict[str, Any]:
+    """The settings of JAX that decide what comes from a key."""
+    names = ("jax_default_prng_impl", "jax_threefry_partitionable")
+    return {name: getattr(jax.config, name) for name in names}
 
 
 def _commit() -> str | None:
@@ -150,9 +118,10 @@ class Folder:
     """The folder of a run, as a host sees it: the first of many reads and writes.
 
     On the others nothing is there and nothing is written, so no caller has to ask which host it is.
+    What is read is checked against its checksum; a file that is damaged raises `files.Damaged`.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: files.Path):
         self.path = path
 
     @property
@@ -160,50 +129,54 @@ class Folder:
         return parallel.host() == 0
 
     def below(self, name: str) -> "Folder":
-        """A folder within this one, made if it is not there."""
-        if self._first:
-            (self.path / name).mkdir(parents=True, exist_ok=True)
+        """A folder within this one."""
         return Folder(self.path / name)
 
     def discard(self, *patterns: str) -> None:
         """Deletes files and folders whose names match, such as `points-*`."""
         for path in [path for pattern in patterns for path in self._glob(pattern)]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            files.delete(path)
 
-    def _glob(self, pattern: str) -> list[pathlib.Path]:
+    def _glob(self, pattern: str) -> list[files.Path]:
         return sorted(self.path.glob(pattern)) if self._first else []
 
     # ------------------------------------------------------------------------------------- files
 
+    def _kept(self, name: str) -> bytes | None:
+        return files.kept(self.path / name) if self._first else None
+
+    def _keep(self, name: str, contents: bytes) -> None:
+        if self._first:
+            files.keep(self.path / name, contents)
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there, for all hosts alike."""
+        return parallel.on_any_host(bool(self._glob(name)))
+
     def read(self, name: str) -> Any:
         """The value of `<name>.json`, or None."""
-        return read_json(self.path / f"{name}.json") if self._first else None
+        contents = self._kept(f"{name}.json")
+        return None if contents is None else json.loads(contents)
 
     def write(self, name: str, value: Any) -> None:
         """Writes `<name>.json`."""
-        if self._first:
-            write_json(self.path / f"{name}.json", value)
+        self._keep(f"{name}.json", files.as_json(value))
 
     def note(self, **entry: Any) -> None:
         """One more line of the journal metrics.jsonl, with the time in front."""
-        path = self.path / "metrics.jsonl"
         if self._first:
-            before = path.read_text(encoding="utf-8") if path.exists() else ""
-            write_text(path, before + json.dumps({"time": now(), **entry}) + "\n")
-
-    def has_results(self) -> bool:
-        """Whether the dataset is there, for all hosts alike."""
-        return parallel.on_any_host(bool(self._glob("results.nc")))
+            line = json.dumps({"time": now(), **entry}) + "\n"
+            self._keep(JOURNAL, (self._kept(JOURNAL) or b"") + line.encode())
 
     def results(self) -> xr.Dataset | None:
-        """The dataset, in memory."""
-        path = self.path / "results.nc"
+        """The dataset, in memory; None if it is not there."""
         try:
-            return xr.load_dataset(path, engine="h5netcdf") if self._first else None
-        except (OSError, ValueError, KeyError) as error:
-            raise Refused(
-                f"{path} cannot be read: {error}; delete it to compute it anew"
-            ) from error
+            contents = self._kept("results.nc")
+        except files.Damaged as error:
+            raise Refused(f"{error}; delete it to compute it anew") from error
+        if contents is None:
+            return None
+        return xr.load_dataset(io.BytesIO(contents), engine="h5netcdf")
 
     def save_results(self, results: xr.Dataset | None) -> None:
         """The dataset as netCDF; the pieces it was made of are deleted."""
@@ -211,133 +184,244 @@ class Folder:
             # By way of memory: HDF5 crashes the process when a disk is full.
             contents = io.BytesIO()
             results.to_netcdf(contents, engine="h5netcdf")
-            write(self.path / "results.nc", lambda path: path.write_bytes(contents.getbuffer()))
-        self.discard("points-*", "checkpoints")
+            self._keep("results.nc", contents.getvalue())
+        self.discard(*PIECES)
 
-    def save_pictures(self, pictures: Mapping[str, Any]) -> None:
-        """Every figure as PNG and PDF, and their captions."""
+    def save_pictures(
+        self, pictures: Mapping[str, Any], failed: Callable[[str, Exception], Any]
+    ) -> None:
+        """Every figure as PNG and PDF, and their captions, which come last.
+
+        A figure that raises an error when it is drawn is left out, after `failed(name, error)`.
+        """
         import matplotlib.pyplot as plt
 
-        folder = self.below("figures")
+        self.discard("figures")
+        folder, captions = self.below("figures"), {}
         for name, picture in pictures.items():
-            for suffix in ("png", "pdf"):
-                write(folder.path / f"{name}.{suffix}", picture.figure.savefig)
-            plt.close(picture.figure)
-        folder.write("captions", {name: picture.caption for name, picture in pictures.items()})
+            drawn = {suffix: io.BytesIO() for suffix in ("png", "pdf")}
+            try:
+                for suffix, contents in drawn.items():
+                    picture.figure.savefig(contents, format=suffix)
+            except Exception as error:
+                failed(name, error)
+                continue
+            finally:
+                plt.close(picture.figure)
+            for suffix, contents in drawn.items():
+                folder._keep(f"{name}.{suffix}", contents.getvalue())
+            captions[name] = picture.caption
+        folder.write("captions", captions)
+
+    def keep_only(self, name: str, wanted: Collection[str]) -> None:
+        """Deletes what is in the folder of this name, but for these."""
+        self.discard(*(f"{name}/{path.name}" for path in self._glob(f"{name}/*")
+                       if path.name not in wanted))  # fmt: skip
 
     # ------------------------------------------------------------------- finished points, training
 
     def save_points(
         self, group: int, places: np.ndarray, arrays: Mapping[str, np.ndarray], schema: str
     ) -> None:
-        """Finished points of a group of a sweep, as npz, whose every array has a checksum."""
-        contents = {_PLACES: places, _SCHEMA: np.array(schema), **arrays}
-
-        def produce(temporary: pathlib.Path) -> None:
-            with temporary.open("wb") as file:
-                np.savez(file, **contents)
-
+        """Finished points of a group of a sweep, as npz."""
         if self._first:
-            write(self.below(_points(group)).path / f"{places[0]:08}.npz", produce)
+            contents = io.BytesIO()
+            np.savez(contents, **{_PLACES: places, _SCHEMA: np.array(schema), **arrays})
+            self.below(_points(group))._keep(f"{places[0]:08}.npz", contents.getvalue())
 
     def points(self, group: int, report: Callable[[str], Any]) -> Iterator[Points]:
         """What is kept of a group; damaged files are reported and deleted."""
         for path in self._glob(f"{_points(group)}/*.npz"):
             try:
-                with path.open("rb") as file, np.load(file) as stored:
-                    arrays = dict(stored)
-                yield Points(arrays.pop(_PLACES), arrays.pop(_SCHEMA).item(), arrays)
-            except (zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError) as error:
-                report(f"{path} is damaged: {error}; its points are computed again")
-                path.unlink()
+                contents = files.kept(path)
+            except files.Damaged as error:
+                report(f"{error}; its points are computed again")
+                files.delete(path)
+                continue
+            with np.load(io.BytesIO(contents)) as stored:
+                arrays = dict(stored)
+            yield Points(arrays.pop(_PLACES), arrays.pop(_SCHEMA).item(), arrays)
 
     def save_checkpoint(
         self, name: str, step: int, arrays: Mapping[str, np.ndarray], *, keep: int
     ) -> None:
         """The state of a training loop after so many steps."""
-        if self._first:
-            checkpoints.save(self.path / "checkpoints" / name, step, arrays, keep=keep)
+        folder = self.path / "checkpoints" / name
+        if not self._first:
+            return
+        if files.remote(folder):
+            _save_in_bucket(folder, step, arrays, keep)
+        else:
+            checkpoints.save(folder, step, arrays, keep=keep)
 
     def restore(self, name: str, report: Callable[[str], Any]) -> tuple[int, dict[str, np.ndarray]]:
         """Step and arrays of the newest checkpoint; `(0, {})` if there is none."""
+        folder = self.path / "checkpoints" / name
         if not self._first:
             return 0, {}
-        return checkpoints.restore(self.path / "checkpoints" / name, report=report) or (0, {})
+        found = (
+            _restore_from_bucket(folder, report)
+            if files.remote(folder)
+            else checkpoints.restore(folder, report=report)
+        )
+        return found or (0, {})
 
     # ----------------------------------------------------------------------- whose folder it is
 
     @contextlib.contextmanager
-    def opened(self, config: ConfigDict, *, overwrite: bool) -> Iterator[None]:
+    def opened(
+        self,
+        config: ConfigDict,
+        code: Code,
+        *,
+        overwrite: bool,
+        report: Callable[[str], Any] = lambda line: None,
+    ) -> Iterator[None]:
         """The folder for this process alone, with the config in it.
 
         Refuses a folder of another config or of other code, unless it may be overwritten; if the
-        first host refuses it, all hosts stop.
+        first host refuses it, all hosts stop. Damage of what can be made anew is reported.
         """
         with contextlib.ExitStack() as stack:
             refused = None
             if self._first:
                 try:
-                    stack.enter_context(self._locked(config, overwrite))
+                    stack.enter_context(files.locked(self.path, report))
+                    self._make_ready(config, code, overwrite, report)
                 except Refused as error:
                     refused = error
             if parallel.on_any_host(refused is not None):
                 raise refused or Refused("refused by the first host")
             yield
 
-    @contextlib.contextmanager
-    def _locked(self, config: ConfigDict, overwrite: bool) -> Iterator[None]:
-        folder = self.path
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = (folder / ".lock").open("w")
-        except OSError as error:
-            raise Refused(f"workdir {folder} is not writable: {error.strerror}") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Refused(f"workdir {folder} is in use by another process") from None
-            conflict = self.disagreement(config)
-            if conflict and conflict.startswith(FOREIGN):
-                raise Refused(f"workdir {folder} {conflict}")
-            if conflict and not overwrite:
-                raise Refused(f"workdir {folder} {conflict}; --overwrite computes it anew")
-            if overwrite:
-                self.discard("[!.]*")
-            for half_written in folder.rglob(f"{_WRITING}*"):  # by a process that was killed
-                half_written.unlink()
-            self.write("config", as_dict(config))
-            yield
-        (folder / ".lock").unlink(missing_ok=True)
+    def _make_ready(
+        self, config: ConfigDict, code: Code, overwrite: bool, report: Callable[[str], Any]
+    ) -> None:
+        conflict = self.disagreement(config, code)
+        if conflict and (conflict.startswith(FOREIGN) or not overwrite):
+            raise Refused(f"workdir {self.path} {advised(conflict)}")
+        if overwrite:
+            self.discard(files.SUMS, "[!.]*")
+        self._mend(report)
+        self.write("config", as_dict(config))
 
-    def disagreement(self, config: ConfigDict) -> str | None:
+    def _mend(self, report: Callable[[str], Any]) -> None:
+        """Reports what is damaged or missing and clears the way to make it anew.
+
+        Damaged results stay: they are refused where they are read.
+        """
+        for folder, name, fault in self._faults():
+            path = self.path / name
+            if folder != self.path:
+                path = folder
+            elif name == "results.nc" and path.exists():
+                continue
+            report(f"{fault}; it is made anew")
+            files.delete(path)
+            if name == JOURNAL:
+                self.note(fault=fault)
+        if not self._glob("results.nc"):
+            self.discard("claims.json", "figures")
+
+    def _faults(self) -> Iterator[tuple[files.Path, str, str]]:
+        """Folder, name and fault of the files of a run that are not whole."""
+        for folder in (self.path, self.path / "figures", *self._glob("controls/*")):
+            for name, fault in files.faults(folder, FILES):
+                yield folder, name, fault
+
+    def disagreement(self, config: ConfigDict, code: Code) -> str | None:
         """Why the contents are not of this config and this code; None if they are."""
         try:
             there, made_by = self.read("config"), self.read("environment")
-        except ValueError:
-            return "holds files that cannot be read"
+        except files.Damaged as error:
+            return f"holds a run of which nothing is known: {error}"
         if there is None:
             foreign = [path.name for path in self._glob("[!.]*")]
             return f"{FOREIGN} ({', '.join(foreign[:3])})" if foreign else None
         differing = sorted(_differing(there, as_dict(config)))
         if differing:
             return f"holds a run of another config (they differ in {', '.join(differing[:5])})"
-        if made_by is not None and made_by["code"] != code(config.experiment):
+        if made_by is None:
+            made = any(map(self._glob, ("results.nc", *PIECES)))
+            return "holds a run of unknown code" if made else None
+        if made_by["code"]["numbers"] != code.numbers:
             return OTHER_CODE
+        if differing := sorted(_differing(made_by["random"], random_numbers())):
+            return f"holds a run with other random numbers (they differ in {', '.join(differing)})"
         return None
 
-    def finished(self, config: ConfigDict) -> bool:
-        """Whether it holds the finished run of this config and this code."""
-        return bool(self._glob("claims.json")) and self.disagreement(config) is None
+    def outdated(self, code: Code) -> bool:
+        """Whether claims and figures are of other code, or one of them could not be made."""
+        made_by = self.read("environment") or {}
+        return bool(made_by.get("raised")) or made_by.get("code") != code._asdict()
+
+    def finished(self, config: ConfigDict, code: Code) -> bool:
+        """Whether it holds the finished run of this config and this code, whole."""
+        parts = ("results.nc", "claims.json", "figures/captions.json")
+        return (
+            all(self._glob(part) for part in parts)
+            and self.disagreement(config, code) is None
+            and not self.outdated(code)
+            and not any(self._faults())
+        )
 
 
 FOREIGN = "holds files of something else"
 OTHER_CODE = "holds a run of other code (jdiv or the experiment has changed since)"
+JOURNAL = "metrics.jsonl"
+PIECES = ("points-*", "checkpoints")
+"""What results are made of."""
+FILES = ("results.nc", "claims.json", "config.json", "environment.json", "captions.json", JOURNAL)
 _PLACES, _SCHEMA = "_places", "_schema"  # names that no result has
 
 
 def _points(group: int) -> str:
     return f"points-{group:04}"
+
+
+def advised(conflict: str) -> str:
+    """A conflict of a folder, and what can be done about it."""
+    if conflict.startswith(FOREIGN):
+        return conflict
+    return f"{conflict}; --workdir=NEW keeps both, --overwrite computes it anew"
+
+
+def _save_in_bucket(
+    folder: files.Path, step: int, arrays: Mapping[str, np.ndarray], keep: int
+) -> None:
+    """A checkpoint as one object, which a bucket has whole or not at all."""
+    packed = io.BytesIO()
+    with tempfile.TemporaryDirectory() as local:
+        checkpoints.save(pathlib.Path(local), step, arrays, keep=1)
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            archive.add(pathlib.Path(local) / str(step), str(step))
+    files.keep(folder / f"{step}.tar", packed.getvalue())
+    for old in _steps_in_bucket(folder)[:-keep]:
+        files.delete(folder / f"{old}.tar")
+
+
+def _restore_from_bucket(
+    folder: files.Path, report: Callable[[str], Any]
+) -> tuple[int, dict[str, np.ndarray]] | None:
+    """Like `checkpoints.restore`."""
+    steps = _steps_in_bucket(folder)
+    for step in reversed(steps):
+        try:
+            packed = files.kept(folder / f"{step}.tar")
+        except files.Damaged as error:
+            report(f"{error}; skipped")
+            continue
+        with tempfile.TemporaryDirectory() as local:
+            with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+                archive.extractall(local, filter="data")
+            return step, checkpoints.load(pathlib.Path(local), step)
+    if steps:
+        raise checkpoints.Unreadable(f"no readable checkpoint is left in {folder}")
+    return None
+
+
+def _steps_in_bucket(folder: files.Path) -> list[int]:
+    return sorted(int(path.stem) for path in folder.glob("*.tar") if path.stem.isdecimal())
 
 
 def _differing(a: Any, b: Any, path: str = "") -> Iterator[str]:

@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 
 from experiments import reproduce, run
-from experiments.lab import claims, commands, job, records, settings
+from experiments.lab import claims, commands, job, records, settings, source
 from experiments.lab.job import from_config
 from jdiv import checkpoints
 from tests.experiments import toys
@@ -80,7 +80,8 @@ def test_killed_five_times_the_results_are_the_same_to_the_bit(kind, delay, tmp_
     xr.testing.assert_identical(results(tmp_path / "whole"), results(folder))
     left = sorted(path.name for path in folder.iterdir())
     assert left == [
-        "claims.json", "config.json", "environment.json", "figures", "metrics.jsonl", "results.nc",
+        ".sha256.json", "claims.json", "config.json", "controls", "environment.json", "figures",
+        "metrics.jsonl", "results.nc",
     ]  # fmt: skip
 
 
@@ -277,8 +278,8 @@ def test_a_folder_of_another_config_is_refused_until_it_may_be_overwritten(tmp_p
 
 def test_a_folder_of_other_code_is_refused(tmp_path, monkeypatch):
     execute(tmp_path)
-    monkeypatch.setattr(records, "code", lambda experiment: "changed")
-    with pytest.raises(records.Refused, match="other code"):
+    monkeypatch.setattr(source, "code", lambda experiment: source.Code("changed", ""))
+    with pytest.raises(records.Refused, match=r"other code.*; --workdir=NEW keeps both, --over"):
         execute(tmp_path)
 
 
@@ -297,9 +298,9 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
-    config = toys.config(seeds=1)
+    config, code = toys.config(seeds=1), source.code(toys.SWEEP)
     with (
-        records.Folder(tmp_path).opened(config, overwrite=False),
+        records.Folder(tmp_path).opened(config, code, overwrite=False),
         pytest.raises(records.Refused, match="in use"),
     ):
         execute(tmp_path)
