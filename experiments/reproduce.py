@@ -172,8 +172,13 @@ def _claims_of(
         scale = "" if job.config.scale == "quick" else f":{job.config.scale}"
         command = f"python -m experiments.run --config=configs/{job.config.experiment}.py{scale}"
         return run.execute(job, command, overwrite=overwrite, stopping=stopping)
-    except (records.Stopped, records.Refused, OSError, KeyboardInterrupt):
+    except (records.Stopped, OSError, KeyboardInterrupt):
         raise
+    except records.Refused as error:
+        if parallel.hosts() > 1:  # the others have to hear of it
+            raise
+        print(error, file=sys.stderr)
+        return None
     except run.Unmade:  # what was raised has been said
         return None
     except Exception:

@@ -153,6 +153,10 @@ class Unmade(Exception):
     """Claims or figures raised errors, which have been said; the other claims are the argument."""
 
 
+NOT_THEIRS = (OSError, records.Refused, records.Stopped)
+"""Errors that are no fault of a claim or figure in which they occur."""
+
+
 def _place(error: Exception) -> str:
     """` (averaging.py:42)`: where an error was raised, outside of installed packages."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -206,6 +210,8 @@ def judge(
             entries.append(
                 claims.untested(claim, reason) if reason else judged(job, claim, results, found)
             )
+        except NOT_THEIRS:
+            raise
         except Exception as error:
             failed(f"claim {claim.name}", error)
             entries.append(claims.untested(claim, f"raised {settings.in_a_line(error)}"))
@@ -253,6 +259,8 @@ def draw(
             what = ", ".join(f"{name} = {label}" for name, label in part.items())
             try:
                 pictures = job.experiment.figures(config, here)
+            except NOT_THEIRS:
+                raise
             except Exception as error:
                 failed("figures", error)
                 continue

@@ -78,7 +78,6 @@ def test_hosts_with_different_configs_refuse(pair):
 @pytest.mark.parametrize(
     ("fault", "host", "code", "words"),
     [
-        ("claims", 0, 3, "ZeroDivisionError: no such number (run.py:"),
         ("run", 1, 3, "ZeroDivisionError: no such number (engine.py:"),
         ("disk", 0, 2, "here: No space left on device"),
     ],
@@ -88,6 +87,15 @@ def test_what_fails_on_one_host_ends_both(fault, host, code, words, pair):
     assert codes == [code, code]
     assert said[host].startswith(words)
     assert said[1 - host] == f"host {host}: {said[host]}"
+
+
+def test_a_claim_that_raises_is_no_failure_of_a_host(pair, tmp_path):
+    codes, said = ends(pair("sweep", "--seeds=1", "--fault=claims"))
+    assert codes == [1, 1]
+    words = "claim positive raised ZeroDivisionError: no such number at all (toys.py:"
+    assert words in said[0]
+    assert said[1] == ""
+    assert results(tmp_path / "hosts").sizes["seed"] == 1
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ def broken(where):
     """Functions of a toy of which one fails."""
 
     def fails(*_):
+        """It does."""
         raise ZeroDivisionError("no such number\nat all")
 
     def refuses(*_):
@@ -147,7 +148,10 @@ def main() -> int:
         chosen.delay = values.delay
         with commands.stopping_on_signal() as stopping:
             job = planned(toy, chosen, Folder(pathlib.Path(folder)))
-            run.execute(job, "toys", stopping=stopping)
+            try:
+                run.execute(job, "toys", stopping=stopping)
+            except run.Unmade:
+                return 1
         return 0
 
     return commands.guarded(body)
