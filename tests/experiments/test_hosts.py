@@ -92,7 +92,7 @@ def test_what_fails_on_one_host_ends_both(fault, host, code, words, pair):
 def test_a_claim_that_raises_is_no_failure_of_a_host(pair, tmp_path):
     codes, said = ends(pair("sweep", "--seeds=1", "--fault=claims"))
     assert codes == [1, 1]
-    words = "claim positive raised ZeroDivisionError: no such number at all (toys.py:"
+    words = "claim fails raised ZeroDivisionError: no such number at all (toys.py:"
     assert words in said[0]
     assert said[1] == ""
     assert results(tmp_path / "hosts").sizes["seed"] == 1
