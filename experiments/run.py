@@ -135,7 +135,7 @@ def execute(
         else:
             entries = judge(job, results, progress, stopping, failed)
         if results is not None and not drawn_before:
-            folder.save_pictures(draw(job, results, failed), failed)
+            folder.save_pictures(draw(job, results, failed, progress.say), failed)
         progress.close()
         clock.write(seconds=clock.seconds(), raised=raised)
         if not judged_before:
@@ -246,13 +246,20 @@ def judged(
 
 
 def draw(
-    job: Job, results: xr.Dataset, failed: Callable[[str, Exception], Any]
+    job: Job,
+    results: xr.Dataset,
+    failed: Callable[[str, Exception], Any],
+    say: Callable[[str], Any],
 ) -> dict[str, plots.Picture]:
-    """The pictures of the experiment, in the style of all; for each value of swept fields."""
+    """The pictures of the experiment, in the style of all; for each value of swept fields.
+
+    Captions are about the config as its file has it; of another run they say so.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     drawn = {}
+    other = bool(job.grid != job.own or job.changed_fields)
     with matplotlib.rc_context(plots.STYLE):
         for number, (part, config) in enumerate(job.parts(), 1):
             here = results.sel(part).drop_vars(list(part))
@@ -265,7 +272,11 @@ def draw(
                 failed("figures", error)
                 continue
             for name, picture in pictures.items():
+                if isinstance(picture, str):
+                    say(f"figure {name} is left out: {picture}")
+                    continue
                 caption = picture.caption + f" Here {what}." * bool(part)
+                caption += " (Said of the config as its file has it.)" * other
                 drawn[name + f"_{number}" * bool(part)] = picture._replace(caption=caption)
     return drawn
 

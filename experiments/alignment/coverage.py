@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments.lab import axes
 from experiments.lab.claims import Finding, between, claim, equals, together
-from experiments.lab.plots import COLORS, Picture, curve, panels, style
+from experiments.lab.plots import COLORS, Picture, curve, panels, pick, style
 from experiments.lab.results import Labelled, labelled
 from jdiv import divergences, roots
 from jdiv.alignment import preference
@@ -92,20 +92,22 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     unseen = in_order.policy.sel(answer=len(config.reference))
     unseen = unseen.assign_coords(start=1 / (1 + 2 * np.exp(-in_order.start)))
     kl = results.kl.isel(start=1).sortby("coefficient")
-    kl = kl.sel(coefficient=kl.coefficient > 0)
-    lines = {
-        "DPO": (0.0, "KL"),
-        "with KL(π‖ref): HyPO": (0.001, "KL"),
-        "with SFT: RPO": (0.001, "SFT"),
-        "with KL on the pairs": (0.001, "KL of pairs"),
-    }
+    positive = kl.coefficient[kl.coefficient > 0]
+    lines = {"DPO": (0.0, "KL")} if 0 in results.coefficient else {}
+    if positive.size:
+        small = pick(positive, 0.001)
+        lines |= {
+            "with KL(π‖ref): HyPO": (small, "KL"),
+            "with SFT: RPO": (small, "SFT"),
+            "with KL on the pairs": (small, "KL of pairs"),
+        }
     for number, (label, (coefficient, term)) in enumerate(lines.items()):
         look = style(number) | {"linewidth": 3 if "pairs" in label else 1.5, "label": label}
         curve(left, "start", unseen.sel(coefficient=coefficient, term=term), **look)
         if coefficient:
-            curve(right, "coefficient", kl.sel(term=term), **look)
-    alone = results.kl.sel(coefficient=0.0, term="KL").isel(start=1)
-    right.axhline(alone, color=COLORS[0])
+            curve(right, "coefficient", kl.sel(term=term, coefficient=positive), **look)
+        else:
+            right.axhline(kl.sel(coefficient=0.0, term=term), color=COLORS[0])
     left.set(xscale="log", xlabel="unseen answer: probability at the start")
     left.set(ylabel="unseen answer: probability after the fit")
     left.set_yscale("symlog", linthresh=1e-4)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from experiments.lab.axes import each, one_of, positive
 from experiments.lab.claims import Finding, at_least, at_most, between, claim
-from experiments.lab.plots import GREY, Picture, curve, panels, style
+from experiments.lab.plots import GREY, Picture, curve, panels, pick, style
 from experiments.lab.results import Labelled, labelled
 from jdiv import divergences
 from jdiv.alignment import f_dpg
@@ -81,8 +81,6 @@ REST = tuple(name for name in SIX if name != "jensen_shannon")
 
 def validate(config: ConfigDict, point: dict) -> None:
     """Refuses what is no distribution, and what leaves claims without numbers."""
-    if BETA not in config.sweep.beta:
-        raise ValueError(f"config.sweep.beta must have {BETA:g} in it, got {config.sweep.beta}")
     if missing := set(NAMES) - set(config.generators):
         raise ValueError(f"config.generators must have {', '.join(sorted(missing))}")
     if len(config.logits) != len(config.target):
@@ -307,8 +305,8 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
             trade_off_figure(results),
             "Gaussian policies before a target with two modes, which they cannot be. Left: reward"
             " and diversity of the best Gaussian, one marker for each β and large ones for"
-            f" β = {BETA:g}; divergences that punish missing the target keep diversity, the others"
-            " reward. Right: the laws behind it.",
+            f" β = {pick(results.beta, BETA):g}; divergences that punish missing the target keep"
+            " diversity, the others reward. Right: the laws behind it.",
         ),
     }
 
@@ -336,14 +334,14 @@ def trade_off_figure(results: xr.Dataset):
         at = results.sel(generator=name)
         look = style(number, marker=True) | {"linestyle": ""}
         left.plot(at.entropy, at.reward, **look, alpha=0.5)
-        at = at.sel(beta=BETA)
+        at = at.sel(beta=pick(results.beta, BETA))
         left.plot(at.entropy, at.reward, **look | {"markersize": 9}, mec="k", mew=0.6, label=label)
     ideal = results.ideal
     entropy = -(ideal * np.log(ideal)).sum("place")
     left.plot(entropy, (ideal * np.asarray(reward_at(GRID))).sum("place"), "k:", label="target")
     left.set(xlabel="diversity: entropy of π, nats", ylabel="alignment: E[r]")
     left.legend(fontsize="x-small", loc="lower left")
-    at = results.sel(beta=BETA)
+    at = results.sel(beta=pick(results.beta, BETA))
     right.fill_between(GRID, at.ideal, color=GREY, label="target")
     for name in ("neyman_chi2", "reverse_kl", "jensen_shannon", "kl", "pearson_chi2"):
         look = style(SIX.index(name))

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from experiments.lab.axes import at_least, non_negative, one_of, positive
 from experiments.lab.claims import Finding, at_most, claim, equals
-from experiments.lab.plots import GREY, Picture, curve, curves, panels, style, ticks
+from experiments.lab.plots import GREY, Picture, curve, curves, panels, pick, some, style, ticks
 from experiments.lab.results import Labelled, labelled
 from jdiv import regularized
 from jdiv.alignment import preference
@@ -148,10 +148,11 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     left.set(xlabel="α", ylabel="mean of the best Gaussian", xlim=(0.25, 1.35), ylim=(-0.15, 3.9))
     left.legend(loc="upper right")
     x = np.linspace(-7, 7, 401)
-    density = np.exp(log_mixture(jnp.asarray(x), jnp.asarray(2.5)))
-    middle.fill_between(x, density, color=GREY, label="two modes, s = 2.5")
-    for number, a in enumerate(a for a in (1.0, 0.8, 0.7, 0.5) if a in alpha):
-        at = results.sel(separation=2.5, alpha=a)
+    separation = pick(results.separation, 2.5)
+    density = np.exp(log_mixture(jnp.asarray(x), jnp.asarray(separation)))
+    middle.fill_between(x, density, color=GREY, label=f"two modes, s = {separation:g}")
+    for number, a in enumerate(some(results.alpha, (1.0, 0.8, 0.7, 0.5))):
+        at = results.sel(separation=separation, alpha=a)
         mean, deviation = float(at["mean"]), float(at.deviation)
         normal = np.exp(-(((x - mean) / deviation) ** 2) / 2) / (deviation * np.sqrt(2 * np.pi))
         middle.plot(x, normal, label=f"α = {a:g}", **style(number))
@@ -168,7 +169,8 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
         "h_dpo": Picture(
             figure,
             "Left: as α falls the best Gaussian jumps from the middle of two modes at -s and s to"
-            " one of them, the later the closer they are. Middle: the fits at s = 2.5. Right: on"
+            " one of them, the later the closer they are. Middle: the fits at"
+            f" s = {separation:g}. Right: on"
             " four answers a small α sharpens the optimal policy.",
         )
     }

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from experiments.lab.axes import above, positive
 from experiments.lab.claims import Finding, at_least, at_most, claim, equals
-from experiments.lab.plots import Picture, curve, panels, style, ticks
+from experiments.lab.plots import Picture, curve, panels, pick, style, ticks
 from experiments.lab.results import Labelled, labelled
 from jdiv import divergences, generators
 from jdiv.alignment import inference_aware, tilts
@@ -132,6 +132,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labell
 def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     """What to tilt by, and what it gains."""
     figure, (left, middle, right) = panels(3, width=3.8)
+    budget = pick(results.budget, 1.0)
     # Where on the curve its name stands.
     names = {
         "best of 1": (0.5, (5, -9)),
@@ -141,7 +142,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
         "worst of 4": (0.32, (-52, 5)),
     }
     for number, (objective, (where, offset)) in enumerate(names.items()):
-        reward = results.transformed.sel(budget=1.0, objective=objective)
+        reward = results.transformed.sel(budget=budget, objective=objective)
         scaled = (reward - reward.min()) / (reward.max() - reward.min())
         look = style(number)
         curve(left, "u", scaled, **look)
@@ -159,9 +160,9 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     return {
         "transforms": Picture(
             figure,
-            "Left: the reward whose tilt is the optimum, at one nat, convex for the best of n and"
-            " concave for the worst. Middle and right: what a tilt at the same KL gains over the"
-            " plain quantile; no transform is above the fixed point.",
+            f"Left: the reward whose tilt is the optimum, at a KL of {budget:g}, convex for the"
+            " best of n and concave for the worst. Middle and right: what a tilt at the same KL"
+            " gains over the plain quantile; no transform is above the fixed point.",
         )
     }
 

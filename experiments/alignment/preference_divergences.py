@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from experiments.lab import axes
 from experiments.lab.claims import Finding, at_least, at_most, between, claim, equals, together
-from experiments.lab.plots import COLORS, Picture, panels, style
+from experiments.lab.plots import COLORS, Picture, panels, pick, some, style
 from experiments.lab.results import Labelled, labelled
 from jdiv import divergences, regularized, roots
 from jdiv.alignment import margins, preference
@@ -209,6 +209,7 @@ def entropy(p: Array) -> Array:
 
 def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     """The frontiers, and what is fitted against the optimum."""
+    small = pick(results.beta, 0.1)
     return {
         "frontier": Picture(
             frontier_figure(config, results.isel(beta=0)),
@@ -218,10 +219,10 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
             " picture. The grey line is where the claims compare.",
         ),
         "failure": Picture(
-            failure_figure(results.sel(beta=0.1)),
-            "At β = 0.1 the optimum of chi2 drops answers 3 and 5, and what f-DPO fits is another"
-            " policy; with chi2-PO's link both have some probability, .0007 and .00001, and the fit"
-            " is the optimum.",
+            failure_figure(results.sel(beta=small)),
+            f"At β = {small:g} the optimum of chi2 drops answers 3 and 5, and what f-DPO fits is"
+            " another policy; with chi2-PO's link both have some probability, .0007 and .00001, and"
+            " the fit is the optimum.",
         ),
     }
 
@@ -229,11 +230,12 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
 def frontier_figure(config: ConfigDict, at: xr.Dataset) -> Figure:
     """Entropy against reward, less that of RKL, with both references."""
     figure, both = panels(2, height=4.2, sharey=True)
+    first, *others = some(at.divergence, ("RKL", "alpha .3", "alpha .5", "FKL", "JS", "chi2"))
     for axis, of in zip(both, at.of.values, strict=True):
-        best = at.sel(divergence="RKL", of=of).sortby("frontier_reward")
+        best = at.sel(divergence=first, of=of).sortby("frontier_reward")
         reward = best.frontier_reward
-        axis.axhline(0, color=COLORS[0], label="RKL")
-        for number, name in enumerate(("alpha .3", "alpha .5", "FKL", "JS", "chi2"), 1):
+        axis.axhline(0, color=COLORS[0], label=first)
+        for number, name in enumerate(others, 1):
             line = at.sel(divergence=name, of=of)
             inside = (line.frontier_reward >= reward.min()) & (line.frontier_reward <= reward.max())
             of_best = np.interp(line.frontier_reward, reward, best.frontier_entropy)
@@ -242,7 +244,7 @@ def frontier_figure(config: ConfigDict, at: xr.Dataset) -> Figure:
         axis.axvline(config.matched_reward, color="#808080", linewidth=0.8)
         axis.set(xlabel="mean reward", ylim=(-0.2, 0.08))
         axis.set_title(f"{of} reference", fontsize="medium")
-    both[0].set_ylabel("entropy minus that of RKL, nats")
+    both[0].set_ylabel(f"entropy minus that of {first}, nats")
     both[0].legend(title="divergence", ncols=2, loc="lower left")
     return figure
 
@@ -250,13 +252,13 @@ def frontier_figure(config: ConfigDict, at: xr.Dataset) -> Figure:
 def failure_figure(small: xr.Dataset) -> Figure:
     """Optima and fits of chi2 and chi2-PO."""
     figure, axis = plt.subplots(figsize=(6.4, 4.0))
-    bars = (
-        ("optimum of chi2", small.policy, "chi2", COLORS[0], ""),
-        ("its f-DPO fit", small.fit, "chi2", COLORS[1], "//"),
-        ("optimum of chi2-PO", small.policy, "chi2-PO", COLORS[2], ""),
-        ("its fit", small.fit, "chi2-PO", COLORS[4], "//"),
-    )
-    for place, (label, height, name, color, hatch) in enumerate(bars):
+    looks = ((COLORS[0], ""), (COLORS[1], "//"), (COLORS[2], ""), (COLORS[4], "//"))
+    bars = [
+        bar
+        for name in some(small.divergence, ("chi2", "chi2-PO"))[:2]
+        for bar in ((f"optimum of {name}", small.policy, name), ("its f-DPO fit", small.fit, name))
+    ]
+    for place, ((label, height, name), (color, hatch)) in enumerate(zip(bars, looks, strict=False)):
         x, look = small.answer + 0.2 * (place - 1.5), {"color": color, "hatch": hatch}
         axis.bar(x, height.sel(divergence=name), 0.2, label=label, edgecolor="white", **look)
     axis.set(xlabel="answer", ylabel="probability", xticks=small.answer)

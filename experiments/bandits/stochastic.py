@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from experiments.lab.axes import labels, one_of, positive, seeds
 from experiments.lab.claims import Finding, at_most, claim, equals, within
-from experiments.lab.plots import Picture, curve, legend_above, panels, style
+from experiments.lab.plots import Picture, curve, legend_above, panels, pick, style
 from experiments.lab.results import Labelled, labelled
 from jdiv.bandits import stochastic
 from jdiv.divergences import categorical
@@ -65,14 +65,6 @@ BOLD = {
 OTHERS = ({"kl_ucb": UCB1}, {"kl_ucb": WIDE})
 
 
-def validate(config: ConfigDict, point: dict) -> None:
-    """Refuses a sweep without the instance of the slopes."""
-    if "two arms" not in config.sweep.instance:
-        raise ValueError(
-            f"config.sweep.instance must have 'two arms', got {', '.join(config.sweep.instance)}"
-        )
-
-
 def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:
     """Regret of one run, with the best arm at a random place, and the constants of the bound."""
     of_place, of_play = jax.random.split(key)
@@ -113,7 +105,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
         bound = here.constant.mean() * np.log(here.pull)
         look = {"color": "#808080", "linewidth": 2.5, "linestyle": (0, (1, 1))}
         curve(axis, "pull", bound, label="lower bound: the slope", **look)
-        highest = here.regret.sel(algorithm=UCB1).mean("seed").max().item()
+        highest = here.regret.sel(algorithm=pick(here.algorithm, UCB1)).mean("seed").max().item()
         axis.set(
             xscale="log", xlim=(EVERY, HORIZON), xlabel="pulls", ylim=(0, 1.4 * highest),
             title=f"{instance}, the best {max(INSTANCES[instance]):g}",

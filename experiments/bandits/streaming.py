@@ -8,6 +8,7 @@ highest level.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ from experiments.lab.plots import (
     curve,
     legend_above,
     panels,
+    pick,
+    some,
     style,
     ticks,
 )
@@ -55,16 +58,6 @@ RUNS = 20
 RECOMPUTED = "the numbers from the release's code, run again with 20 seeds"
 EXPERIMENTS = f"Wang 2023, the algorithms of its experiments; {RECOMPUTED}"
 FIRST = {"commit": "first", "sweep.arms": KNOWN, "sweep.seed": tuple(range(40))}
-
-
-def validate(config: ConfigDict, point: dict) -> None:
-    """Refuses a sweep without what the reference has."""
-    if not set(KNOWN) <= set(config.sweep.arms):
-        raise ValueError(f"config.sweep.arms must have 200 and 500, got {config.sweep.arms}")
-    if FACTOR not in config.sweep.factor or len(config.sweep.factor) < 2:
-        raise ValueError(
-            f"config.sweep.factor must have {FACTOR:g} and another, got {config.sweep.factor}"
-        )
 
 
 def clear_cut(key: Array, arms: int) -> Array:
@@ -136,9 +129,11 @@ def slopes(results: xr.Dataset) -> xr.DataArray:
     return (log_t * log_regret).sum("factor") / (log_t**2).sum("factor")
 
 
-def ratios(results: xr.Dataset) -> xr.DataArray:
-    """Regret of each run over the mean of uniform exploration, where the reference is."""
-    regret = results.regret.sel(factor=FACTOR, arms=list(KNOWN))
+def ratios(
+    results: xr.Dataset, factor: float = FACTOR, arms: Sequence[int] = tuple(KNOWN)
+) -> xr.DataArray:
+    """Regret of each run over the mean of uniform exploration, by default of the reference."""
+    regret = results.regret.sel(factor=factor, arms=list(arms))
     return regret / regret.sel(algorithm="uniform").mean("seed")
 
 
@@ -151,8 +146,9 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
 
 
 def _by_horizon(results: xr.Dataset) -> Picture:
-    shown = [arms for arms in results.arms.values if arms in (50, *KNOWN)]
-    figure, axes = panels(len(shown), width=3.6, height=4.1, sharey=True)
+    shown = some(results.arms, (50, *KNOWN))
+    figure, axes = panels(len(shown), width=3.6, height=4.1, sharey=True, squeeze=False)
+    axes = axes[0]
     for axis, arms in zip(axes, shown, strict=True):
         here = results.sel(arms=arms, rules="right")
         scaled = (here.regret.mean("seed") / scale(here)).assign_coords(horizon=horizons(here))
@@ -174,7 +170,9 @@ def _by_horizon(results: xr.Dataset) -> Picture:
 
 def _release(results: xr.Dataset) -> Picture:
     names = [name for name in ALGORITHMS if name != "uniform"]
-    figure, axes = panels(2, width=4.8, height=4.1, sharey=True)
+    factor, stored = pick(results.factor, FACTOR), some(results.arms, KNOWN)[:2]
+    figure, axes = panels(len(stored), width=4.8, height=4.1, sharey=True, squeeze=False)
+    axes, regret = axes[0], ratios(results, factor, stored)
     shown = {
         "right": "as described",
         "recharged": "as released, pulls charged rightly",
@@ -185,21 +183,22 @@ def _release(results: xr.Dataset) -> Picture:
     known |= {(name, "recharged"): ratio for name, ratio in RATIOS.items()}
     known |= {("log-log", rules): ratio for rules, ratio in LOG_LOG.items()}
     aside = dict(zip(shown, (-0.24, 0, 0.24), strict=True))
-    for axis, place, arms in zip(axes, range(len(KNOWN)), KNOWN, strict=True):
-        here = ratios(results).sel(arms=arms, algorithm=names).transpose(..., "algorithm", "seed")
+    for axis, arms in zip(axes, stored, strict=True):
+        here = regret.sel(arms=arms, algorithm=names).transpose(..., "algorithm", "seed")
         for number, (rules, label) in enumerate(shown.items()):
             values, where = here.sel(rules=rules), np.arange(len(names)) + aside[rules]
             look = {"color": COLORS[number], "linestyle": "none"}
             axis.plot(where, values, "_", color=COLORS[number], alpha=0.25, markersize=9)
             axis.plot(where, values.mean("seed"), MARKERS[number], label=label, **look)
-        axis.plot(
-            [names.index(name) + aside[rules] for name, rules in known],
-            [ratio[place] for ratio in known.values()],
-            linestyle="none", marker="o", markersize=11, markerfacecolor="none", color="#707070",
-            label="reference (mean of 20)",
-        )  # fmt: skip
+        if factor == FACTOR and arms in KNOWN:
+            axis.plot(
+                [names.index(name) + aside[rules] for name, rules in known],
+                [ratio[list(KNOWN).index(arms)] for ratio in known.values()],
+                linestyle="none", marker="o", markersize=11, markerfacecolor="none",
+                color="#707070", label="reference (mean of 20)",
+            )  # fmt: skip
         axis.axhline(1, color=GREY, linewidth=1.5, zorder=0)
-        axis.set(yscale="log", title=f"{arms} arms, T = 1000 K$^3$")
+        axis.set(yscale="log", title=f"{arms} arms, T = {factor:g} K$^3$")
         axis.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names])
         ticks(axis, y=(0.3, 1, 3, 10, 30, 100))
     axes[0].set_ylabel("regret / regret of uniform")

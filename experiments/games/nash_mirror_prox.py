@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments.lab.axes import at_least, non_negative, one_of, positive
 from experiments.lab.claims import Finding, at_most, claim, equals, together
-from experiments.lab.plots import COLORS, Picture, curve, legend_above, panels, style
+from experiments.lab.plots import COLORS, Picture, curve, legend_above, panels, some, style
 from experiments.lab.results import Labelled, labelled
 from jdiv import divergences, generators
 from jdiv.games import preferences, self_play
@@ -120,9 +120,13 @@ def problem(config: ConfigDict, key: Array, game: Array) -> tuple[Array, Array]:
 
 def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     """KL against queries."""
-    figure, axes = panels(3, sharey=True)
-    for axis, beta in zip(axes[:2], (0.1, 0.01), strict=True):
-        of_rps = results.distance.sel(beta=beta, game=0)
+    betas = some(results.beta, (0.1, 0.01))[:2]
+    known, random = results.distance.sel(game=results.game == 0), results.game > 0
+    on_known = betas * known.sizes["game"]
+    figure, axes = panels(len(on_known) + random.any().item(), sharey=True, squeeze=False)
+    axes = axes[0]
+    for axis, beta in zip(axes, on_known, strict=False):
+        of_rps = known.sel(beta=beta).isel(game=0)
         for number, algorithm in enumerate(ALGORITHMS):
             here = of_rps.sel(algorithm=algorithm)
             curve(axis, "queries", here, label=algorithm, lw=2, **style(number))
@@ -130,14 +134,15 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
         bound = first * (1 + 2 * beta) ** -(of_rps.queries / 2)
         curve(axis, "queries", bound, color="black", linewidth=1, label="bound for mirror prox")
         axis.set(title=f"rock-paper-scissors, β = {beta:g}")
-    random = results.distance.sel(beta=0.01).where(results.game > 0, drop=True)
-    for number, algorithm in enumerate(ALGORITHMS[:2]):
+    random = results.distance.sel(beta=betas[-1], game=random)
+    for number, algorithm in enumerate(ALGORITHMS[:2] if random.size else ()):
         here = random.sel(algorithm=algorithm)
         # Medians, since the distances spread over many powers of ten.
-        curve(axes[2], "queries", here.median("game"), lw=2, **style(number))
+        look = style(number) | {"label": algorithm}
+        curve(axes[-1], "queries", here.median("game"), lw=2, **look)
         low, high = here.quantile((0.1, 0.9), "game").values
-        axes[2].fill_between(here.queries, low, high, color=COLORS[number], alpha=0.15)
-    axes[2].set(title=f"{random.sizes['game']} random games, β = 0.01")
+        axes[-1].fill_between(here.queries, low, high, color=COLORS[number], alpha=0.15)
+        axes[-1].set(title=f"{random.sizes['game']} random games, β = {betas[-1]:g}")
     axes[0].set(yscale="log", ylim=(1e-20, 10), ylabel="KL(π*‖π_k), nats")
     for axis in axes:
         axis.set(xlabel="queries of the preference", xlim=(0, 400))

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments.lab.axes import at_least, between, each, fraction, labels, positive
 from experiments.lab.claims import Finding, at_most, claim, equals
-from experiments.lab.plots import COLORS, GREY, MARKERS, Picture, panels, style
+from experiments.lab.plots import COLORS, GREY, MARKERS, Picture, panels, pick, style
 from experiments.lab.results import Labelled, labelled
 from jdiv import generators, regularized
 from jdiv.games import preferences, self_play
@@ -187,15 +187,17 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     figure, axes = panels(3, width=3.8, height=4.0)
     weights = results.weight.values
     by_run = {run: results.sel(run=run) for run in RUNS}
-    spiral = by_run["sppo"].trajectory.sel(penalty=PLAIN, weight=weights[0])
+    plain = pick(results.penalty, PLAIN)
+    spiral = by_run["sppo"].trajectory.sel(penalty=plain, weight=weights[0])
     axes[0].plot(*_flat(spiral), color=GREY, lw=1.2, label="SPPO, no penalty")
     for number, weight in enumerate(weights):
-        here = by_run["rspo"].sel(penalty=PLAIN, weight=weight)
-        _path(axes[0], here, number, f"RSPO, KL, λ = {weight:g}")
+        here = by_run["rspo"].sel(penalty=plain, weight=weight)
+        name = "KL" if plain == PLAIN else plain
+        _path(axes[0], here, number, f"RSPO, {name}, λ = {weight:g}")
     for number, penalty in enumerate(results.penalty.values):
         here = by_run["rspo"].sel(penalty=penalty, weight=weights[0])
         _path(axes[1], here, number, penalty)
-    _rest(config, axes[2], results.spin_rest.sel(penalty=PLAIN, weight=weights[0]))
+    _rest(config, axes[2], results.spin_rest.sel(penalty=plain, weight=weights[0]))
     for axis in axes:
         axis.plot(*_flat(np.array(config.reference)), "k+", markersize=10, label="reference")
         axis.legend(

@@ -8,7 +8,8 @@ An experiment is a module with
   `init(config, point, key)`, the first state, and `step(config, point, state, key)`, the next state
   and a dict of metrics of the state before; then, if there is more to say at the end,
   `finish(config, point, state)`, a dict of arrays. An array with dimensions is `labelled`;
-* `figures(config, results)`: pictures with captions by name;
+* `figures(config, results)`: pictures with captions by name, of whatever values were swept; in the
+  place of one that they do not allow the reason, a string;
 * its claims, one function each (see `claims`);
 * where they are needed `FIELDS`, what fields of the config may hold, and `validate(config, point)`,
   which raises a ValueError in one line about fields that do not go together.

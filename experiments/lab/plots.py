@@ -31,6 +31,18 @@ STYLE = {
 }
 
 
+def pick(coordinate: xr.DataArray, wanted: Any) -> Any:
+    """The label that is wanted, or the first there is."""
+    labels = coordinate.values.tolist()
+    return wanted if wanted in labels else labels[0]
+
+
+def some(coordinate: xr.DataArray, wanted: Iterable[Any]) -> list[Any]:
+    """Those of the wanted labels that are there; if none is, the first few."""
+    labels = coordinate.values.tolist()
+    return [label for label in wanted if label in labels] or labels[: len(COLORS)]
+
+
 class Picture(NamedTuple):
     """A figure and one or two sentences on what to see in it."""
 
@@ -84,6 +96,12 @@ def ticks(axes: Axes, *, x: Iterable[float] = (), y: Iterable[float] = ()) -> No
         if values:
             axis.set_ticks(values, [f"{value:g}" for value in values])
             axis.set_ticks([], minor=True)
+
+
+def legend(axes: Axes, **options: Any) -> None:
+    """A legend, if something has a name."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(**options)
 
 
 def legend_above(figure: Figure, axes: Axes, *, columns: int, title: str | None = None) -> None:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from experiments.lab import axes
 from experiments.lab.claims import Finding, at_least, at_most, between, claim
-from experiments.lab.plots import Picture, curve, panels, style
+from experiments.lab.plots import Picture, curve, panels, some, style
 from experiments.lab.results import Labelled, labelled
 from jdiv.mdp import environments, operators, value_iteration
 
@@ -103,7 +103,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     limit = bound(results, config).mean("seed")
     drawn = (left, ("none", "entropy", "KL", KL_AND_ENTROPY[0])), (right, KL_ALONE)
     for axis, regularizers in drawn:
-        for name in regularizers:
+        for name in some(results.regularizer, regularizers):
             here = results.sel(regularizer=name)
             look = style(results.regularizer.values.tolist().index(name))
             label = f"{name}: {here.kl_weight.item():g}, {here.entropy_weight.item():g}"

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from experiments.lab.axes import fraction, non_negative, one_of, seeds
 from experiments.lab.claims import Finding, at_least, at_most, claim
-from experiments.lab.plots import MARKERS, Picture, curve, legend_above, panels, style
+from experiments.lab.plots import MARKERS, Picture, curve, legend_above, panels, pick, style
 from jdiv.mdp import deep
 
 AXES = {
@@ -104,8 +104,18 @@ def _over_weight_0(gap: xr.DataArray) -> xr.DataArray:
 # ----------------------------------------------------------------------------------------- figures
 
 
-def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
+def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture | str]:
     """Heat maps of the return, learning curves, action gaps."""
+    weights, temperatures = results.weight, results.temperature
+    between = ((weights > 0) & (weights < 1)).any() & (temperatures <= 0.1).any()
+    gaps = "it needs weight 0, one between 0 and 1, and a temperature up to 0.1"
+    if between and 0 in weights:
+        gaps = Picture(
+            _gaps(_late(results).gap),
+            "Action gap over that of weight 0, late in training, geometric mean over temperatures"
+            " and seeds. It grows with the Munchausen weight; the exact fixed point has the dashed"
+            " factor.",
+        )
     return {
         "returns": Picture(
             _maps(_late(results).score),
@@ -114,12 +124,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
             " within the errors, but with entropy alone at temperature 1 Acrobot is hardly ever"
             f" finished: ln 3 exceeds the cost of a step. In MVI(q) q is {config.index:g}.",
         ),
-        "gaps": Picture(
-            _gaps(_late(results).gap),
-            "Action gap over that of weight 0, late in training, geometric mean over temperatures"
-            " and seeds. It grows with the Munchausen weight; the exact fixed point has the dashed"
-            " factor.",
-        ),
+        "gaps": gaps,
         "learning": Picture(
             _curves(results.score),
             "Return of the last whole episode, mean over parallel environments and seeds, with its"
@@ -169,8 +174,16 @@ def _curves(score: xr.DataArray) -> plt.Figure:
     """DQN, entropy alone, and all algorithms with weight 0.9."""
     figure, axes = panels(score.sizes["environment"], squeeze=False)
     algorithms = score.algorithm.values
-    lines = [("DQN", algorithms[0], 0.0, 0.0), ("entropy alone, 0.03", algorithms[0], 0.0, 0.03)]
-    lines += [(f"{NAMES.get(name, name)}, 0.9, 0.03", name, 0.9, 0.03) for name in algorithms]
+    weight, warm = pick(score.weight, 0.9), pick(score.temperature, 0.03)
+    lines = [
+        ("DQN", algorithms[0], 0.0, 0.0),
+        (f"entropy alone, {warm:g}", algorithms[0], 0.0, warm),
+    ]
+    lines = [line for line in lines if line[2] in score.weight and line[3] in score.temperature]
+    lines += [
+        (f"{NAMES.get(name, name)}, {weight:g}, {warm:g}", name, weight, warm)
+        for name in algorithms
+    ]
     for axis, environment in zip(axes[0], score.environment.values, strict=True):
         for number, (label, algorithm, weight, temperature) in enumerate(lines):
             here = score.sel(

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from experiments.lab import axes
 from experiments.lab.claims import Finding, at_least, at_most, claim
-from experiments.lab.plots import Picture, curve, panels, style
+from experiments.lab.plots import Picture, curve, panels, some, style
 from experiments.lab.results import Labelled, labelled
 from jdiv import generators
 from jdiv.mdp import environments, operators, value_iteration
@@ -113,7 +113,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
         (middle, WITH_ENTROPY, soft_bound),
         (right, ("medium", *OTHERS), None),
     ):
-        for number, name in enumerate(rows):
+        for number, name in enumerate(some(results.steps, rows)):
             here, look = results.sel(steps=name), style(number)
             label = f"η = {here.step_size.item():g}" + (" · γ^-k" if name == "growing" else "")
             label = (label if bound else "KL") if name not in OTHERS else name

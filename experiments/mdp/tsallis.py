@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from experiments.lab.axes import non_negative, positive, proper_fraction, seeds
 from experiments.lab.claims import Finding, at_most, between, claim, together, within
-from experiments.lab.plots import Picture, curve, curves, marks, panels, style, ticks
+from experiments.lab.plots import Picture, curve, curves, marks, panels, pick, some, style, ticks
 from experiments.lab.results import Labelled, labelled
 from jdiv import divergences, generators
 from jdiv.mdp import environments, operators, value_iteration
@@ -138,12 +138,15 @@ def supports_differ(config: ConfigDict, values: Array, temperature: Array, index
 def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     """The table, the bias, the supports."""
     figure, (left, middle, right) = panels(3, width=3.8)
-    exact, noisy = results.gap.sel(noise=0.0), results.gap.sel(noise=1.0)
+    noises = results.noise
+    exact, noisy = (results.gap.sel(noise=pick(noises, noise)) for noise in (0.0, 1.0))
     noisy = noisy.assign_coords(rest=1 - noisy.alpha).swap_dims(alpha="rest")
-    for number, (index, numbers) in enumerate(UNDER_ERRORS.items()):
+    for number, index in enumerate(some(results.index, UNDER_ERRORS)):
         look = style(number, marker=True)
         curve(left, "rest", noisy.sel(index=index), over="seed", label=f"index {index:g}", **look)
-        marks(left, 1 - np.array(ALPHAS), numbers, label="reference" if number else None)
+        if index in UNDER_ERRORS and 1.0 in noises:
+            numbers = UNDER_ERRORS[index]
+            marks(left, 1 - np.array(ALPHAS), numbers, label="reference" if number else None)
     left.set(xscale="log", yscale="log", xlabel="1 - α", ylabel="suboptimality, with errors")
     left.legend()
     curves(middle, "index", exact, "alpha", over="seed", marker=True)
@@ -151,7 +154,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     middle.set_yscale("symlog", linthresh=1e-4)
     middle.set_ylim(0, 1)
     middle.legend(title="α", ncols=3, loc="upper center")
-    share = 100 * results.differ.sel(alpha=0.0, noise=0.0)
+    share = 100 * results.differ.isel(alpha=0, noise=0)
     curves(right, "index", share, "temperature", over="seed", marker=True)
     right.set(xlabel="index", ylabel="other actions than (2, T/(index - 1)), %", xscale="log")
     right.set_ylim(0, None)

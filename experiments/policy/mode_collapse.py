@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments.lab.axes import above, each, inside, labels, non_negative, one_of, seeds
 from experiments.lab.claims import Finding, at_least, at_most, claim, equals, within
-from experiments.lab.plots import Picture, curve, panels, style
+from experiments.lab.plots import Picture, curve, legend, panels, style
 from jdiv import divergences, generators, regularized
 
 AXES = {
@@ -161,8 +161,8 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
         axis.set(xscale="log", xlabel="β")
         axis.title.set_fontsize("medium")
     for axis in axes[:2]:
-        axis.legend(fontsize="x-small")
-    axes[2].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        legend(axis, fontsize="x-small")
+    legend(axes[2], fontsize="x-small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return {
         "window": Picture(
             figure,

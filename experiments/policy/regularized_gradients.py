@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from experiments.lab.axes import between, each, fraction, one_of, positive, seeds
 from experiments.lab.claims import Finding, at_least, at_most, claim, equals
-from experiments.lab.plots import COLORS, Picture, curve, panels
+from experiments.lab.plots import COLORS, Picture, curve, panels, pick
 from experiments.lab.references import KL_GRADIENTS, LANGUAGE_MODEL, THIRD_DIGIT
 from experiments.lab.results import Labelled, labelled
 from jdiv import estimators, generators, numerics, regularized
@@ -277,15 +277,6 @@ def _batches(config: ConfigDict, log_old: Array, key: Array) -> Array:
 # -------------------------------------------------------------------------------- the experiment
 
 
-def validate(config: ConfigDict, point: dict) -> None:
-    """Refuses sweeps without the draw of the reference."""
-    if 0 not in config.sweep.seed:
-        raise ValueError(
-            "config.sweep.seed must have 0, the draw of the reference,"
-            f" got {', '.join(map(str, config.sweep.seed))}"
-        )
-
-
 def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Labelled]:
     """All of it, for one draw."""
     of_draws, of_batches = jax.random.split(key)
@@ -307,10 +298,12 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Labelled]:
 def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     """The table of errors, and the descents."""
     results = only(results)
-    return {"placements": _placements(results.sel(seed=0)), "descents": _descents(config, results)}
+    return {"placements": _placements(results), "descents": _descents(config, results)}
 
 
-def _placements(at: xr.Dataset) -> Picture:
+def _placements(results: xr.Dataset) -> Picture:
+    seed = pick(results.seed, 0)
+    at = results.sel(seed=seed)
     figure, axes = panels(2, width=5.2, height=4.9, sharey=True)
     tables = {
         "error": ("relative error of the gradient", LogNorm(0.1, 3, clip=True), "OrRd"),
@@ -340,7 +333,8 @@ def _placements(at: xr.Dataset) -> Picture:
     axes[0].set_ylabel("where the KL term stands")
     return Picture(
         figure,
-        "Expected gradients of KL terms on a language model of up to three tokens, seed 0. White"
+        "Expected gradients of KL terms on a language model of up to three tokens,"
+        f" seed {seed}. White"
         " cells are exact: k1 and k3 with the weights of prefixes or sequences, and on-policy k2 of"
         " the sequence and k1 in rewards. Token by token, weighted or not, the effect on later"
         " tokens is missing; an average over the length makes everything wrong.",
@@ -422,6 +416,7 @@ def losses_have_the_gradient_of_the_objective(
     reference=tuple(TABLE.values()),
     reruns=(PUSHED,),
     wrong=({"local": "token, weighted"},),
+    needs={"seed": (0,)},
 )
 def table_of_kl_terms(results: xr.Dataset, local: str = "token") -> Finding:
     """Relative error, cosine to the gradients of KL(π‖ref) and of KL(ref‖π), at seed 0 from samples

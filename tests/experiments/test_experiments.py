@@ -6,13 +6,14 @@ import itertools
 import pathlib
 
 import jax
+import matplotlib.pyplot as plt
 import pytest
 
 from configs import defaults
 from experiments import run
-from experiments.lab import census, commands, records, settings
+from experiments.lab import census, commands, needs, records, settings
 from experiments.lab.claims import sound
-from experiments.lab.job import from_config
+from experiments.lab.job import from_config, planned
 
 PATHS = commands.configs()
 STEMS = [str(path.relative_to(records.ROOT / "configs").with_suffix("")) for path in PATHS]
@@ -66,6 +67,30 @@ def test_every_experiment_runs_and_every_control_refutes_its_claim(stem, tmp_pat
             ".png", ".pdf",
         }  # fmt: skip
     assert inspect.getdoc(job.experiment)
+    for dim in job.grid.dims:
+        judged_and_drawn(*cut(job, dim))
+
+
+def cut(job, dim):
+    """A job of a finished one, with results, that sweeps the first two places of a dimension only,
+    or, if there are no more than two, the last."""
+    few = slice(0, 2) if len(job.grid.rows(dim)) > 2 else slice(-1, None)
+    sweep = {f"sweep.{axis}": job.grid.axes[axis][few] for axis in job.grid.dims[dim]}
+    config = settings.overridden(job.config, sweep)
+    smaller = planned(job.experiment, config, job.folder, job.config)
+    return smaller, job.folder.results().isel({dim: few})
+
+
+def judged_and_drawn(job, results):
+    """Claims have what they need or say what they lack; figures have what there is."""
+    for claim in job.claims:
+        if needs.lacking(job, claim) is None:
+            claim(needs.chosen(job, claim, results), job.config)
+    said = []
+    pictures = run.draw(job, results, said.append)
+    assert len(pictures) + len(said) >= 1
+    for picture in pictures.values():
+        plt.close(picture.figure)
 
 
 def test_every_experiment_runs_the_wrong_thing_anew_for_a_claim():
