@@ -16,7 +16,7 @@ from jax.scipy.special import gammaln
 from matplotlib.axes import Axes
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import non_negative, positive, seeds
+from experiments.lab.axes import count, non_negative, positive, seeds
 from experiments.lab.claims import Finding, at_least, at_most, between, claim, equals, together
 from experiments.lab.plots import MARKERS, Picture, curve, panels, style, ticks
 from experiments.lab.results import Labelled, labelled
@@ -24,7 +24,11 @@ from jdiv import divergences, generators
 from jdiv.alignment import asymptotics, best_of_n, tilts
 
 AXES = {"seed": seeds}
-FIELDS = {"budget": positive, "sources": non_negative}
+FIELDS = {
+    "budget": positive,
+    "sources": non_negative,
+    "policies": count,
+}
 LETTERS = 3
 PAIRS = tuple(f"{a}{b}" for a in range(LETTERS) for b in range(LETTERS))
 DESIGNS = ("uniform", "dirichlet", "normal")

@@ -15,7 +15,7 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import fraction, non_negative, seeds
+from experiments.lab.axes import above, count, fraction, non_negative, positive, seeds
 from experiments.lab.claims import Finding, at_least, at_most, between, claim, equals, together
 from experiments.lab.plots import Picture, curve, panels, style
 from experiments.lab.results import Labelled, labelled
@@ -24,7 +24,19 @@ from jdiv.alignment import averaging
 from jdiv.policy.advantages import rloo_advantages
 
 AXES = {"seed": seeds}
-FIELDS = {"follow": fraction, "share": fraction, "noise": non_negative}
+FIELDS = {
+    "follow": fraction,
+    "share": fraction,
+    "noise": non_negative,
+    "answers": above(1),
+    "batch": count,
+    "beta": positive,
+    "demonstrations": count,
+    "prior": positive,
+    "rounds": count,
+    "step_size": non_negative,
+    "steps": count,
+}
 POLICIES = ("single", "mixture", "lerp 2", "slerp 2", "slerp 4")
 WARP = "WARP, Rame et al. 2024 (arXiv:2406.16768)"
 TOY = "; reported for language models, this toy is ours and the shape is the claim"

@@ -10,14 +10,21 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import non_negative, one_of, positive
+from experiments.lab.axes import at_least, count, non_negative, one_of, positive
 from experiments.lab.claims import Finding, at_most, claim, equals
 from experiments.lab.plots import Picture, curves, panels, style
 from experiments.lab.results import Labelled, labelled
 from jdiv import divergences, generators, regularized
 
 AXES = {"beta": non_negative}
-FIELDS = {"beta": positive, "generator": one_of(("kl", "reverse_kl"))}
+FIELDS = {
+    "beta": positive,
+    "generator": one_of(("kl", "reverse_kl")),
+    "answers": at_least(2),
+    "cases": count,
+    "step_size": positive,
+    "steps": count,
+}
 SIDES = ("J* - J", "beta KL(pi‖pi*)", "KL(pi‖pi*)", "beta KL(pi*‖pi)")
 SOURCE = "Korbak, Perez and Buckley 2022 (arXiv:2205.11275)"
 GAP, BEST = 0.20783326, 0.63031558

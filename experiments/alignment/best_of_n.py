@@ -11,7 +11,7 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import fraction, one_of, seeds
+from experiments.lab.axes import count, fraction, one_of, seeds
 from experiments.lab.claims import Finding, at_most, between, claim, equals
 from experiments.lab.plots import COLORS, Picture, panels, style
 from experiments.lab.results import Labelled, labelled
@@ -19,7 +19,12 @@ from jdiv import divergences, generators
 from jdiv.alignment import best_of_n, tilts
 
 AXES = {"seed": seeds}
-FIELDS = {"generator": one_of(("kl", "reverse_kl")), "bound_term": fraction}
+FIELDS = {
+    "generator": one_of(("kl", "reverse_kl")),
+    "bound_term": fraction,
+    "rounds": count,
+    "sampled": count,
+}
 # Answers, and how many of them have each reward.
 BASES = {"2": (2, 1), "10": (10, 1), "100": (100, 1), "10 levels of 10": (100, 10)}
 MOST = 100

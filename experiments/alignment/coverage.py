@@ -22,7 +22,12 @@ from jdiv.alignment import preference
 
 AXES = {"coefficient": axes.non_negative}
 DIRECTIONS = {"kl": divergences.kl, "reverse_kl": divergences.reverse_kl}
-FIELDS = {"compared": axes.one_of((2, 3)), "direction": axes.one_of(DIRECTIONS)}
+FIELDS = {
+    "compared": axes.one_of((2, 3)),
+    "direction": axes.one_of(DIRECTIONS),
+    "beta": axes.positive,
+    "iterations": axes.count,
+}
 TERMS = ("KL", "SFT", "KL of pairs")
 HYPO, RPO = "Song et al. 2024 (arXiv:2406.01462)", "Liu et al. 2024 (arXiv:2405.16436)"
 # From two starts: most mass on the unseen answer, and the reference.

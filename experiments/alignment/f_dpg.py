@@ -14,7 +14,7 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import each, one_of, positive
+from experiments.lab.axes import count, each, one_of, positive
 from experiments.lab.claims import Finding, at_least, at_most, between, claim
 from experiments.lab.plots import GREY, Picture, curve, panels, pick, style
 from experiments.lab.results import Labelled, labelled
@@ -27,6 +27,9 @@ AXES = {"beta": positive}
 FIELDS = {
     "generators": each(one_of(generators.TABLE)),
     "paid": one_of(("itself", "other direction")),
+    "cases": count,
+    "steps": count,
+    "time": positive,
 }
 PLACES = 41
 GRID = np.linspace(-3.0, 3.0, PLACES)

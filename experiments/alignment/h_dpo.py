@@ -12,7 +12,7 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import at_least, non_negative, one_of, positive
+from experiments.lab.axes import at_least, count, non_negative, one_of, positive
 from experiments.lab.claims import Finding, at_most, claim, equals
 from experiments.lab.plots import GREY, Picture, curve, curves, panels, pick, some, style, ticks
 from experiments.lab.results import Labelled, labelled
@@ -21,7 +21,13 @@ from jdiv.alignment import preference
 from jdiv.divergences import generators
 
 AXES = {"alpha": positive, "separation": non_negative}
-FIELDS = {"weighted": one_of(("entropy", "cross-entropy")), "nodes": at_least(2)}
+FIELDS = {
+    "weighted": one_of(("entropy", "cross-entropy")),
+    "nodes": at_least(2),
+    "beta": positive,
+    "iterations": count,
+    "starts": count,
+}
 SOURCE = "H-DPO (arXiv:2411.07595)"
 # Policy and entropy by alpha, for ref = (.1, .2, .3, .4), r = (1, 0, .5, -.5), beta = 1/2.
 POLICIES = {

@@ -32,11 +32,16 @@ AXES = {
     "beta": axes.positive,
     "divergence": axes.labels,
     "family": axes.one_of(FAMILIES),
-    "exponent": axes.number,
+    "exponent": axes.real,
     "factor": axes.positive,
-    "slope_at_one": axes.number,
+    "slope_at_one": axes.real,
 }
-FIELDS = {"fitted": axes.one_of(("itself", "kl"))}
+FIELDS = {
+    "fitted": axes.one_of(("itself", "kl")),
+    "equal.beta": axes.positive,
+    "iterations": axes.count,
+    "matched_reward": axes.real,
+}
 SOURCE = "Wang et al. 2024 (arXiv:2309.16240)"
 RECOMPUTED = f"{SOURCE}; this toy, recomputed independently"
 # lambda and the optimum at beta = .5.

@@ -25,6 +25,8 @@ FIELDS = {
     "generator": axes.one_of(generators.TABLE),
     "flipped": axes.between(0, 0.5),
     "step_size": axes.positive,
+    "record_every": axes.count,
+    "steps": axes.count,
 }
 SAMPLING = ("policy", "pairs", "uniform")
 SOURCE = "Tang et al. 2024 (arXiv:2402.05749)"

@@ -23,6 +23,10 @@ FIELDS = {
     "members": axes.at_least(2),
     "pool": axes.at_least(2000),
     "strange.share": axes.fraction,
+    "coefficient": axes.real,
+    "noise": axes.non_negative,
+    "strange.gold": axes.real,
+    "strange.noise": axes.non_negative,
 }
 MODELS = ("single", "mean", "wco", "uwo", "oracle")
 NOISES = ("strange", "alike")

@@ -23,7 +23,12 @@ from jdiv.divergences import generators
 from jdiv.mdp import environments
 
 AXES = {"beta": positive}
-FIELDS = {"accuracies": each(fraction), "missing_backups": non_negative, "loss_beta": positive}
+FIELDS = {
+    "accuracies": each(fraction),
+    "missing_backups": non_negative,
+    "loss_beta": positive,
+    "value_beta": positive,
+}
 SAMPLED = ("policy", "reference")
 SOURCE = "Q# (Zhou et al. 2025, arXiv:2502.20548), section 3.1"
 # P(correct first node) by degree and beta.

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from matplotlib import ticker
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import between, each, positive, seeds
+from experiments.lab.axes import between, each, positive, real, seeds
 from experiments.lab.claims import Finding, at_least, at_most, claim, within
 from experiments.lab.plots import COLORS, Picture, curve, legend_above, panels, style
 from experiments.lab.results import Labelled, labelled
@@ -30,6 +30,8 @@ FIELDS = {
     "other_losses": each(between(0.3, 0.8)),
     "offset": between(0, 0.2),
     "step_factor": positive,
+    "bonus": real,
+    "skew": real,
 }
 
 # ---------------------------------------------------------------------- the table's setting

@@ -26,6 +26,10 @@ FIELDS = {
     "inverse_of": axes.one_of(("each", "kl")),
     "generator": axes.one_of(("centered", "customary")),
     "equals_stored_in": axes.one_of(("float64", "float32")),
+    "bins": axes.at_least(2),
+    "mixture_mode": axes.real,
+    "mixture_scale": axes.positive,
+    "mixture_weight": axes.fraction,
 }
 ROWS = tuple(generators.TABLE)
 BETWEEN = (*ROWS, "renyi", "bhattacharyya", "cauchy_schwarz", "bregman")

@@ -19,7 +19,7 @@ from jax import Array
 from matplotlib.ticker import LogLocator, NullFormatter
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import each, one_of, positive, seeds
+from experiments.lab.axes import at_least, count, each, one_of, positive, seeds
 from experiments.lab.claims import Finding, between, claim, equals
 from experiments.lab.plots import COLORS, Picture, curve, legend_above, marks, panels, style
 from experiments.lab.results import Labelled, labelled
@@ -34,6 +34,10 @@ FIELDS = {
     "direction": one_of(("reverse", "forward")),
     "gaussian_learning_rate": positive,
     "bandwidths": each(positive),
+    "grid.lines": at_least(2),
+    "grid.reach": positive,
+    "repeats": count,
+    "samples": at_least(2),
 }
 MODES = (-4.0, 4.0)
 RADIUS = 3.0

@@ -15,7 +15,7 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import at_least, each, number, one_of, seeds, static
+from experiments.lab.axes import at_least, each, one_of, real, seeds, static
 from experiments.lab.claims import Finding, at_most, claim, equals
 from experiments.lab.plots import Picture, marks, panels, pick, some, style, ticks
 from experiments.lab.results import Labelled, labelled
@@ -72,7 +72,7 @@ ESTIMATORS = {
 AXES = {
     "dimension": static(at_least(1)),
     "samples": static(at_least(2)),
-    "shift": number,
+    "shift": real,
     "seed": seeds,
 }
 FIELDS = {"estimator": one_of(ESTIMATORS), "neighbours": each(at_least(1))}

@@ -13,7 +13,7 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import at_least, non_negative, one_of, positive
+from experiments.lab.axes import at_least, non_negative, one_of, positive, real
 from experiments.lab.claims import Finding, at_most, claim, equals, together
 from experiments.lab.plots import COLORS, Picture, curve, legend_above, panels, some, style
 from experiments.lab.results import Labelled, labelled
@@ -26,6 +26,9 @@ FIELDS = {
     "iterations": at_least(200),
     "generator": one_of(generators.TABLE),
     "step_size": positive,
+    "nash_md_step_size": positive,
+    "skew": real,
+    "spread": non_negative,
 }
 ALGORITHMS = ("mirror prox", "self-play", "Nash-MD")
 BETAS = (0.3, 0.1, 0.03, 0.01)

@@ -16,7 +16,16 @@ from jax import Array
 from matplotlib.axes import Axes
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import at_least, between, each, fraction, labels, positive
+from experiments.lab.axes import (
+    at_least,
+    between,
+    count,
+    each,
+    fraction,
+    labels,
+    non_negative,
+    positive,
+)
 from experiments.lab.claims import Finding, at_most, claim, equals
 from experiments.lab.plots import COLORS, GREY, MARKERS, Picture, panels, pick, style
 from experiments.lab.results import Labelled, labelled
@@ -35,6 +44,10 @@ FIELDS = {
     "inpo_step_size": positive,
     "inpo_beta": positive,
     "ref_shares": each(fraction),
+    "drawn": count,
+    "penalty_factor": non_negative,
+    "regularized_steps": count,
+    "spin_beta": positive,
 }
 ANSWERS = ("rock", "paper", "scissors")
 RUNS = ("sppo", "rspo")

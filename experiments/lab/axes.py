@@ -11,6 +11,9 @@ the rows of a zipped sweep; no program sees it.
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
+from ml_collections import ConfigDict
+
+from experiments.lab import settings
 from jdiv import checks
 
 
@@ -31,7 +34,7 @@ def _number(must: str, allowed: Callable[[Any], bool]) -> Axis:
     return Axis(refuse)
 
 
-number = _number("be a number", lambda x: True)
+real = _number("be a number", lambda x: True)
 positive = _number("be positive", lambda x: x > 0)
 non_negative = _number("not be negative", lambda x: x >= 0)
 fraction = _number("be between 0 and 1", lambda x: 0 <= x <= 1)
@@ -43,6 +46,19 @@ seeds = _number("not be negative", lambda x: x >= 0)
 def at_least(least: float) -> Axis:
     """Numbers from `least` on."""
     return _number(f"be at least {least}", lambda x: x >= least)
+
+
+count = at_least(1)
+"""How many: states, draws, iterations."""
+process = {"states": count, "actions": count, "branches": count, "discount": proper_fraction}
+"""The fields of a random process, whose states have so many successors."""
+
+
+def in_order(config: ConfigDict, less: str, more: str) -> None:
+    """Refuses a field that is larger than another one: `in_order(config, "branches", "states")`."""
+    low, high = settings.field(config, less), settings.field(config, more)
+    if low > high:
+        raise ValueError(f"config.{less} must be at most config.{more} = {high}, got {low}")
 
 
 def above(low: float) -> Axis:

@@ -51,11 +51,12 @@ def compute(
         "steps of points" if job.trains else "points",
         sum(int(group.sum()) for group in there) * job.steps,
     )
+    agreed: dict[str, results.Result] = {}
     with precision(job.config):
         for number, found in enumerate(there):
             missing = np.flatnonzero(~found)
             if len(missing):
-                _compute_group(Work(job, number, progress, stopping), missing)
+                _compute_group(Work(job, number, progress, stopping), missing, agreed)
     return None if parallel.host() else _dataset(job, progress)
 
 
@@ -87,16 +88,26 @@ class Work(NamedTuple):
         return _label(self.job.points[self.group.index[place]])
 
 
-def _compute_group(work: Work, missing: np.ndarray) -> None:
-    """Computes the points of a group at these places, batch after batch."""
+def _compute_group(work: Work, missing: np.ndarray, agreed: dict[str, results.Result]) -> None:
+    """Computes the points of a group at these places, batch after batch.
+
+    What the first group returns is `agreed`: the others have to return the same.
+    """
     job = work.job
     programs = compiled(work)
+    for name in programs.found.keys() | (agreed or programs.found).keys():
+        if programs.found.get(name) != (agreed or programs.found).get(name):
+            raise Refused(
+                f"{name} must have one shape and the same dimensions and labels at all points,"
+                f" it has others at {_label(work.group.static)}"
+            )
+    agreed |= programs.found
     compute_batch = _train if job.trains else _run
     for start in range(0, len(missing), programs.width):
         _stop_if_asked(work)
         places = missing[start : start + programs.width]
         arrays = compute_batch(work, programs, places)
-        schema = results.to_json(programs.schema)
+        schema = results.to_json({name: dims for name, (dims, _) in programs.found.items()})
         job.folder.save_points(work.number, places, arrays, schema)
 
 
@@ -108,8 +119,8 @@ class Programs(NamedTuple):
 
     devices: int
     lanes: int
-    schema: results.Schema
-    """Dimensions of what comes out."""
+    found: dict[str, results.Result]
+    """Dimensions and shape of what comes out."""
     run: Callable[..., Any] | None = None
     start: Callable[..., Any] | None = None
     chunk: Callable[..., Any] | None = None
@@ -150,19 +161,25 @@ def _compiled_for(work: Work, devices: int, lanes: int) -> Programs:
 
     if not work.job.trains:
         run = compile_(traced.run, arguments)
-        return Programs(devices, lanes, results.schema(run.outputs), run=run.call)
+        return Programs(devices, lanes, _found(work, "run", run.outputs), run=run.call)
     start = compile_(traced.start, arguments)
     state = start.call(arguments)
     _no_keys(state)
     chunk = compile_(traced.chunk, arguments, state, np.int32(0), shared=1)
-    metrics = results.schema(chunk.outputs[1], leading=("step",))
-    schema = {_METRIC + name: dims for name, dims in metrics.items()}
-    programs = Programs(devices, lanes, schema, start=start.call, chunk=chunk.call)
+    metrics = _found(work, "step", chunk.outputs[1], leading=("step",))
+    found = {_METRIC + name: result for name, result in metrics.items()}
+    programs = Programs(devices, lanes, found, start=start.call, chunk=chunk.call)
     if not hasattr(work.job.experiment, "finish"):
         return programs
     finish = compile_(traced.finish, arguments, state)
-    schema = schema | results.schema(finish.outputs)
-    return programs._replace(schema=schema, finish=finish.call)
+    found = found | _found(work, "finish", finish.outputs)
+    return programs._replace(found=found, finish=finish.call)
+
+
+def _found(work: Work, function: str, outputs: Any, leading: tuple[str, ...] = ()):
+    """What a function of the experiment returns; what cannot be a dataset is refused."""
+    with settings.refusing(f"{work.job.config.experiment}: {function}: "):
+        return results.found(outputs, leading)
 
 
 def _arguments(work: Work, places: np.ndarray, devices: int, lanes: int) -> dict[str, np.ndarray]:

@@ -57,19 +57,25 @@ class Dims(NamedTuple):
 Schema = dict[str, Dims]
 
 
-def schema(outputs: Mapping[str, Any], leading: tuple[str, ...] = ()) -> Schema:
-    """The dimensions of what a program returns for `[devices, lanes]` points.
+Result = tuple[Dims, tuple[int, ...]]
+"""A result's dimensions and, of those that the engine does not add, the shape."""
+
+
+def found(outputs: Any, leading: tuple[str, ...] = ()) -> dict[str, Result]:
+    """What a program returns for `[devices, lanes]` points.
 
     `leading` are dimensions that the engine adds in front.
     """
-    found = {}
+    if not isinstance(outputs, Mapping):
+        raise ValueError(f"it must return a dict of arrays, got {type(outputs).__name__}")
+    results = {}
     for name, x in outputs.items():
         own = Dims(x.dims, x.coordinates) if isinstance(x, Labelled) else Dims()
         shape = (x.value if isinstance(x, Labelled) else x).shape[2 + len(leading) :]
         if len(shape) != len(own.names):
             raise ValueError(f"{name} has the shape {shape}: say labelled({name}, ...)")
-        found[name] = Dims(leading + own.names, own.coordinates)
-    return found
+        results[name] = Dims(leading + own.names, own.coordinates), shape
+    return results
 
 
 def plain(outputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,17 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import one_of, proper_fraction, seeds
+from experiments.lab.axes import (
+    count,
+    fraction,
+    in_order,
+    non_negative,
+    one_of,
+    positive,
+    process,
+    proper_fraction,
+    seeds,
+)
 from experiments.lab.claims import Finding, at_most, claim
 from experiments.lab.plots import Picture, curve, legend_above, panels, style
 from experiments.lab.results import Labelled, labelled
@@ -52,12 +62,25 @@ SCHEMES = {
     ),
 }
 AXES = {"scheme": one_of(SCHEMES), "alpha": proper_fraction, "seed": seeds}
+FIELDS = {
+    **process,
+    "alpha_factor": fraction,
+    "draws": count,
+    "iterations": count,
+    "noise": non_negative,
+    "temperature": positive,
+}
 
 
 def gap(q: Array) -> Array:
     """`[S]` how far the second best action is below the best."""
     best = jax.lax.top_k(q, 2)[0]
     return best[:, 0] - best[:, 1]
+
+
+def validate(config: ConfigDict, point: dict) -> None:
+    """Refuses more branches than states."""
+    in_order(config, "branches", "states")
 
 
 def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:

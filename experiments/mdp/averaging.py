@@ -25,7 +25,10 @@ AXES = {
     "entropy_weight": axes.non_negative,
     "seed": axes.seeds,
 }
-FIELDS = {"iterations": axes.at_least(3 * FITTED)}
+FIELDS = {
+    "iterations": axes.at_least(3 * FITTED),
+    **axes.process,
+}
 KL_ALONE = ("weak KL", "KL", "strong KL")
 KL_AND_ENTROPY = ("KL and a little entropy", "strong KL and a little entropy")
 WITHOUT_KL = ("none", "entropy")
@@ -34,6 +37,11 @@ FEW = {"sweep.seed": (0, 1), "iterations": 600}
 KL_NOWHERE = {"sweep.kl_weight": (0.0,) * 7, **FEW}
 KL_EVERYWHERE = {"sweep.kl_weight": (1.0, 0.1, 1.0, 10.0, 1.0, 0.99, 9.9), **FEW}
 ONE_ERROR = {"repeat_the_error": True, **FEW}
+
+
+def validate(config: ConfigDict, point: dict) -> None:
+    """Refuses more branches than states."""
+    axes.in_order(config, "branches", "states")
 
 
 def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:

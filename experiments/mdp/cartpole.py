@@ -15,7 +15,16 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import fraction, non_negative, one_of, seeds
+from experiments.lab.axes import (
+    count,
+    fraction,
+    non_negative,
+    one_of,
+    positive,
+    proper_fraction,
+    real,
+    seeds,
+)
 from experiments.lab.claims import Finding, at_least, at_most, claim
 from experiments.lab.plots import MARKERS, Picture, curve, legend_above, panels, pick, style
 from jdiv.mdp import deep
@@ -27,7 +36,19 @@ AXES = {
     "temperature": non_negative,
     "seed": seeds,
 }
-FIELDS = {"regularization": non_negative}
+FIELDS = {
+    "regularization": non_negative,
+    "adam_epsilon": positive,
+    "batch": count,
+    "capacity": count,
+    "discount": proper_fraction,
+    "environments": count,
+    "exploration": fraction,
+    "floor": real,
+    "index": positive,
+    "learning_rate": non_negative,
+    "target_every": count,
+}
 NAMES = {"munchausen": "Munchausen", "tsallis": "MVI(q)"}
 NARROW = {
     "sweep.environment": ("Acrobot-v1",),

@@ -13,7 +13,7 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import one_of, positive, seeds
+from experiments.lab.axes import count, in_order, inside, one_of, positive, process, real, seeds
 from experiments.lab.claims import Finding, at_least, at_most, between, claim, together
 from experiments.lab.plots import COLORS, LINES, Picture, panels
 from experiments.lab.results import Labelled, labelled
@@ -22,7 +22,15 @@ from jdiv.mdp import environments, model, operators, value_iteration
 
 AXES = {"generator": one_of(generators.TABLE), "temperature": positive, "seed": seeds}
 SWAPPED = {"kl": "reverse_kl", "pearson_chi2": "neyman_chi2"}
-FIELDS = {"direction": one_of(("pi‖ref", "ref‖pi"))}
+FIELDS = {
+    "direction": one_of(("pi‖ref", "ref‖pi")),
+    **process,
+    "iterations": count,
+    "parameters.alpha.alpha": real,
+    "parameters.jensen_shannon.weight": inside(0, 1),
+    "parameters.skew_kl.skew": inside(0, 1),
+    "parameters.tsallis.index": positive,
+}
 SOURCE = "Geist, Scherrer and Pietquin 2019 (arXiv:1901.11275)"
 KINK = "total_variation"
 FEW = {
@@ -34,6 +42,7 @@ FEW = {
 
 def validate(config: ConfigDict, point: dict) -> None:
     """Refuses the other direction of rows for which it is no row of its own here."""
+    in_order(config, "branches", "states")
     if config.direction == "ref‖pi" and point["generator"] not in SWAPPED:
         raise ValueError(f"config.direction 'ref‖pi' has {', '.join(SWAPPED)} alone")
 

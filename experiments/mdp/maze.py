@@ -12,7 +12,7 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import labels, non_negative, seeds
+from experiments.lab.axes import count, labels, non_negative, one_of, seeds
 from experiments.lab.claims import Finding, at_least, between, claim, equals
 from experiments.lab.plots import Picture, curve, legend_above, panels, style
 from experiments.lab.results import Labelled, labelled
@@ -23,6 +23,12 @@ AXES = {
     "kl_weight": non_negative,
     "entropy_weight": non_negative,
     "seed": seeds,
+}
+FIELDS = {
+    "iterations": count,
+    "kl_factor": non_negative,
+    "noise": non_negative,
+    "walls": one_of(("S", "#")),
 }
 HORIZON = 25
 GAPS = (9.670, 1.188, 9.621, 6.765)

@@ -27,6 +27,13 @@ AXES = {
     "entropy_weight": axes.non_negative,
     "seed": axes.seeds,
 }
+FIELDS = {
+    **axes.process,
+    "entropy_factor": axes.non_negative,
+    "iterations": axes.count,
+    "noise": axes.non_negative,
+    "step_factor": axes.positive,
+}
 CONSTANT = ("short", "medium", "long")
 WITH_ENTROPY = ("short, with entropy", "long, with entropy")
 OTHERS = ("Pearson's chi2", "reverse KL", "squared Hellinger")
@@ -39,6 +46,7 @@ PLAIN = {"sweep.growth": (1.0,) * 9, "entropy_factor": 0.0, **ONLY_KL, "iteratio
 
 def validate(config: ConfigDict, point: dict) -> None:
     """Refuses entropy with a row that is not KL."""
+    axes.in_order(config, "branches", "states")
     if point["entropy_weight"] and point["generator"] != "kl":
         raise ValueError(
             f"config.sweep.entropy_weight must be 0 for generator {point['generator']!r}, got"

@@ -14,7 +14,7 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import inside, one_of, positive
+from experiments.lab.axes import count, inside, one_of, positive
 from experiments.lab.claims import Finding, at_least, at_most, claim, equals
 from experiments.lab.plots import COLORS, GREY, MARKERS, Picture, curve, legend_above, panels, style
 from experiments.lab.results import Labelled, labelled
@@ -31,7 +31,11 @@ PENALTIES = {
 }
 SWAPPED = {"pearson_chi2": "neyman_chi2", "kl": "reverse_kl"}
 AXES = {"temperature": positive, "divergence": one_of(PENALTIES), "level": one_of(BOARDS)}
-FIELDS = {"noise": inside(0, 1), "direction": one_of(("mu‖ref", "ref‖mu"))}
+FIELDS = {
+    "noise": inside(0, 1),
+    "direction": one_of(("mu‖ref", "ref‖mu")),
+    "draws": count,
+}
 
 SOURCE = "Laidlaw et al. (arXiv:2403.03185), solved exactly"
 THEOREM = "Laidlaw et al. (arXiv:2403.03185), the theorem on correlated proxies"

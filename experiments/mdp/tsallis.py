@@ -12,7 +12,17 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import non_negative, positive, proper_fraction, seeds
+from experiments.lab.axes import (
+    at_least,
+    count,
+    fraction,
+    in_order,
+    non_negative,
+    positive,
+    process,
+    proper_fraction,
+    seeds,
+)
 from experiments.lab.claims import Finding, at_most, between, claim, together, within
 from experiments.lab.plots import Picture, curve, curves, marks, panels, pick, some, style, ticks
 from experiments.lab.results import Labelled, labelled
@@ -20,6 +30,15 @@ from jdiv import divergences, generators
 from jdiv.mdp import environments, operators, value_iteration
 
 AXES = {"index": positive, "alpha": proper_fraction, "noise": non_negative, "seed": seeds}
+FIELDS = {
+    **process,
+    "alpha_factor": fraction,
+    "draws": count,
+    "iterations": count,
+    "last": count,
+    "temperature": positive,
+    "width": at_least(2),
+}
 IDENTITIES = ("sparsemax", "softmax", "chi2", "product", "stationary")
 SOURCE = "Zhu et al. 2023 (arXiv:2301.11476)"
 # Mean suboptimality of four seeds of another generator: under errors at these alphas by index, and
@@ -36,11 +55,8 @@ OTHER_CONVENTION = {"divide_by_index": False, **FEW}
 
 def validate(config: ConfigDict, point: dict) -> None:
     """Refuses to count more iterations than there are."""
-    if not config.last <= config.iterations:
-        raise ValueError(
-            f"config.last must be at most config.iterations = {config.iterations}, got"
-            f" {config.last}"
-        )
+    in_order(config, "branches", "states")
+    in_order(config, "last", "iterations")
 
 
 def for_operators(config: ConfigDict, temperature: Array, index: Array) -> Array:

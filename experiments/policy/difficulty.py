@@ -12,7 +12,7 @@ from jax import Array
 from ml_collections import ConfigDict
 from scipy import stats
 
-from experiments.lab.axes import at_least, each, fraction, one_of, positive, seeds
+from experiments.lab.axes import at_least, count, each, fraction, one_of, positive, seeds
 from experiments.lab.claims import Finding, at_most, between, claim, equals
 from experiments.lab.plots import COLORS, GREY, Picture, curves, panels
 from experiments.lab.results import Labelled, labelled
@@ -31,6 +31,7 @@ FIELDS = {
     "generator": one_of(generators.TABLE),
     "group": at_least(2),
     "band": each(fraction),
+    "questions": count,
 }
 SOURCE = "online difficulty filtering (arXiv:2504.03380)"
 # Pass rate -> KL(pi_0‖pi*) and p (1 - p)/2 at beta 1.

@@ -14,7 +14,15 @@ from jax import Array
 from ml_collections import ConfigDict
 from scipy import stats
 
-from experiments.lab.axes import above, inside, seeds
+from experiments.lab.axes import (
+    above,
+    count,
+    in_order,
+    inside,
+    non_negative,
+    real,
+    seeds,
+)
 from experiments.lab.claims import Finding, at_least, between, claim, equals
 from experiments.lab.plots import COLORS, Picture, curves, panels
 from experiments.lab.results import Labelled, labelled
@@ -22,7 +30,23 @@ from jdiv.policy.advantages import grpo_advantages
 from jdiv.policy.recipes.entropy_mechanism import clip_cov, kl_cov, predicted_entropy_change
 
 AXES = {"seed": seeds}
-FIELDS = {"exact.early": inside(0, 1), "sampled.samples": above(1)}
+FIELDS = {
+    "exact.early": inside(0, 1),
+    "sampled.samples": above(1),
+    "exact.actions": above(1),
+    "exact.right": count,
+    "exact.states": count,
+    "exact.steps": count,
+    "one_step.actions": above(1),
+    "one_step.seed": seeds,
+    "sampled.actions": above(1),
+    "sampled.coefficient_factor": real,
+    "sampled.inner": count,
+    "sampled.right": count,
+    "sampled.states": count,
+    "sampled.step_size": non_negative,
+    "sampled.steps": count,
+}
 PLAIN, NATURAL = KINDS = "policy gradient", "natural gradient"
 
 
@@ -62,6 +86,12 @@ CEILING = (0.914, 1.160)
 FINAL = (0.020, 0.051, 0.023, 0.453, 0.054)
 FIRST = (0.62, 0.74, 0.65, 1.03, 1.01)
 THINNED, BATCHES_THINNED = 5, 4
+
+
+def validate(config: ConfigDict, point: dict) -> None:
+    """Refuses more right answers than there are."""
+    in_order(config, "exact.right", "exact.actions")
+    in_order(config, "sampled.right", "sampled.actions")
 
 
 def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Labelled]:

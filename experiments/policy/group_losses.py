@@ -14,7 +14,7 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import at_least, each, one_of, seeds
+from experiments.lab.axes import at_least, each, fraction, in_order, non_negative, one_of, seeds
 from experiments.lab.claims import Finding, at_most, between, claim
 from experiments.lab.plots import COLORS, Picture, curve, curves, panels, style, ticks
 from experiments.lab.results import Labelled, labelled
@@ -30,6 +30,11 @@ FIELDS = {
     "right": at_least(1),
     "shared": at_least(1),
     "sign": one_of((1.0, -1.0)),
+    "ceiling": at_least(1),
+    "high": non_negative,
+    "higher": non_negative,
+    "low": fraction,
+    "open": non_negative,
 }
 AVERAGES = {"token": "DAPO", "sequence": "GRPO", "constant": "Dr. GRPO"}
 RULES = (*AVERAGES, "conflict weights")
@@ -174,10 +179,7 @@ def expected(config: ConfigDict, point: dict, key: Array) -> dict[str, Labelled]
 
 def validate(config: ConfigDict, point: dict) -> None:
     """Refuses a right answer that is shorter than the shared prefix."""
-    if config.shared > config.right:
-        raise ValueError(
-            f"config.shared must be at most config.right = {config.right}, got {config.shared}"
-        )
+    in_order(config, "shared", "right")
 
 
 def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Labelled]:

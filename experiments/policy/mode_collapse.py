@@ -13,7 +13,19 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import above, each, inside, labels, non_negative, one_of, seeds
+from experiments.lab.axes import (
+    above,
+    count,
+    each,
+    fraction,
+    inside,
+    labels,
+    non_negative,
+    one_of,
+    positive,
+    real,
+    seeds,
+)
 from experiments.lab.claims import Finding, at_least, at_most, claim, equals, within
 from experiments.lab.plots import Picture, curve, legend, panels, style
 from jdiv import divergences, generators, regularized
@@ -25,7 +37,16 @@ AXES = {
     "beta": non_negative,
     "seed": seeds,
 }
-FIELDS = {"ref_policy": each(inside(0, 1)), "correct": above(1), "group": above(1)}
+FIELDS = {
+    "ref_policy": each(inside(0, 1)),
+    "correct": above(1),
+    "group": above(1),
+    "alive": fraction,
+    "beta_factor": real,
+    "parameters.tsallis.index": positive,
+    "step_size": non_negative,
+    "steps": count,
+}
 SOURCE = "DMPO (arXiv:2605.19461) and DPH-RL, abstracts; this toy recomputed"
 # P(correct), correct answers kept, probability of the first, by penalty and beta.
 REFERENCE = {

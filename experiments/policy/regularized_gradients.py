@@ -19,7 +19,18 @@ from jax.typing import ArrayLike
 from matplotlib.colors import LogNorm, Normalize
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import between, each, fraction, one_of, positive, seeds
+from experiments.lab.axes import (
+    above,
+    between,
+    count,
+    each,
+    fraction,
+    non_negative,
+    one_of,
+    positive,
+    real,
+    seeds,
+)
 from experiments.lab.claims import Finding, at_least, at_most, claim, equals
 from experiments.lab.plots import COLORS, Picture, curve, panels, pick
 from experiments.lab.references import KL_GRADIENTS, LANGUAGE_MODEL, THIRD_DIGIT
@@ -33,7 +44,18 @@ from jdiv.policy.kl_terms import kl_penalty, kl_rewards, prefix_log_ratio, seque
 from jdiv.policy.tokens import to_go
 
 AXES = {"sign": between(-1, 1), "weighted": fraction, "seed": seeds}
-FIELDS = {"rows": each(one_of(generators.TABLE)), "beta": positive, "total": positive}
+FIELDS = {
+    "rows": each(one_of(generators.TABLE)),
+    "beta": positive,
+    "total": positive,
+    "actions": above(1),
+    "batch": count,
+    "batches": count,
+    "inner": count,
+    "lag": real,
+    "parameters.tsallis.index": positive,
+    "step_size": non_negative,
+}
 FORMS = {"differentiable": rpg.rpg, "reinforce": rpg.rpg_reinforce}
 ESTIMATORS = {"k1": estimators.kl_k1, "k2": estimators.kl_k2, "k3": estimators.kl_k3}
 LONGEST = 3

@@ -18,7 +18,17 @@ from jax import Array
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import above, each, one_of, positive, seeds
+from experiments.lab.axes import (
+    above,
+    count,
+    each,
+    in_order,
+    non_negative,
+    one_of,
+    positive,
+    process,
+    seeds,
+)
 from experiments.lab.claims import Finding, at_least, at_most, between, claim
 from experiments.lab.plots import Picture, curve, panels, style
 from experiments.lab.results import Labelled, labelled
@@ -46,6 +56,7 @@ UNSOLVED = {
 
 def validate(config: ConfigDict, point: dict) -> None:
     """Refuses lists of different lengths."""
+    in_order(config, "branches", "states")
     for field in ("kinds", "sizes", "growths"):
         if len(config[field]) != len(config.names):
             raise ValueError(
@@ -217,6 +228,11 @@ FIELDS = {
     "sizes": each(positive),
     "growths": each(positive),
     "iterations": above(1),
+    **process,
+    "conjugate": count,
+    "inner": count,
+    "inner_step_size": non_negative,
+    "m_radius": positive,
 }
 
 

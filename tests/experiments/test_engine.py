@@ -17,9 +17,9 @@ from experiments.lab.axes import (
     inside,
     labels,
     non_negative,
-    number,
     one_of,
     positive,
+    real,
     seeds,
 )
 from experiments.lab.job import planned
@@ -240,7 +240,7 @@ def test_the_journal_has_a_line_for_each_piece(compute, tmp_path):
                     "path": labelled(jnp.ones(3 if point["name"] == "abs" else 4), "letter")
                 }
             },
-            "one shape at all points",
+            "path must have one shape .* it has others at name=square",
         ),
         (
             {
@@ -250,10 +250,19 @@ def test_the_journal_has_a_line_for_each_piece(compute, tmp_path):
             },
             "the same dimensions and labels at all points",
         ),
+        (
+            {"run": lambda config, point, key: {"x" if point["name"] == "abs" else "y": 1.0}},
+            "must have one shape .* it has others at name=square",
+        ),
+        (
+            {"run": lambda config, point, key: jnp.ones(())},
+            "estimation/atlas: run: it must return a dict",
+        ),
+        ({"run": lambda config, point, key: [jnp.ones(())]}, "run: it must return a dict"),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(compute, functions, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(Refused, match=words):
         compute(toys.module(**functions), toys.config(seeds=1))
 
 
@@ -269,7 +278,7 @@ def test_results_survive_their_file(compute, tmp_path):
     toy = toys.module(
         run=lambda config, point, key: {"half": jnp.bfloat16(1.5), "flag_too": point["flag"]}
     )
-    toy.AXES = {"flag": number, "seed": seeds}
+    toy.AXES = {"flag": real, "seed": seeds}
     results, _, _ = compute(toy, config.lock())
     assert results.half.dtype == np.float32
     Folder(tmp_path).save_results(results)

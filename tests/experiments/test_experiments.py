@@ -39,6 +39,9 @@ def test_every_config_resolves_and_expands(stem, scale):
     assert (config.experiment, config.scale) == (stem, scale)
     assert settings.load(f"configs/{stem}.py").scale == "quick"
     job = from_config(config, pathlib.Path("unused"))
+    fields = [name for name, value in settings.sweepable(config).items()
+              if not isinstance(value, bool)]  # fmt: skip
+    assert set(fields) <= set(getattr(job.experiment, "FIELDS", {}))
     assert sum(len(group.index) for group in job.groups) == len(job.points) >= 1
     for claim in job.claims:
         for override in claim.reruns:

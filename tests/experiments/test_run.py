@@ -20,6 +20,7 @@ from tests.experiments import toys
 
 ROOT = pathlib.Path(__file__).parents[2]
 ATLAS = "configs/estimation/atlas.py"
+AVERAGING = "--config=configs/mdp/averaging.py:smoke"
 
 
 def start(kind, folder, *arguments, limit=""):
@@ -163,6 +164,13 @@ def _at_the_root(monkeypatch):
         ([f"--config={ATLAS}", "--config.memory_gib=-1"], ["config.memory_gib", "positive"]),
         ([f"--config={ATLAS}", "--config.precision=float16"], ["float32 or float64", "float16"]),
         ([f"--config={ATLAS}", "more"], ["'more'", "--"]),
+        ([AVERAGING, "--config.states=0"], ["config.states must be at least 1, got 0"]),
+        ([AVERAGING, "--config.actions=-1"], ["config.actions must be at least 1, got -1"]),
+        ([AVERAGING, "--config.branches=100"], ["config.branches", "config.states = 30", "100"]),
+        ([AVERAGING, "--config.discount=1.5"], ["config.discount", "below 1, got 1.5"]),
+        ([AVERAGING, "--config.sweep.discount=.9,1.5"], ["config.sweep.discount", "1.5"]),
+        ([AVERAGING, "--config.sweep.states=3,9"], ["config.branches", "config.states = 3"]),
+        ([AVERAGING, "--config.sweep.seed=0:4:2"], ["config.sweep.seed", "start:stop", "0:4:2"]),
         (["--config=README.md"], ["README.md is not a Python file"]),
         (["--config=/etc/passwd"], ["/etc/passwd is not a Python file"]),
         (["--config=conftest.py"], ["conftest.py has no function get_config"]),
@@ -249,6 +257,52 @@ def test_the_process_says_one_line_and_leaves_nothing(tmp_path):
     assert process.returncode == 2
     assert process.stderr == "--config.ponts: no 'ponts'; did you mean points?\n"
     assert not (tmp_path / "run").exists()
+
+
+EXPERIMENT = '''
+from experiments.lab.axes import seeds
+from experiments.lab.claims import at_least, claim
+
+AXES = {"seed": seeds}
+
+def run(config, point, key):
+    return {"x": point["seed"] * config.factor}
+
+def figures(config, results):
+    return {"line": "there is nothing to draw"}
+
+@claim(source="here", reruns=({"factor": -1},))
+def positive(results):
+    """It is."""
+    return at_least(1, results.x.max())
+'''
+CONFIG = """
+from configs import defaults
+
+def get_config(scale="smoke"):
+    config = defaults.get_config("my_experiment", scale)
+    config.factor = 2
+    config.sweep.seed = (0, 1)
+    return config
+"""
+
+
+@pytest.mark.parametrize("where", ["configs", "."])
+def test_an_experiment_may_live_outside_of_the_repository(where, tmp_path, capsys, monkeypatch):
+    (tmp_path / where).mkdir(exist_ok=True)
+    (tmp_path / where / "mine.py").write_text(CONFIG)
+    (tmp_path / "my_experiment.py").write_text(EXPERIMENT)
+    argv = ["run", f"--config={tmp_path / where / 'mine.py'}", f"--workdir={tmp_path / 'run'}"]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(commands, "set_up", lambda values: None)
+    for _ in range(2):
+        assert run.main() == 0
+    assert "supported  positive: 2 " in capsys.readouterr().out
+    assert results(tmp_path / "run").x.values.tolist() == [0, 2]
+    (tmp_path / "my_experiment.py").write_text(EXPERIMENT.replace("at_least(1", "at_least(3"))
+    sys.modules.pop("experiments.my_experiment")
+    assert run.main() == 2
+    assert "other code" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------- folders
