@@ -145,7 +145,8 @@ def module_of(experiment: str, beside: pathlib.Path | None = None) -> ModuleType
         if (path := (folder / f"{experiment}.py").resolve()).is_file():
             return _imported(name, path)
     try:
-        return importlib.import_module(experiment.replace("/", "."))
+        module = sys.modules[name] = importlib.import_module(experiment.replace("/", "."))
+        return module
     except ModuleNotFoundError as error:
         if not experiment.replace("/", ".").startswith(error.name):
             raise

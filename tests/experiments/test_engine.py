@@ -256,7 +256,7 @@ def test_the_journal_has_a_line_for_each_piece(compute, tmp_path):
         ),
         (
             {"run": lambda config, point, key: jnp.ones(())},
-            "estimation/atlas: run: it must return a dict",
+            "atlas: run: it must return a dict",
         ),
         ({"run": lambda config, point, key: [jnp.ones(())]}, "run: it must return a dict"),
     ],
