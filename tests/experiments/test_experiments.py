@@ -84,13 +84,17 @@ def cut(job, dim):
     return smaller, job.folder.results().isel({dim: few})
 
 
+def raised(what, error):
+    raise error
+
+
 def judged_and_drawn(job, results):
     """Claims have what they need or say what they lack; figures have what there is."""
     for claim in job.claims:
         if needs.lacking(job, claim) is None:
             claim(needs.chosen(job, claim, results), job.config)
     said = []
-    pictures = run.draw(job, results, said.append)
+    pictures = run.draw(job, results, raised, said.append)
     assert len(pictures) + len(said) >= 1
     for picture in pictures.values():
         plt.close(picture.figure)
