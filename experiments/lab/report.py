@@ -262,6 +262,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     """How it was run: `(name, HTML)`; what is not known is left out."""
     config, made = run.config, run.environment
     found = [("Command", f"<code>{text(made['command'])}</code>")] if "command" in made else []
+    found += [("Raised", mark(False, text(error))) for error in made.get("raised", [])]
     axes = [
         f"<code>{text(name)}</code> {text(sequence(values))} <small>({len(values)})</small>"
         for name, values in config.get("sweep", {}).items()

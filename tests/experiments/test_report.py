@@ -95,6 +95,7 @@ def make_run(folder, experiment, claims):
         "versions": {"python": "3.11.7", "jax": "0.10.2"},
         "commit": None,
         "sweep": {"points": 384, "programs": 2},
+        "raised": ["figures raised KeyError: 'beta' <here>"],
     }
     (folder / "figures").mkdir(parents=True)
     for name, value in (("config", config), ("environment", environment), ("claims", claims)):
@@ -238,7 +239,7 @@ def test_an_experiment_says_what_it_is_and_how_it_was_run(page):
         "compiling 1.5 s, running 1 min 3 s", "2 cpu devices, 1 process",
         "384 points in 2 compiled programs", "jax 0.10.2",
         "seed 0, 1, 2, …, 63 (64)", "quick scale, float64", "network.widths = 0, 1",
-        "2 min 20 s",
+        "2 min 20 s", "figures raised KeyError: 'beta' <here>",
     ):  # fmt: skip
         assert part in words
     assert "table" in report.purpose("estimation/atlas")
