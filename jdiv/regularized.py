@@ -19,7 +19,7 @@ from jdiv import checks, numerics, roots
 from jdiv.divergences import categorical, generators
 from jdiv.divergences.generator import Generator, checked_row
 from jdiv.divergences.generators import KL, TotalVariation
-from jdiv.types import Logits, PerSequence, Probs, Reduced, Scalar, Values
+from jdiv.types import Categories, Logits, PerSequence, Probs, Reduced, Scalar, Values
 
 
 class Greedy(NamedTuple):
@@ -33,7 +33,7 @@ class Greedy(NamedTuple):
             0.
         residual: `[...]` `|sum pi - 1|` before the last normalization.
         iterations: Steps of the solver, 0 for closed forms; one number for the whole batch.
-        converged: `[...]` whether the solver came to rest within rounding of its unknown.
+        converged: `[...]` whether the residual is finite and small: `roots.small`.
     """
 
     log_policy: Array
@@ -44,20 +44,30 @@ class Greedy(NamedTuple):
     converged: Array
 
 
+LOWEST = -1e8
+"""Log-probabilities of a reference below this are masks: exact zeros."""
+
+
 def greedy(
     values: Values,
     ref_logits: Logits,
     temperature: PerSequence | Scalar,
     *,
     generator: Generator,
+    where: Categories | None = None,
 ) -> Greedy:
     """The policy that maximizes `<pi, values> - temperature * D(pi‖ref)` over the simplex.
 
     Shapes: values and ref_logits `[..., n]`, temperature a positive number or `[...]`. Actions
-    with zero reference probability stay at zero. Closed forms for KL and total variation, else a
-    safeguarded Newton iteration on the log-ratio of the best action. Differentiable to any order
-    in every argument, the parameters of the generator included; the gradient of `value` by
-    `values` is the policy. Call it under jit: an eager call compiles its solver again.
+    with zero reference probability stay at zero: -inf in ref_logits, a mask such as -1e9 or the
+    least float, or False in `where`; their values do not matter. A row that `where` empties has
+    value 0 and no action. An action of value -inf gets nothing, one of inf everything. NaN in a
+    value that matters gives NaN.
+
+    Closed forms for KL and total variation, else a safeguarded Newton iteration on the log-ratio of
+    one action. Differentiable to any order in every argument, the parameters of the generator
+    included; the gradient of `value` by `values` is the policy. Made for jit: an eager call
+    compiles its solver each time it meets new shapes, which takes seconds.
 
     >>> chi2 = generators.pearson_chi2()
     >>> policy = greedy(jnp.array([1.0, 0.0]), jnp.zeros(2), 0.5, generator=chi2)
@@ -68,42 +78,64 @@ def greedy(
     greedy policy and its conjugate; Wang et al. 2024 (arXiv:2309.16240), Theorem 1, for the form
     through the inverse slope.
     """
+    return with_log_ratio(values, ref_logits, temperature, generator=generator, where=where)[0]
+
+
+def with_log_ratio(
+    values: Values,
+    ref_logits: Logits,
+    temperature: PerSequence | Scalar,
+    *,
+    generator: Generator,
+    where: Categories | None = None,
+) -> tuple[Greedy, Array, Array]:
+    """`greedy`, with log pi/ref and log ref.
+
+    The log-ratio is relatively accurate where it is small, at high temperatures, while the
+    difference of the two logarithms is rounding.
+    """
     checked_row(generator, invertible=type(generator) not in _CLOSED_FORMS)
-    values = checks.as_float("values", values)
-    ref_logits = checks.as_float("ref_logits", ref_logits)
-    checks.same_shape(values=values, ref_logits=ref_logits)
+    values, ref_logits = checks.alike(values=values, ref_logits=ref_logits)
     if values.ndim == 0 or values.shape[-1] == 0:
         raise ValueError(f"values must have at least one action, got shape {tuple(values.shape)}")
-    checks.positive("temperature", temperature)
-    dtype = jnp.promote_types(values.dtype, ref_logits.dtype)
-    values, temperature = values.astype(dtype), jnp.asarray(temperature, dtype)
-    if temperature.shape not in ((), values.shape[:-1]):
-        raise ValueError(
-            f"temperature must be a number or of shape {values.shape[:-1]}, got {temperature.shape}"
-        )
-    temperature = jnp.broadcast_to(temperature, values.shape[:-1])
-    generator = generator.astype(dtype)
-    log_ref = numerics.log_softmax(ref_logits.astype(dtype))
+    temperature = checks.positive("temperature", temperature, rows=values)
+    temperature = jnp.broadcast_to(temperature, (*values.shape[:-1], 1))[..., 0]
+    generator = generator.per_row(values)
+    values, log_ref, empty = _masked(values, ref_logits, where)
 
-    # Only the reference's support competes, and only differences to its best value matter.
-    supported = log_ref != -jnp.inf
-    best = jnp.max(jnp.where(supported, values, -jnp.inf), axis=-1, keepdims=True)
-    best = jax.lax.stop_gradient(best)
-    drop = jnp.where(supported, values - best, 0)
+    # An infinite best value is 0, and what is infinitely below it out of the competition.
+    best = jax.lax.stop_gradient(jnp.max(jnp.where(log_ref == -jnp.inf, -jnp.inf, values), axis=-1))
+    infinite = jnp.isinf(best)
+    finite = jnp.where(values == best[..., None], 0, -jnp.inf)
+    values = jnp.where(infinite[..., None], finite, values)
+    competing = (log_ref != -jnp.inf) & (values != -jnp.inf)
+    top = jnp.where(infinite, 0, best)
+    values = jnp.where(competing, values, top[..., None])
     solve = _CLOSED_FORMS.get(type(generator), _solve)
-    log_ratio, top, residual, iterations, converged = solve(
-        generator, drop / temperature[..., None], log_ref
+    log_ratio, log_policy, normalizer, anchor, *evidence = solve(
+        generator, values, top, temperature, jnp.where(competing, log_ref, -jnp.inf), log_ref
     )
 
-    log_policy = jnp.where(supported, log_ref + log_ratio, -jnp.inf)
-    return Greedy(
-        log_policy=log_policy,
-        value=best[..., 0] + _value(generator, drop, log_ref, temperature, log_policy, log_ratio),
-        normalizer=best[..., 0] - temperature * top,
-        residual=residual,
-        iterations=iterations,
-        converged=converged,
-    )
+    drop = values - anchor[..., None]
+    value = anchor + _value(generator, drop, log_ref, temperature, log_policy, log_ratio)
+    value = jnp.where(infinite, jnp.where(best > 0, jnp.inf, value + best), value)
+    log_policy = jnp.where(empty, -jnp.inf, log_policy)
+    return Greedy(log_policy, value, normalizer, *evidence), log_ratio, log_ref
+
+
+def _masked(values: Array, ref_logits: Array, where: ArrayLike | None):
+    """Values and the log-reference where it has mass, else 0 and -inf; and the emptied rows.
+
+    The problem of an emptied row is one of equal values.
+    """
+    empty = jnp.zeros((*values.shape[:-1], 1), bool)
+    if where is not None:
+        where = jnp.broadcast_to(checks.as_mask("where", where), values.shape)
+        empty = ~jnp.any(where, axis=-1, keepdims=True)
+        ref_logits = jnp.where(empty, 0, jnp.where(where, ref_logits, -jnp.inf))
+    log_ref = numerics.log_softmax(ref_logits)
+    log_ref = jnp.where(log_ref < LOWEST, -jnp.inf, log_ref)
+    return jnp.where(empty | (log_ref == -jnp.inf), 0, values), log_ref, empty
 
 
 def _payoff(generator, drop, log_ref, temperature, log_policy, log_ratio):
@@ -125,76 +157,186 @@ def _value_jvp(primals, tangents):
     return jax.jvp(at_policy, tuple(inputs), tuple(tangents[:4]))
 
 
-def _closed_form_kl(generator: KL, scaled: Array, log_ref: Array):
+def _closed_form_kl(generator: KL, values, top, temperature, competing, log_ref):
     """Softmax: `log(pi/ref) = v/temperature - log sum ref exp(v/temperature)`."""
-    log_sum = jax.nn.logsumexp(log_ref + scaled, axis=-1)
-    return scaled - log_sum[..., None], -log_sum, *_no_solver(log_sum)
+    scaled = (values - top[..., None]) / temperature[..., None]
+    log_sum = jax.nn.logsumexp(competing + scaled, axis=-1)
+    log_ratio = scaled - log_sum[..., None]
+    return (
+        log_ratio,
+        jnp.where(competing == -jnp.inf, -jnp.inf, competing + log_ratio),
+        top + temperature * log_sum,
+        top,
+        *_no_solver(log_sum),
+    )
 
 
-def _closed_form_total_variation(generator: TotalVariation, scaled: Array, log_ref: Array):
+def _closed_form_total_variation(
+    generator: TotalVariation, values, top, temperature, competing, log_ref
+):
     """Moving mass costs the temperature: what lies further below the best moves to the best.
 
     Actions that tie for the best share what arrives in proportion to the reference.
     """
-    supported = log_ref != -jnp.inf
-    best = supported & (scaled == 0)
-    dropped = supported & (scaled < -1)
+    scaled = (values - top[..., None]) / temperature[..., None]
+    unknown = jnp.isnan(jnp.sum(scaled, axis=-1, keepdims=True) + log_ref)
+    present = competing != -jnp.inf
+    best = present & (scaled == 0)
+    dropped = (log_ref != -jnp.inf) & ((scaled < -1) | ~present)
     gained, share = (
         jax.nn.logsumexp(jnp.where(chosen, log_ref, -jnp.inf), axis=-1, keepdims=True)
         for chosen in (best | dropped, best)
     )
     log_ratio = jnp.where(best, gained - share, jnp.where(dropped, -jnp.inf, 0))
-    return log_ratio, jnp.full_like(scaled[..., 0], 0.5), *_no_solver(scaled[..., 0])
+    log_ratio = jnp.where(unknown, jnp.nan, log_ratio)
+    log_policy = jnp.where(present, competing + log_ratio, -jnp.inf)
+    return log_ratio, log_policy, top - temperature / 2, top, *_no_solver(log_policy[..., 0])
 
 
 def _no_solver(row: Array):
     """Residual, iterations and convergence of a closed form."""
-    return jnp.zeros_like(row), jnp.zeros((), jnp.int32), jnp.ones(row.shape, bool)
+    residual = jnp.where(jnp.isnan(row), jnp.nan, 0)
+    return residual, jnp.zeros((), jnp.int32), roots.small(residual)
 
 
 _CLOSED_FORMS = {KL: _closed_form_kl, TotalVariation: _closed_form_total_variation}
 
 
-def _solve(generator: Generator, scaled: Array, log_ref: Array):
-    """Any other generator, by one unknown: the log-ratio `top` of the best actions.
+class _At(NamedTuple):
+    """A candidate for the policy, and how it moves with the log-ratio of the anchor."""
 
-    `scaled` is (v - max v)/temperature, 0 at the best actions, whose log-ratio lies between 0 and
-    minus the logarithm of their reference mass. All other log-ratios follow by `shift`, in which
-    nothing cancels where the slope saturates.
+    log_ratio: Array
+    relative: Array
+    """Derivatives of the log-ratios; 0 where an action is dropped."""
+    policy: Array
+    """Normalized."""
+    log_total: Array
+    slope: Array
+    """Derivative of log_total."""
+    square: Array
+    """Mean of the squares of `relative`: how far from linear a step is."""
+
+
+def _solve(generator: Generator, values, top, temperature, competing, log_ref):
+    """Any other generator, by one unknown: the log-ratio of one action, the anchor.
+
+    All other log-ratios follow by `shift` from the difference of their value to the anchor's.
     """
-    supported = log_ref != -jnp.inf
+    present = competing != -jnp.inf
 
-    def log_ratios(top):
-        return generator.shift(jnp.broadcast_to(top[..., None], scaled.shape), scaled)
+    def log_ratios(x, anchor):
+        steps = (values - anchor[..., None]) / temperature[..., None]
+        return generator.shift(jnp.broadcast_to(x[..., None], values.shape), steps)
 
-    def log_total(top):
-        log_policy = jnp.where(supported, log_ref + log_ratios(top), -jnp.inf)
+    def log_total(x):
+        log_policy = jnp.where(present, competing + log_ratios(x, anchor), -jnp.inf)
         return jax.nn.logsumexp(log_policy, axis=-1)
 
-    best = supported & (scaled == 0)
-    low = jnp.zeros_like(scaled[..., 0])
-    high = -jax.nn.logsumexp(jnp.where(best, log_ref, -jnp.inf), axis=-1)
-    start = -jax.nn.logsumexp(log_ref + scaled, axis=-1)  # the answer for KL
-    low, high, start = jax.lax.stop_gradient((low, jnp.maximum(high, 0), start))
-    top, *evidence = roots.implicit(log_total, jnp.clip(start, low, high), low, high)
-    log_ratio = log_ratios(top) + _below_resolution(log_ratios, log_total, top)
-    log_ratio -= jax.nn.logsumexp(jnp.where(supported, log_ref + log_ratio, -jnp.inf), axis=-1)[
-        ..., None
-    ]
-    return log_ratio, generator.slope(top), *evidence
+    def at(x, anchor):
+        one = jnp.ones_like(x)
+        log_ratio, relative = jax.jvp(lambda x: log_ratios(x, anchor), (x,), (one,))
+        log_policy = jnp.where(present, competing + log_ratio, -jnp.inf)
+        total = jax.nn.logsumexp(log_policy, axis=-1)
+        policy = jnp.exp(log_policy - total[..., None])
+        relative = jnp.where(log_policy == -jnp.inf, 0, relative)
+        slope, square = (jnp.sum(policy * relative**k, axis=-1) for k in (1, 2))
+        return _At(log_ratio, relative, policy, total, slope, square)
+
+    scaled = (values - top[..., None]) / temperature[..., None]
+    x, anchor, iterations = _search(generator, values, top, scaled, competing, at)
+    root = roots.known(log_total, x)
+    log_ratio = log_ratios(root, anchor)
+
+    # Newton's last step is too small for a float next to x, but not for the policy. Relative to
+    # the reference nothing cancels: the log-ratios keep their digits where they are small.
+    last = jax.lax.stop_gradient(at(x, anchor))
+    log_policy = jnp.where(present, competing + last.log_ratio, -jnp.inf)
+    gained = numerics.probability_difference(log_policy, log_ref, last.log_ratio)
+    gained = jnp.where(log_ref == -jnp.inf, 0, jnp.where(present, gained, -jnp.exp(log_ref)))
+    step = -jnp.log1p(jnp.sum(gained, axis=-1)) / last.slope
+    step = jax.lax.stop_gradient(jnp.where(jnp.isfinite(last.log_total), step, jnp.nan))
+    moved = last.relative * step[..., None]
+    rest = jax.lax.stop_gradient(jax.nn.logsumexp(log_policy + moved, axis=-1))
+    residual = jnp.abs(jnp.expm1(rest))
+    converged = roots.small(residual)
+    log_policy = jnp.where(present, (competing + log_ratio) + (moved - rest[..., None]), -jnp.inf)
+    log_ratio += moved - jnp.where(converged, 0, rest)[..., None]
+    slope = generator.slope((root + step)[..., None])[..., 0]
+    normalizer = anchor - temperature * slope
+    return log_ratio, log_policy, normalizer, anchor, residual, iterations, converged
 
 
-def _below_resolution(log_ratios, log_total, top: Array) -> Array:
-    """The change of the log-ratios by Newton's next step, too small for a float next to `top`.
+def _search(generator: Generator, values, top, scaled, competing, at):
+    """The anchor's log-ratio, the anchor's value, and Newton's steps of the slowest row."""
+    generator, values, top, scaled, competing = jax.lax.stop_gradient(
+        (generator, values, top, scaled, competing)
+    )
+    eps = jnp.finfo(values.dtype).eps
 
-    An action that is about to be dropped may take up all of it: there `u^(a-1)` hardly moves, and
-    u does.
-    """
-    one = jnp.ones_like(top)
-    total, by_top = jax.jvp(log_total, (top,), (one,))
-    log_ratio, slope = jax.jvp(log_ratios, (top,), (one,))
-    relative = jnp.where(log_ratio == -jnp.inf, 0, slope) * (-total / by_top)[..., None]
-    return jax.lax.stop_gradient(jnp.log1p(jnp.clip(relative, -0.9, 9.0)))
+    def unfinished(state):
+        *_, resting, iteration = state
+        return ~jnp.all(resting) & (iteration < 200)
+
+    def step(state):
+        x, anchor, low, high, previous, resting, iteration = state
+        here = at(x, anchor)
+        low, high = jnp.where(here.log_total < 0, x, low), jnp.where(here.log_total > 0, x, high)
+        newton = -here.log_total / here.slope
+        # Good enough: what the step leaves is rounding.
+        enough = here.square * newton**2 <= eps
+        rested = resting
+        resting = resting | enough | jnp.isnan(here.log_total)
+
+        # Floats near x are too coarse for the actions about to be dropped: change to the best one
+        # that is fine enough. Or the anchor itself is to be dropped: to the best of what remains,
+        # for which floats should not be too coarse either, or the anchor is below their resolution.
+        spread = jnp.sqrt(here.square)[..., None]
+        size = jnp.maximum(jnp.abs(here.log_ratio), 1)
+        coarse = 4 * jnp.sqrt(eps) * spread[..., 0] * jnp.maximum(jnp.abs(x), 1) > 1
+        gone = ~coarse & (here.log_total > 16 * here.slope)
+        above = values > anchor[..., None]
+        remaining = jnp.sum(jnp.where(above, here.policy * here.relative, 0), axis=-1)
+        fine = here.relative >= jnp.where(gone, remaining, spread[..., 0])[..., None] / 8
+        clear = (here.relative > 8 * jnp.sqrt(eps) * spread * size) | (here.relative < eps * size)
+        fit = (here.policy > 0) & fine & (~gone[..., None] | (above & clear))
+        # What remains may not move at all, in floats: then to the next one.
+        sign = jnp.where(gone & (remaining == 0), -1, 1)[..., None]
+        index = jnp.argmax(jnp.where(fit, sign * values, -jnp.inf), axis=-1)[..., None]
+        chosen, ratio, log_ref, fit = (
+            jnp.take_along_axis(z, index, axis=-1)[..., 0]
+            for z in (values, here.log_ratio, competing, fit)
+        )
+        changes = ~resting & (coarse | gone) & fit & (chosen != anchor)
+        # Just below, where the anchor that is gone is out.
+        ratio -= jnp.where(gone, 2 * eps * jnp.maximum(jnp.abs(ratio), 1), 0)
+        # Of the new anchor's log-ratio only this is known: alone it has at most all mass.
+        low, high = jnp.where(changes, -jnp.inf, low), jnp.where(changes, -log_ref, high)
+
+        following = x + newton
+        following = jnp.where(low == -jnp.inf, jnp.maximum(following, x - 2), following)
+        usable = (following > low) & (following < high)
+        usable &= jnp.abs(here.log_total) <= previous / 2
+        middle = jnp.where(low == -jnp.inf, following, (low + high) / 2)
+        following = jnp.where(enough | usable, following, middle)
+        following = jnp.where(rested, x, jnp.where(changes, ratio, following))
+        resting |= ~changes & (high - low <= eps * jnp.maximum(jnp.abs(x), 1))
+        anchor = jnp.where(changes, chosen, anchor)
+        previous = jnp.where(changes, jnp.inf, jnp.abs(here.log_total))
+        return following, anchor, low, high, previous, resting, iteration + 1
+
+    best = (competing != -jnp.inf) & (scaled == 0)
+    high = -jax.nn.logsumexp(jnp.where(best, competing, -jnp.inf), axis=-1)
+    high = jnp.maximum(high, 0)
+    # The answers for KL and, where the temperature is high, for any row: the smaller one is nearer.
+    start = -jax.nn.logsumexp(competing + scaled, axis=-1)
+    mean = jnp.sum(jnp.exp(competing) * scaled, axis=-1, keepdims=True)
+    mean = generator.inverse_slope(-mean)[..., 0]
+    start = jnp.clip(jnp.where(mean < start, mean, start), 0, high)
+    never = jnp.zeros(start.shape, bool)
+    infinite = jnp.full_like(start, jnp.inf)
+    state = start, top, jnp.zeros_like(start), high, infinite, never, jnp.zeros((), jnp.int32)
+    x, anchor, *_, iterations = jax.lax.while_loop(unfinished, step, state)
+    return x, anchor, iterations
 
 
 def greedy_between(
@@ -221,8 +363,8 @@ def greedy_between(
     Reference: Vieillard et al. 2020 (arXiv:2003.14089), section 3, for KL and entropy at once.
     """
     checked_row(generator, invertible=True)
-    checks.positive("ref_temperature", ref_temperature)
-    checks.positive("old_temperature", old_temperature)
+    ref_temperature = checks.positive("ref_temperature", ref_temperature)
+    old_temperature = checks.positive("old_temperature", old_temperature)
     values = checks.as_float("values", values)
     anchors = [
         numerics.log_softmax(checks.as_float(name, logits).astype(values.dtype))
@@ -292,6 +434,7 @@ def fenchel_young(
     temperature: PerSequence | Scalar,
     *,
     generator: Generator,
+    where: Categories | None = None,
 ) -> Reduced:
     """Fenchel-Young loss, the regret of a target policy in the regularized problem.
 
@@ -306,14 +449,20 @@ def fenchel_young(
 
     Reference: Blondel, Martins and Niculae 2020 (arXiv:1901.02324), Definition 2.
     """
-    best = greedy(values, ref_logits, temperature, generator=generator).value
-    cost = categorical.f_divergence(generator, target_logits, ref_logits)
-    target = jnp.exp(numerics.log_softmax(checks.as_float("target_logits", target_logits)))
+    best = greedy(values, ref_logits, temperature, generator=generator, where=where).value
+    cost = categorical.f_divergence(generator, target_logits, ref_logits, where=where)
+    values, target_logits = checks.alike(values=values, target_logits=target_logits)
+    values, log_target, empty = _masked(values, target_logits, where)
+    target = jnp.where(empty, 0, jnp.exp(log_target))
     payoff = jnp.sum(jnp.where(target > 0, target * values, 0), axis=-1)
-    return best - payoff + temperature * cost
+    payoff = jnp.where(jnp.isnan(jnp.sum(target, axis=-1)), jnp.nan, payoff)
+    temperature = checks.positive("temperature", temperature, rows=values)
+    return best - payoff + (temperature * cost[..., None])[..., 0]
 
 
-def entmax(scores: Values, *, index: Scalar = 1.5) -> Probs:
+def entmax(
+    scores: Values, *, index: PerSequence | Scalar = 1.5, where: Categories | None = None
+) -> Probs:
     """`argmax_p <p, scores> + H(p)` with Tsallis' entropy; sparsemax at index 2, softmax at 1.
 
     `H(p) = sum (p - p^k) / (k (k - 1))` of index k: Tsallis' entropy `sum (p - p^k) / (k - 1)`
@@ -327,11 +476,17 @@ def entmax(scores: Values, *, index: Scalar = 1.5) -> Probs:
     Reference: Peters, Niculae and Martins 2019 (arXiv:1905.05702), equation 10.
     """
     scores = checks.as_float("scores", scores)
-    *problem, generator = _tsallis_entropy(scores, index)
-    return jnp.exp(greedy(*problem, generator=generator).log_policy)
+    *problem, generator = _tsallis_entropy(scores, index, where)
+    return jnp.exp(greedy(*problem, generator=generator, where=where).log_policy)
 
 
-def entmax_loss(scores: Values, target_logits: Logits, *, index: Scalar = 1.5) -> Reduced:
+def entmax_loss(
+    scores: Values,
+    target_logits: Logits,
+    *,
+    index: PerSequence | Scalar = 1.5,
+    where: Categories | None = None,
+) -> Reduced:
     """The Fenchel-Young loss of entmax: sparsemax loss at index 2, cross-entropy's regret at 1.
 
     Shapes: `[..., n]` twice to `[...]`.
@@ -339,11 +494,13 @@ def entmax_loss(scores: Values, target_logits: Logits, *, index: Scalar = 1.5) -
     Reference: Peters, Niculae and Martins 2019 (arXiv:1905.05702), section 4.1.
     """
     scores = checks.as_float("scores", scores)
-    _, uniform, temperature, generator = _tsallis_entropy(scores, index)
-    return fenchel_young(scores, target_logits, uniform, temperature, generator=generator)
+    _, uniform, temperature, generator = _tsallis_entropy(scores, index, where)
+    return fenchel_young(
+        scores, target_logits, uniform, temperature, generator=generator, where=where
+    )
 
 
-def sparsemax(scores: Values) -> Probs:
+def sparsemax(scores: Values, *, where: Categories | None = None) -> Probs:
     """Euclidean projection of the scores onto the simplex: entmax at index 2.
 
     >>> [f"{p:.4f}" for p in sparsemax(jnp.array([1.0, 0.5, -1.0]))]
@@ -351,11 +508,17 @@ def sparsemax(scores: Values) -> Probs:
 
     Reference: Martins and Astudillo 2016 (arXiv:1602.02068), equation 2.
     """
-    return entmax(scores, index=2.0)
+    return entmax(scores, index=2.0, where=where)
 
 
-def _tsallis_entropy(scores: Array, index: ArrayLike):
-    """Arguments of `greedy` whose divergence is minus entmax's entropy, up to a constant."""
-    checks.positive("index", index)
-    temperature = jnp.asarray(scores.shape[-1], scores.dtype) ** (1 - jnp.asarray(index))
-    return scores, jnp.zeros_like(scores), temperature, generators.alpha(index)
+def _tsallis_entropy(scores: Array, index: ArrayLike, where: ArrayLike | None):
+    """Arguments of `greedy` whose divergence is minus entmax's entropy, up to a constant.
+
+    Entropy knows no reference: its temperature is a power of the number of scores that count.
+    """
+    index = jnp.asarray(checks.positive("index", index), scores.dtype)
+    count = jnp.asarray(scores.shape[-1], scores.dtype)
+    if where is not None:
+        where = jnp.broadcast_to(checks.as_mask("where", where), scores.shape)
+        count = jnp.maximum(jnp.sum(where, axis=-1), 1).astype(scores.dtype)
+    return scores, jnp.zeros_like(scores), count ** (1 - index), generators.alpha(index)

@@ -18,13 +18,30 @@ class Root(NamedTuple):
         x: `[...]` the root, differentiable in everything that the function closes over.
         residual: `[...]` `|expm1(f(x))|`: f is the logarithm of what should be 1.
         iterations: `[]` steps of the slowest row of the batch.
-        converged: `[...]` whether the iteration came to rest within rounding of the root.
+        converged: `[...]` whether the residual is `small`.
     """
 
     x: Array
     residual: Array
     iterations: Array
     converged: Array
+
+
+def small(residual: Array) -> Array:
+    """Whether a residual is finite and small: all that `converged` means in this library.
+
+    Small is 128 roundings of 1: 1.5e-5 in single precision, 2.8e-14 in double precision.
+
+    >>> small(jnp.array([0.0, 1e-3, jnp.nan])).tolist()
+    [True, False, False]
+    """
+    return residual <= 128 * jnp.finfo(residual.dtype).eps
+
+
+def known(f: Callable[[Array], Array], root: Array) -> Array:
+    """A root of an elementwise f that was found before, differentiable in what f closes over."""
+    tangent = lambda g, y: y / g(jnp.ones_like(y))
+    return jax.lax.custom_root(f, root, lambda f, root: root, tangent)
 
 
 def implicit(f: Callable[[Array], Array], start: Array, low: Array, high: Array) -> Root:
@@ -37,25 +54,26 @@ def implicit(f: Callable[[Array], Array], start: Array, low: Array, high: Array)
     >>> print(f"{square_root(4.0):.4f} {jax.grad(square_root)(4.0):.4f}")
     2.0000 0.2500
     """
-    x, (residual, iterations, resting) = jax.lax.custom_root(
+    x, evidence = jax.lax.custom_root(
         f,
         start,
         lambda f, start: bracketed_newton(f, start, low, high),
         lambda g, y: y / g(jnp.ones_like(y)),
         has_aux=True,
     )
-    residual, iterations, resting = jax.lax.stop_gradient((residual, iterations, resting))
-    return Root(x, residual, iterations.astype(jnp.int32), resting > 0)
+    residual, iterations = jax.lax.stop_gradient(evidence)
+    return Root(x, residual, iterations.astype(jnp.int32), small(residual))
 
 
 def bracketed_newton(
     f: Callable[[Array], Array], start: Array, low: Array, high: Array
-) -> tuple[Array, tuple[Array, Array, Array]]:
+) -> tuple[Array, tuple[Array, Array]]:
     """The root of an increasing f in [low, high]: Newton's step where it helps, else bisection.
 
     A step has to stay inside the bracket, and the one before must have halved |f|. All rows of
-    the batch step together until the last one rests. For `jax.lax.custom_root` it returns the root
-    and, as floats, `|expm1(f)|` there, the iterations, and which rows came to rest.
+    the batch step together until the last one rests, within rounding of the root or of a bracket
+    without one, or is not a number. For `jax.lax.custom_root` it returns the root and, as floats,
+    `|expm1(f)|` there and the iterations.
     """
     resolution = 4 * jnp.finfo(start.dtype).eps
 
@@ -69,7 +87,7 @@ def bracketed_newton(
         low, high = jnp.where(value < 0, x, low), jnp.where(value > 0, x, high)
         newton = x - value / slope
         scale = resolution * jnp.maximum(jnp.abs(x), 1)
-        resting |= (jnp.abs(newton - x) <= scale) | (high - low <= scale)
+        resting |= (jnp.abs(newton - x) <= scale) | (high - low <= scale) | jnp.isnan(value)
         usable = (newton > low - scale) & (newton < high + scale)
         usable &= jnp.abs(value) <= previous / 2
         inner = jnp.clip(newton, low + scale / 2, high - scale / 2)
@@ -78,8 +96,8 @@ def bracketed_newton(
 
     never = jnp.zeros(start.shape, bool)
     state = start, low, high, jnp.full_like(start, jnp.inf), never, jnp.zeros((), jnp.int32)
-    x, *_, resting, iterations = jax.lax.while_loop(unfinished, step, state)
-    return x, (jnp.abs(jnp.expm1(f(x))), iterations.astype(x.dtype), resting.astype(x.dtype))
+    x, *_, iterations = jax.lax.while_loop(unfinished, step, state)
+    return x, (jnp.abs(jnp.expm1(f(x))), iterations.astype(x.dtype))
 
 
 def decreasing(

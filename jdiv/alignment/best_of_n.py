@@ -192,7 +192,7 @@ class WinRateOptimum(NamedTuple):
         divergence: `[...]` `KL(pi‖ref)`.
         residual: `[...]` `|budget / divergence - 1|`; 0 where c was given.
         iterations: `[]` steps of the search for c; 0 where c was given.
-        converged: `[...]` whether the search came to rest.
+        converged: `[...]` whether the residual is small; NaN has not converged.
     """
 
     c: Array
@@ -212,24 +212,29 @@ def win_rate_optimal(c: ArrayLike) -> WinRateOptimum:
 
     Reference: Gui et al. 2024, BoNBoN (arXiv:2406.00832), the win-rate-optimal policy.
     """
-    checks.positive("c", c)
-    c = checks.as_float("c", c)
-    mean_rest = numerics.phi_2(-c) / numerics.phi_1(-c)
-    near = c < 0.25
-    large = jnp.where(near, 1, c)
-    plain = large * (numerics.phi_2(-large) / numerics.phi_1(-large) - 1)
-    plain -= jnp.log(numerics.phi_1(-large))
-    square = jnp.where(near, c, 0) ** 2
+    c = checks.positive("c", checks.as_float("c", c))
+    return _win_rate_optimal(jnp.log(c), c)
+
+
+def _win_rate_optimal(log_c: Array, c: Array) -> WinRateOptimum:
+    """`win_rate_optimal` by log c, which is 1 more than the divergence where c is large."""
+    far, near = log_c > 4, c < 0.25
+    middle = jnp.where(near | far, 1, c)
+    ratio = numerics.phi_2(-middle) / numerics.phi_1(-middle)
+    plain = middle * (ratio - 1) - jnp.log(numerics.phi_1(-middle))
+    small = jnp.where(near, c, 0)
     series = jnp.zeros_like(c)
     for coefficient in reversed(_BERNOULLI):
-        series = series * square + coefficient
+        series = series * small**2 + coefficient
+    of_small = numerics.phi_2(-small) / numerics.phi_1(-small)
+    residual = jnp.where(jnp.isnan(c), jnp.nan, 0).astype(c.dtype)
     return WinRateOptimum(
         c=c,
-        win=mean_rest,
-        divergence=jnp.where(near, series * square, plain),
-        residual=jnp.zeros_like(c),
+        win=jnp.where(far, 1 - jnp.exp(-log_c), jnp.where(near, of_small, ratio)),
+        divergence=jnp.where(far, log_c - 1, jnp.where(near, series * small**2, plain)),
+        residual=residual,
         iterations=jnp.zeros((), jnp.int32),
-        converged=jnp.ones(c.shape, bool),
+        converged=roots.small(residual),
     )
 
 
@@ -247,16 +252,15 @@ def win_rate_optimal_to(budget: ArrayLike) -> WinRateOptimum:
 
     Reference: Gui et al. 2024, BoNBoN (arXiv:2406.00832), the win-rate-optimal policy.
     """
-    checks.positive("budget", budget)
-    budget = checks.as_float("budget", budget)
+    budget = checks.positive("budget", checks.as_float("budget", budget))
 
     def excess(x: Array) -> Array:
-        return jnp.log(win_rate_optimal(jnp.exp(x)).divergence) - jnp.log(budget)
+        return jnp.log(_win_rate_optimal(x, jnp.exp(x)).divergence) - jnp.log(budget)
 
     low, high = jnp.log(24 * budget) / 2, budget + 1
     low, high = jax.lax.stop_gradient((low, high))
     x, residual, iterations, converged = roots.implicit(excess, low, low, high)
-    return win_rate_optimal(jnp.exp(x))._replace(
+    return _win_rate_optimal(x, jnp.exp(x))._replace(
         residual=residual, iterations=iterations, converged=converged
     )
 

@@ -24,18 +24,25 @@ from jax.typing import ArrayLike
 from jdiv import checks, numerics, roots
 from jdiv.divergences import categorical
 from jdiv.divergences.generator import Generator, checked_row
-from jdiv.regularized import Greedy, greedy
-from jdiv.types import Logits, LogPolicy, Values
+from jdiv.regularized import Greedy, greedy, with_log_ratio
+from jdiv.types import Categories, Logits, LogPolicy, Values
 
 # ------------------------------------------------------------------------------------------- tilts
 
 
-def tilted(rewards: Values, ref_logits: Logits, beta: ArrayLike, *, generator: Generator) -> Greedy:
+def tilted(
+    rewards: Values,
+    ref_logits: Logits,
+    beta: ArrayLike,
+    *,
+    generator: Generator,
+    where: Categories | None = None,
+) -> Greedy:
     """The policy that maximizes `E[r] - beta D(pi‖ref)`, which has `f'(pi/ref) = (r - c)/beta`.
 
     Shapes: rewards and ref_logits `[..., n]`, beta a positive number or `[...]`. With KL, the
     field's reverse KL, it is `ref exp(r/beta)`. This is `regularized.greedy` in the words of
-    alignment, for finite rewards; an answer to be excluded belongs into the reference.
+    alignment, for finite rewards; an answer to be excluded belongs into the reference or `where`.
 
     >>> from jdiv import generators
     >>> target = tilted(jnp.array([1.0, 0.0]), jnp.zeros(2), 0.5, generator=generators.kl())
@@ -45,10 +52,9 @@ def tilted(rewards: Values, ref_logits: Logits, beta: ArrayLike, *, generator: G
     Reference: Go et al. 2023 (arXiv:2302.08215), preference targets, for KL; Wang et al. 2024
     (arXiv:2309.16240), Theorem 1, for any generator.
     """
-    rewards = checks.as_float("rewards", rewards)
-    checks.in_range("rewards", rewards, -jnp.inf, jnp.inf, "finite")
-    checks.positive("beta", beta)
-    return greedy(rewards, ref_logits, beta, generator=generator)
+    rewards = checks.finite("rewards", checks.as_float("rewards", rewards))
+    beta = checks.positive("beta", beta)
+    return greedy(rewards, ref_logits, beta, generator=generator, where=where)
 
 
 class BudgetedTilt(NamedTuple):
@@ -60,7 +66,8 @@ class BudgetedTilt(NamedTuple):
         divergence: `[...]` `D(pi‖ref)`, found close to the budget.
         residual: `[...]` `|budget / divergence - 1|`.
         iterations: `[]` steps of the search in log beta; one number for the whole batch.
-        converged: `[...]` false above all, with the limit beta -> 0, if the budget is out of reach.
+        converged: `[...]` whether the residual is small; not, with the limit beta -> 0, if the
+            budget is out of reach.
     """
 
     log_policy: Array
@@ -90,35 +97,34 @@ def tilted_to(
     Reference: Yang et al. 2024 (arXiv:2404.01730), the tilt phi_Delta, for KL and reward log q.
     """
     checked_row(generator, invertible=True)
-    rewards = checks.as_float("rewards", rewards)
-    checks.in_range("rewards", rewards, -jnp.inf, jnp.inf, "finite")
-    checks.positive("budget", budget)
+    rewards = checks.finite("rewards", checks.as_float("rewards", rewards))
+    budget = checks.positive("budget", budget, rows=rewards)
     rewards, log_ref = checked_answers(ref_logits, rewards=rewards)
-    dtype = rewards.dtype
-    budget = jnp.broadcast_to(jnp.asarray(budget, dtype), rewards.shape[:-1])
+    budget = jnp.broadcast_to(budget.astype(rewards.dtype), (*rewards.shape[:-1], 1))[..., 0]
     spread = jax.lax.stop_gradient(_deviation(rewards, log_ref))
 
-    def tilt(x: Array) -> Array:
-        return greedy(rewards, log_ref, spread * jnp.exp(x), generator=generator).log_policy
-
-    def excess(x: Array) -> Array:
-        divergence = categorical.f_divergence(generator, tilt(x), log_ref)
-        return jnp.log(budget) - jnp.log(divergence)
+    def tilt(x: Array) -> tuple[Array, Array]:
+        """Log-policy and divergence."""
+        beta = spread * jnp.exp(x)
+        found, log_ratio, log_mass = with_log_ratio(rewards, log_ref, beta, generator=generator)
+        # What the sum of a policy close to the reference misses is a sum of small differences.
+        gained = numerics.probability_difference(found.log_policy, log_mass, log_ratio)
+        missed = jnp.sum(jnp.where(log_mass == -jnp.inf, 0, gained), axis=-1, keepdims=True)
+        log_ratio -= jax.lax.stop_gradient(jnp.log1p(missed))
+        log_ratio = jnp.where(log_mass == -jnp.inf, 0, log_ratio)
+        rows = generator.per_row(rewards)
+        return found.log_policy, jnp.sum(
+            categorical.terms(rows, found.log_policy, log_mass, log_ratio), axis=-1
+        )
 
     # The limit is representable; the start is exact where beta is large, D = variance / (2 beta^2).
-    limit = jnp.full_like(budget, 0.4 * np.log(jnp.finfo(dtype).max))
+    limit = jnp.full_like(budget, 0.4 * np.log(jnp.finfo(rewards.dtype).max))
     start = jax.lax.stop_gradient(jnp.clip(-jnp.log(2 * budget) / 2, -limit, limit))
+    excess = lambda x: jnp.log(budget) - jnp.log(tilt(x)[1])
     x, residual, iterations, converged = roots.implicit(excess, start, -limit, limit)
-    log_policy = tilt(x)
-    # Log-ratios are rounded absolutely, and a small divergence is their mean square.
-    rounding = 1000 * jnp.finfo(dtype).eps * (1 + 1 / jnp.sqrt(budget))
+    log_policy, divergence = tilt(x)
     return BudgetedTilt(
-        log_policy=log_policy,
-        beta=spread * jnp.exp(x),
-        divergence=categorical.f_divergence(generator, log_policy, log_ref),
-        residual=residual,
-        iterations=iterations,
-        converged=converged & (residual <= rounding),
+        log_policy, spread * jnp.exp(x), divergence, residual, iterations, converged
     )
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jdiv import checks, numerics, roots
@@ -73,7 +74,12 @@ def _largest_exponent(t: Array) -> float:
 
 def _power_shift(t: Array, step: Array, c: ArrayLike) -> Array:
     """The t' with `(e^{c t'} - e^{c t})/c = step`, or `t' - t = step` at c = 0."""
-    t, step, c = jnp.broadcast_arrays(t, step, jnp.asarray(c, t.dtype))
+    return _powers_shifted(*jnp.broadcast_arrays(t, step, jnp.asarray(c, t.dtype)))
+
+
+@jax.custom_jvp
+def _powers_shifted(t: Array, step: Array, c: Array) -> Array:
+    """`_power_shift` of three arrays of one shape."""
     size = c * step
     log_size = jnp.log(jnp.where(size == 0, 1, jnp.abs(size)))
     # Next to such a step e^{c t} is nothing, and in units of it the step may overflow.
@@ -82,6 +88,26 @@ def _power_shift(t: Array, step: Array, c: ArrayLike) -> Array:
     near = t + numerics.scaled_log1p(step * half * half, c)
     alone = jnp.where(size > 0, log_size, -jnp.inf) / jnp.where(far, c, 1)
     return jnp.where(far, alone, near)
+
+
+def _powers_shifted_jvp(primals, tangents):
+    """`e^{c t'} dt' = e^{c t} dt + dstep`, with no difference that could cancel."""
+    (t, step, c), (dt, dstep, dc) = primals, tangents
+    shifted = _powers_shifted(t, step, c)
+    finite = jnp.isfinite(shifted)
+    inside = jnp.where(finite, shifted, 0)
+    change = jnp.zeros_like(shifted)
+    if not isinstance(dt, SymbolicZero):
+        change += jnp.exp(c * (jnp.where(finite, t, 0) - inside)) * dt
+    if not isinstance(dstep, SymbolicZero):
+        change += jnp.exp(-c * inside) * dstep
+    change = jnp.where(finite, change, 0)
+    if not isinstance(dc, SymbolicZero):
+        change += jax.jvp(lambda c: _powers_shifted.fun(t, step, c), (c,), (dc,))[1]
+    return shifted, change
+
+
+_powers_shifted.defjvp(_powers_shifted_jvp, symbolic_zeros=True)
 
 
 # -------------------------------------------------------------------------------------------- rows
