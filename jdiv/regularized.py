@@ -224,32 +224,20 @@ def _solve(generator: Generator, values, top, temperature, competing, log_ref):
     """
     present = competing != -jnp.inf
 
-    def log_ratios(x, anchor):
-        steps = (values - anchor[..., None]) / temperature[..., None]
-        return generator.shift(jnp.broadcast_to(x[..., None], values.shape), steps)
+    problem = generator, values, temperature, competing
+    fixed = jax.lax.stop_gradient(problem)
+    x, anchor, iterations = _search(*fixed, jax.lax.stop_gradient(top))
 
     def log_total(x):
-        log_policy = jnp.where(present, competing + log_ratios(x, anchor), -jnp.inf)
+        log_policy = jnp.where(present, competing + _log_ratios(*problem, x, anchor), -jnp.inf)
         return jax.nn.logsumexp(log_policy, axis=-1)
 
-    def at(x, anchor):
-        one = jnp.ones_like(x)
-        log_ratio, relative = jax.jvp(lambda x: log_ratios(x, anchor), (x,), (one,))
-        log_policy = jnp.where(present, competing + log_ratio, -jnp.inf)
-        total = jax.nn.logsumexp(log_policy, axis=-1)
-        policy = jnp.exp(log_policy - total[..., None])
-        relative = jnp.where(log_policy == -jnp.inf, 0, relative)
-        slope, square = (jnp.sum(policy * relative**k, axis=-1) for k in (1, 2))
-        return _At(log_ratio, relative, policy, total, slope, square)
-
-    scaled = (values - top[..., None]) / temperature[..., None]
-    x, anchor, iterations = _search(generator, values, top, scaled, competing, at)
     root = roots.known(log_total, x)
-    log_ratio = log_ratios(root, anchor)
+    log_ratio = _log_ratios(*problem, root, anchor)
 
     # Newton's last step is too small for a float next to x, but not for the policy. Relative to
     # the reference nothing cancels: the log-ratios keep their digits where they are small.
-    last = jax.lax.stop_gradient(at(x, anchor))
+    last = _at(*fixed, x, anchor)
     log_policy = jnp.where(present, competing + last.log_ratio, -jnp.inf)
     gained = numerics.probability_difference(log_policy, log_ref, last.log_ratio)
     gained = jnp.where(log_ref == -jnp.inf, 0, jnp.where(present, gained, -jnp.exp(log_ref)))
@@ -266,11 +254,28 @@ def _solve(generator: Generator, values, top, temperature, competing, log_ref):
     return log_ratio, log_policy, normalizer, anchor, residual, iterations, converged
 
 
-def _search(generator: Generator, values, top, scaled, competing, at):
+def _log_ratios(generator: Generator, values, temperature, competing, x, anchor):
+    """Of all actions, for an anchor of this value and log-ratio x."""
+    steps = (values - anchor[..., None]) / temperature[..., None]
+    return generator.shift(jnp.broadcast_to(x[..., None], values.shape), steps)
+
+
+def _at(generator: Generator, values, temperature, competing, x, anchor) -> _At:
+    problem = generator, values, temperature, competing
+    one = jnp.ones_like(x)
+    log_ratio, relative = jax.jvp(lambda x: _log_ratios(*problem, x, anchor), (x,), (one,))
+    log_policy = jnp.where(competing == -jnp.inf, -jnp.inf, competing + log_ratio)
+    total = jax.nn.logsumexp(log_policy, axis=-1)
+    policy = jnp.exp(log_policy - total[..., None])
+    relative = jnp.where(log_policy == -jnp.inf, 0, relative)
+    slope, square = (jnp.sum(policy * relative**k, axis=-1) for k in (1, 2))
+    return _At(log_ratio, relative, policy, total, slope, square)
+
+
+def _search(generator: Generator, values, temperature, competing, top):
     """The anchor's log-ratio, the anchor's value, and Newton's steps of the slowest row."""
-    generator, values, top, scaled, competing = jax.lax.stop_gradient(
-        (generator, values, top, scaled, competing)
-    )
+    problem = generator, values, temperature, competing
+    scaled = (values - top[..., None]) / temperature[..., None]
     eps = jnp.finfo(values.dtype).eps
 
     def unfinished(state):
@@ -279,7 +284,7 @@ def _search(generator: Generator, values, top, scaled, competing, at):
 
     def step(state):
         x, anchor, low, high, previous, resting, iteration = state
-        here = at(x, anchor)
+        here = _at(*problem, x, anchor)
         low, high = jnp.where(here.log_total < 0, x, low), jnp.where(here.log_total > 0, x, high)
         newton = -here.log_total / here.slope
         # Good enough: what the step leaves is rounding.
@@ -287,28 +292,8 @@ def _search(generator: Generator, values, top, scaled, competing, at):
         rested = resting
         resting = resting | enough | jnp.isnan(here.log_total)
 
-        # Floats near x are too coarse for the actions about to be dropped: change to the best one
-        # that is fine enough. Or the anchor itself is to be dropped: to the best of what remains,
-        # for which floats should not be too coarse either, or the anchor is below their resolution.
-        spread = jnp.sqrt(here.square)[..., None]
-        size = jnp.maximum(jnp.abs(here.log_ratio), 1)
-        coarse = 4 * jnp.sqrt(eps) * spread[..., 0] * jnp.maximum(jnp.abs(x), 1) > 1
-        gone = ~coarse & (here.log_total > 16 * here.slope)
-        above = values > anchor[..., None]
-        remaining = jnp.sum(jnp.where(above, here.policy * here.relative, 0), axis=-1)
-        fine = here.relative >= jnp.where(gone, remaining, spread[..., 0])[..., None] / 8
-        clear = (here.relative > 8 * jnp.sqrt(eps) * spread * size) | (here.relative < eps * size)
-        fit = (here.policy > 0) & fine & (~gone[..., None] | (above & clear))
-        # What remains may not move at all, in floats: then to the next one.
-        sign = jnp.where(gone & (remaining == 0), -1, 1)[..., None]
-        index = jnp.argmax(jnp.where(fit, sign * values, -jnp.inf), axis=-1)[..., None]
-        chosen, ratio, log_ref, fit = (
-            jnp.take_along_axis(z, index, axis=-1)[..., 0]
-            for z in (values, here.log_ratio, competing, fit)
-        )
-        changes = ~resting & (coarse | gone) & fit & (chosen != anchor)
-        # Just below, where the anchor that is gone is out.
-        ratio -= jnp.where(gone, 2 * eps * jnp.maximum(jnp.abs(ratio), 1), 0)
+        changes, chosen, ratio, log_ref = _better_anchor(here, x, anchor, values, competing)
+        changes &= ~resting
         # Of the new anchor's log-ratio only this is known: alone it has at most all mass.
         low, high = jnp.where(changes, -jnp.inf, low), jnp.where(changes, -log_ref, high)
 
@@ -337,6 +322,35 @@ def _search(generator: Generator, values, top, scaled, competing, at):
     state = start, top, jnp.zeros_like(start), high, infinite, never, jnp.zeros((), jnp.int32)
     x, anchor, *_, iterations = jax.lax.while_loop(unfinished, step, state)
     return x, anchor, iterations
+
+
+def _better_anchor(here: _At, x, anchor, values, competing):
+    """Whether another action makes a better anchor, and its value, log-ratio and log-reference.
+
+    Floats near x are too coarse for the actions about to be dropped: then the best action that is
+    fine enough. Or the anchor itself is to be dropped: then the best of what remains, for which
+    floats should not be too coarse either, or the old anchor is below their resolution.
+    """
+    eps = jnp.finfo(x.dtype).eps
+    spread = jnp.sqrt(here.square)[..., None]
+    size = jnp.maximum(jnp.abs(here.log_ratio), 1)
+    coarse = 4 * jnp.sqrt(eps) * spread[..., 0] * jnp.maximum(jnp.abs(x), 1) > 1
+    gone = ~coarse & (here.log_total > 16 * here.slope)
+    above = values > anchor[..., None]
+    remaining = jnp.sum(jnp.where(above, here.policy * here.relative, 0), axis=-1)
+    fine = here.relative >= jnp.where(gone, remaining, spread[..., 0])[..., None] / 8
+    clear = (here.relative > 8 * jnp.sqrt(eps) * spread * size) | (here.relative < eps * size)
+    fit = (here.policy > 0) & fine & (~gone[..., None] | (above & clear))
+    # What remains may not move at all, in floats: then to the next one.
+    sign = jnp.where(gone & (remaining == 0), -1, 1)[..., None]
+    index = jnp.argmax(jnp.where(fit, sign * values, -jnp.inf), axis=-1)[..., None]
+    chosen, ratio, log_ref, fit = (
+        jnp.take_along_axis(z, index, axis=-1)[..., 0]
+        for z in (values, here.log_ratio, competing, fit)
+    )
+    # Just below, where the anchor that is gone is out.
+    ratio -= jnp.where(gone, 2 * eps * jnp.maximum(jnp.abs(ratio), 1), 0)
+    return (coarse | gone) & fit & (chosen != anchor), chosen, ratio, log_ref
 
 
 def greedy_between(

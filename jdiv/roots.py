@@ -38,10 +38,10 @@ def small(residual: Array) -> Array:
     return residual <= 128 * jnp.finfo(residual.dtype).eps
 
 
-def known(f: Callable[[Array], Array], root: Array) -> Array:
+def known(f: Callable[[Array], Array], x: Array) -> Array:
     """A root of an elementwise f that was found before, differentiable in what f closes over."""
     tangent = lambda g, y: y / g(jnp.ones_like(y))
-    return jax.lax.custom_root(f, root, lambda f, root: root, tangent)
+    return jax.lax.custom_root(f, x, lambda f, x: x, tangent)
 
 
 def implicit(f: Callable[[Array], Array], start: Array, low: Array, high: Array) -> Root:

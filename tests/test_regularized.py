@@ -480,6 +480,102 @@ def test_twice_the_same_reference_is_greedy(name):
     assert jnp.exp(ours.log_policy).sum() == pytest.approx(1, abs=1e-12)
 
 
+# ------------------------------------------------------------ edges
+
+
+def test_edges_of_values_and_masks():
+    """NaN, infinities, masks, ties, one action, nothing left, temperatures out of range."""
+    inf, nan, low = np.inf, np.nan, float(np.finfo(np.float32).min)
+    values = np.array([
+        [1.0, nan, 0.0, 0.5],  # NaN that counts
+        [1.0, nan, 0.0, 0.5],  # NaN that the reference leaves out
+        [1.0, nan, 0.0, 0.5],  # ... a mask of -1e9
+        [1.0, nan, 0.0, 0.5],  # ... -1e30
+        [1.0, nan, 0.0, 0.5],  # ... the least float
+        [1.0, nan, 0.0, 0.5],  # ... where
+        [1.0, -inf, 0.0, 0.5],
+        [inf, 0.0, inf, 0.5],
+        [-inf, -inf, -inf, -inf],
+        [0.3, 0.3, 0.3, 0.3],
+        [2.0, 0.0, 0.0, 0.0],  # one action
+        [nan, 1.0, 0.0, 0.0],  # nothing left
+        [1.0, 0.2, 0.0, 0.5],  # temperature -1
+        [1.0, 0.2, 0.0, 0.5],  # temperature 0
+    ])  # fmt: skip
+    ref = np.zeros((14, 4))
+    ref[1:5, 1] = [-inf, -1e9, -1e30, low]
+    ref[10, 1:] = -inf
+    where = np.ones((14, 4), bool)
+    where[5, 1], where[11] = False, False
+    temperature = np.array([0.5] * 12 + [-1.0, 0.0])
+
+    def every(values, ref, temperature, where):
+        def solved(name):
+            def value(v):
+                best = regularized.greedy(v, ref, temperature, generator=row(name), where=where)
+                return jnp.sum(best.value), best
+
+            return jax.grad(value, has_aux=True)(values)
+
+        names = ("kl", "reverse_kl", "jensen_shannon", "pearson_chi2", "le_cam", "total_variation")
+        return {name: solved(name) for name in names}
+
+    for dtype in (np.float32, np.float64):
+        solved = jax.jit(every)(*(x.astype(dtype) for x in (values, ref, temperature)), where)
+        for name, (gradient, best) in solved.items():
+            policy, value = np.exp(best.log_policy), np.asarray(best.value)
+            bad = np.isin(np.arange(14), [0, 12, 13])
+            assert best.converged.tolist() == (~bad).tolist(), name
+            assert np.isnan(value[bad]).all()
+            assert np.isnan(policy[bad]).any(axis=-1).all()
+            assert not np.isnan(policy[~bad]).any()
+            # A masked action is a masked action, however it is said; its value has no influence.
+            np.testing.assert_allclose(policy[2:6], policy[[1]].repeat(4, 0), rtol=1e-6)
+            np.testing.assert_allclose(value[2:6], value[[1]].repeat(4), rtol=1e-6)
+            np.testing.assert_array_equal(policy[1:7, 1], 0)
+            np.testing.assert_array_equal(gradient[1:6, 1], 0)
+            np.testing.assert_allclose(gradient[1:6], policy[1:6], rtol=1e-6)
+            np.testing.assert_allclose(policy[7], [0.5, 0, 0.5, 0], rtol=1e-6)
+            assert value[7] == np.inf
+            assert value[8] == -np.inf
+            np.testing.assert_allclose(policy[8:10], 0.25, rtol=1e-6)
+            np.testing.assert_allclose(value[9:12], [0.3, 2.0, 0.0], rtol=1e-6, atol=1e-7)
+            np.testing.assert_array_equal(policy[10:12], [[1, 0, 0, 0], [0, 0, 0, 0]])
+            np.testing.assert_array_equal(gradient[11], 0)
+
+
+def test_le_cam_on_a_wide_reference():
+    """The best action's reference below e^-44 in single precision; solved with 50 digits."""
+    values = np.array([[1, 0, 0.5], [1, 0.2, -0.5], [1, 0.2, -0.5]], np.float32)
+    ref = np.array([[-48, 0, -1], [-50, 0, 1], [-60, 0, 1]], np.float32)
+    best = solver("le_cam")(values, ref, np.array([1, 0.5, 0.5], np.float32))
+    assert np.all(best.converged)
+    np.testing.assert_allclose(np.exp(best.log_policy[0]), [0.428, 0.303, 0.269], atol=5e-4)
+    assert np.all(best.value[1:] >= 0.5)  # of all mass on the first action
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "over"),
+    [("pearson_chi2", {}, 1e5), ("alpha", {"alpha": 3.0}, 1e4), ("alpha", {"alpha": 20.0}, 100.0)],
+)
+def test_rows_that_drop_actions_at_large_values(name, parameters, over):
+    """Single precision against double precision, which has digits enough for these."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(300, 6)).astype(np.float32)
+    ref = (2 * rng.normal(size=(300, 6))).astype(np.float32)
+    generator = generators.get(name, **parameters)
+    solve = jax.jit(lambda *x: regularized.greedy(*x, generator=generator))
+    single = jax.tree.map(np.asarray, solve(values, ref, np.float32(1 / over)))
+    double = solve(values.astype(float), ref.astype(float), float(np.float32(1 / over)))
+    double = jax.tree.map(np.asarray, double)
+    assert np.all(single.converged)
+    assert np.all(double.converged)
+    assert np.all(np.abs(single.value - double.value) <= 1e-5 * (1 + np.abs(double.value)))
+    np.testing.assert_allclose(np.exp(single.log_policy), np.exp(double.log_policy), atol=2e-2)
+    single, double = (np.exp(np.asarray(x.log_policy, float)) for x in (single, double))
+    assert np.mean(np.abs(single - double).max(axis=-1) > 1e-4) < 0.1
+
+
 # ------------------------------------------------------------ refusals
 
 
@@ -493,7 +589,7 @@ def test_refusals_name_the_argument():
         regularized.greedy(x, jnp.zeros(4), 1.0, generator=kl)
     with raises(TypeError, match=r"^values must be a floating-point array, got dtype int64$"):
         regularized.greedy(jnp.array([1, 2, 3]), x, 1.0, generator=kl)
-    with raises(ValueError, match=r"^temperature must be a number or of shape \(\), got \(2,\)$"):
+    with raises(ValueError, match=r"^temperature must be a number, got \(2,\)$"):
         regularized.greedy(x, x, jnp.ones(2), generator=kl)
     with raises(ValueError, match=r"^values must have at least one action"):
         regularized.greedy(jnp.zeros(0), jnp.zeros(0), 1.0, generator=kl)
