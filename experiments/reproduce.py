@@ -182,6 +182,8 @@ def _claims_of(
     except run.Unmade:  # what was raised has been said
         return None
     except Exception:
+        if parallel.hosts() > 1:  # the others are in the middle of it
+            raise
         traceback.print_exc()
         return None
 

@@ -6,6 +6,13 @@ arXiv:1910.06222; settings from ermongroup/smile-mi-estimator). Each step takes 
 evaluates the bound twice on it, before the critic learns from it: with the critic as it stands and
 with the best one, the log-ratio of the densities, which is known here. The first shows what is
 learned, the second what no learning can change: the bias and the variance of the bound itself.
+
+NWJ and Donsker-Varadhan learn chaotically: a difference of one rounding, 1e-7 nats, is whole nats
+after some hundred steps, in float64 after twice as many. XLA does not compile the same arithmetic
+for one device and for a part of several, nor for one point and for several at once. So `trained` of
+these two, at high levels InfoNCE's too, is another trajectory on another number of devices, while
+`best` is the same up to the rounding of float32. No claim is about a trajectory: they are about
+`best`, about ceilings that hold for every critic, and about means that are nats from their bounds.
 """
 
 import math
