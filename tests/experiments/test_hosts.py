@@ -119,7 +119,7 @@ def test_a_killed_host_ends_the_other(number, host, code, line, pair):
 
 def test_hosts_that_were_killed_or_stopped_go_on_with_the_same_bits(pair, start, tmp_path):
     """As one process with as many devices; while both train and wait for each other."""
-    arguments = ("--seeds=2", "--delay=50000")
+    arguments = ("--seeds=2", "--delay=5000")
     alone = start("training", str(tmp_path / "alone"), "--cpu_devices=8", *arguments)
     for number, code, line in (
         (signal.SIGKILL, 3, "another host is lost" + ON),
