@@ -143,6 +143,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     reference=(GAP, GAP, BEST),
     reruns=(WRONG_DIRECTION,),
     wrong=WRONG_SIDES,
+    needs={"beta": ...},
 )
 def toy_numbers(results: xr.Dataset, side: str = SIDES[1]) -> Finding:
     """In three answers J* - J(pi) and beta KL(pi‖pi*) are both .20783326, and J* is .63031558."""
@@ -155,6 +156,7 @@ def toy_numbers(results: xr.Dataset, side: str = SIDES[1]) -> Finding:
     source=f"{SOURCE}: maximizing J is minimizing KL(pi‖pi*)",
     reruns=(WRONG_DIRECTION,),
     wrong=WRONG_SIDES,
+    needs={"beta": ...},
 )
 def the_identity(results: xr.Dataset, side: str = SIDES[1]) -> Finding:
     """J* - J(pi) is beta KL(pi‖pi*) for random policies, references and rewards, and J* is

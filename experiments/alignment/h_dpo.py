@@ -191,6 +191,7 @@ def fitted(results: xr.Dataset, what: str, cases: list[tuple[float, float]]) -> 
     source=f"{SOURCE}; an independent computation",
     reference=[policy for policy, _ in POLICIES.values()],
     reruns=(CROSS_ENTROPY,),
+    needs={"separation": ...},
 )
 def optimal_policies(results: xr.Dataset) -> Finding:
     """ref^(1/alpha) e^(r/(alpha beta)) at alpha = .5, 1, 2, to the reference's five digits."""
@@ -203,6 +204,7 @@ def optimal_policies(results: xr.Dataset) -> Finding:
     source=f"{SOURCE}; an independent computation",
     reference=[entropy for _, entropy in POLICIES.values()],
     reruns=(CROSS_ENTROPY,),
+    needs={"separation": ...},
 )
 def entropies_rise_with_alpha(results: xr.Dataset) -> Finding:
     """The entropies of the optimal policies at alpha = .5, 1, 2: .8803, 1.1653, 1.3191, to four
@@ -215,6 +217,7 @@ def entropies_rise_with_alpha(results: xr.Dataset) -> Finding:
     source=f"{SOURCE}, the loss from a reimplementation",
     reruns=(CROSS_ENTROPY,),
     wrong=({"loss": "DPO"},),
+    needs={"separation": ...},
 )
 def the_loss_has_them_for_minimum(results: xr.Dataset, loss: str = "H-DPO") -> Finding:
     """The largest derivative of the mean H-DPO loss at the optimal policies, with Bradley-Terry

@@ -306,6 +306,7 @@ def the_fit_is_the_optimum(results: xr.Dataset, beta: float = 0.5) -> Finding:
     reference=[*FAILED, *DROPPED],
     reruns=(DPO,),
     wrong=({"divergence": "chi2-PO"},),
+    needs={"beta": (0.1,), "divergence": ("chi2", "chi2-PO")},
 )
 def chi2_fails_where_answers_are_dropped(results: xr.Dataset, divergence: str = "chi2") -> Finding:
     """At beta = .1 the optimum is (.275, .225, 0, .5, 0); the fit has an excess of .280 and is
@@ -322,6 +323,7 @@ def chi2_fails_where_answers_are_dropped(results: xr.Dataset, divergence: str = 
     reference=REPAIRED,
     reruns=(DPO,),
     wrong=({"divergence": "chi2"},),
+    needs={"beta": (0.1,), "divergence": ("chi2", "chi2-PO")},
 )
 def chi2_po_repairs_it(results: xr.Dataset, divergence: str = "chi2-PO") -> Finding:
     """At beta = .1, to the last digit: lambda and pi* of chi2-PO, all positive; then the spread of

@@ -190,6 +190,7 @@ def minimizers(results: xr.Dataset, exponential: str = "exponential") -> Finding
     source=f"{SOURCE}. Reconstructed: the expansion at 0; the numbers recomputed independently",
     reference=[numbers for *numbers, _ in MARGINS.values()],
     wrong=({"savage": "logistic"},),
+    needs={"share": ...},
 )
 def slope_and_curvature(results: xr.Dataset, savage: str = "savage") -> Finding:
     """f'(0), f''(0) and the least f'' of each: the regularization near 0 has the strength
@@ -211,6 +212,7 @@ def slope_and_curvature(results: xr.Dataset, savage: str = "savage") -> Finding:
     reference=2.0,
     reruns=(OTHER_LINK,),
     wrong=({"gradient": "differentiated"},),
+    needs={"share": ...},
 )
 def on_policy_it_is_the_kl(results: xr.Dataset, gradient: str = "fixed") -> Finding:
     """The gradient of rho^2/2 over that of KL(pi‖ref), pairs of the policy, the distribution of
@@ -223,6 +225,7 @@ def on_policy_it_is_the_kl(results: xr.Dataset, gradient: str = "fixed") -> Find
     reference=-0.497,
     reruns=(OTHER_LINK,),
     wrong=({"sampling": "policy"},),
+    needs={"share": ...},
 )
 def off_policy_it_is_not(results: xr.Dataset, sampling: str = "pairs") -> Finding:
     """The cosine of the gradient of rho^2/2 with that of KL(pi‖ref), the pairs from another
@@ -235,6 +238,7 @@ def off_policy_it_is_not(results: xr.Dataset, sampling: str = "pairs") -> Findin
     source=f"{SOURCE}. Reconstructed: its figure, loss against KL, the shape alone",
     reruns=({"pairs": (1 / 3, 1 / 3, 1 / 3), **FEW},),
     wrong=({"on_policy": "pairs"}, {"off_policy": "policy"}),
+    needs={"share": ...},
 )
 def descending_it_raises_the_kl(
     results: xr.Dataset, on_policy: str = "policy", off_policy: str = "pairs"

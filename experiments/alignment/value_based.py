@@ -232,6 +232,7 @@ def the_law_of_returns_is_enough(results: xr.Dataset) -> Finding:
     " not given and was found by search: it is in the config",
     reference=[GRADIENT] * 3,
     wrong=({"sampled": "reference"},),
+    needs={"beta": ...},
 )
 def the_mean_gradient_ignores_v(results: xr.Dataset, sampled: str = "policy") -> Finding:
     """The exact gradient for V = 0, .3, 1, each (.01556, -.04683, .03127), answers from the
@@ -245,6 +246,7 @@ def the_mean_gradient_ignores_v(results: xr.Dataset, sampled: str = "policy") ->
     " enumeration",
     reference=list(VALUES.values()),
     wrong=({"samples": "2"},),
+    needs={"beta": ...},
 )
 def value_of_eight_samples(results: xr.Dataset, samples: str = "8") -> Finding:
     """V* and E[V_hat] at accuracies .05, .2, .5, .9: .1386 .1101, .4116 .3697, .7169 .6964, .9548
@@ -254,7 +256,7 @@ def value_of_eight_samples(results: xr.Dataset, samples: str = "8") -> Finding:
 
 
 # The control takes the estimate of two samples for the value.
-@claim(source="Jensen's inequality", wrong=({"exact": "2"},))
+@claim(source="Jensen's inequality", wrong=({"exact": "2"},), needs={"beta": ...})
 def the_estimate_is_too_small(results: xr.Dataset, exact: str = "exact") -> Finding:
     """V* - E[V_hat], the least over all accuracies and numbers of samples."""
     table = results.table.isel(beta=0)

@@ -158,6 +158,7 @@ def kl_ucb_below_half_of_ucb1(results: xr.Dataset, kl_ucb: str = KL_UCB) -> Find
     source=f"Lai and Robbins 1985, Theorem 1; {RECOMPUTED}",
     reference=list(CONSTANTS.values()),
     wrong=({"constant": "reversed"},),
+    needs={"algorithm": ...},
 )
 def constant_of_the_lower_bound(results: xr.Dataset, constant: str = "constant") -> Finding:
     """The sum of gap / kl(arm, best) is 2.25 on the two arms and 17.45 on the ten, to the last
@@ -171,6 +172,7 @@ def constant_of_the_lower_bound(results: xr.Dataset, constant: str = "constant")
     reference=SLOPES,
     reruns=(BOLD,),
     wrong=OTHERS,
+    needs={"instance": ("two arms",)},
 )
 def slope_is_not_yet_the_constant(results: xr.Dataset, kl_ucb: str = KL_UCB) -> Finding:
     """Between 1000 and 5000 pulls of the two arms regret rises with log T as in the reference,

@@ -222,7 +222,12 @@ def regret_grows_as_the_two_thirds_power(results: xr.Dataset) -> Finding:
     return equals(2 / 3, slopes(results).transpose("arms", "algorithm"), tolerance=0.05)
 
 
-@claim(source=EXPERIMENTS, reference=UNIFORM, reruns=(FIRST,))
+@claim(
+    source=EXPERIMENTS,
+    reference=UNIFORM,
+    reruns=(FIRST,),
+    needs={"factor": (FACTOR,), "arms": KNOWN},
+)
 def regret_of_uniform_exploration(results: xr.Dataset) -> Finding:
     """Mean regret over K^(1/3) T^(2/3), T = 1000 K^3, 200 and 500 arms, within four standard errors
     of the difference of two means."""
@@ -231,7 +236,12 @@ def regret_of_uniform_exploration(results: xr.Dataset) -> Finding:
     return within(UNIFORM, level, behind=RUNS, rounding=0.005)
 
 
-@claim(source=EXPERIMENTS, reference=list(RATIOS.values()), reruns=(FIRST,))
+@claim(
+    source=EXPERIMENTS,
+    reference=list(RATIOS.values()),
+    reruns=(FIRST,),
+    needs={"factor": (FACTOR,), "arms": KNOWN},
+)
 def naive_and_game_of_arms_against_uniform(results: xr.Dataset) -> Finding:
     """Mean regret over that of uniform exploration, 200 and 500 arms: the naive algorithm has about
     twice, game of arms a little less, within four standard errors."""
@@ -253,6 +263,7 @@ def log_log(results: xr.Dataset, charge: str, rules: str) -> Finding:
     reference=LOG_LOG["recharged"],
     reruns=(FIRST,),
     wrong=({"rules": "released"},),
+    needs={"factor": (FACTOR,), "arms": KNOWN},
 )
 def log_log_charged_for_the_arm_that_is_pulled(
     results: xr.Dataset, rules: str = "recharged"
@@ -267,6 +278,7 @@ def log_log_charged_for_the_arm_that_is_pulled(
     reference=LOG_LOG["released"],
     reruns=(FIRST,),
     wrong=({"rules": "recharged"},),
+    needs={"factor": (FACTOR,), "arms": KNOWN},
 )
 def log_log_as_released(results: xr.Dataset, rules: str = "released") -> Finding:
     """The same as released is about 0.36, 200 and 500 arms: the regret of an arm that is pulled is
@@ -278,6 +290,7 @@ def log_log_as_released(results: xr.Dataset, rules: str = "released") -> Finding
     source="No published number: the release, which commits to the arm of the highest level, has 3"
     " to 8 times the regret of uniform exploration",
     wrong=({"rules": "released"},),
+    needs={"factor": (FACTOR,), "arms": KNOWN},
 )
 def several_stored_arms_are_not_worse(results: xr.Dataset, rules: str = "right") -> Finding:
     """The mean regret of log and log-star, 200 and 500 arms, is below that of uniform exploration

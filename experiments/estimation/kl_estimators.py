@@ -254,6 +254,7 @@ def closed_forms_of_the_moments(results: xr.Dataset) -> Finding:
     source=f"{SOURCE}, both tables",
     published=np.array(list(SCHULMAN.values())).transpose(1, 2, 0),
     reruns=(OF_REFERENCE,),
+    needs={"shift": SCHULMAN},
 )
 def schulmans_table(results: xr.Dataset) -> Finding:
     """Bias and standard deviation over KL of k1, k2, k3 for means 0.1 and 1 apart, to the digits
@@ -272,6 +273,7 @@ def schulmans_table(results: xr.Dataset) -> Finding:
 @claim(
     source=f"{SOURCE}, where the numbers come from samples; bounds by the central limit",
     reruns=(OF_REFERENCE,),
+    needs={"shift": SCHULMAN},
 )
 def samples_agree(results: xr.Dataset, config: ConfigDict) -> Finding:
     """Means and variances from samples for means 0.1 and 1 apart, all seeds together, less their
@@ -327,6 +329,7 @@ def exact_with_the_ratio(
     reference=EXAMPLE_GRADIENTS,
     reruns=(DETACHED,),
     wrong=({"losses": ("k3", "k2", "ratio k3")},),
+    needs={"shift": ...},
 )
 def off_policy_gradients_of_an_example(
     results: xr.Dataset, losses: tuple[str, ...] = ("ratio k3", "ratio k2", "k3")

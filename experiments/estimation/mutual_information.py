@@ -395,6 +395,7 @@ SMILE_DEVIATIONS = [deviation for _, deviation in REFERENCES["smile"].values()]
     source="van den Oord et al. 2018 (arXiv:1807.03748); Poole et al. 2019 (arXiv:1905.06922)",
     reference=math.log(64),
     reruns=(EXCHANGED,),
+    needs={"estimator": ("infonce",)},
 )
 def infonce_below_log_batch(results: xr.Dataset, config: ConfigDict) -> Finding:
     """InfoNCE of n pairs, here 64, is at most log n, on every batch, with trained critics and with
@@ -434,6 +435,7 @@ def best_critic_means(results: xr.Dataset) -> Finding:
     source=SONG,
     reference=REFERENCES["dv"][10][0] - 10,
     reruns=(EXCHANGED,),
+    needs={"estimator": ("dv",)},
 )
 def dv_is_biased_upwards(results: xr.Dataset, config: ConfigDict) -> Finding:
     """With the best critic Donsker-Varadhan is above the most nats there are, 10, by more than four
@@ -447,6 +449,7 @@ def dv_is_biased_upwards(results: xr.Dataset, config: ConfigDict) -> Finding:
     source=f"{SONG}, theorem on the variance",
     reference=variance_ratios(DV_DEVIATIONS[1:], DV_DEVIATIONS[:-1]),
     reruns=(EXCHANGED,),
+    needs={"estimator": ("dv",)},
 )
 def variance_of_dv_grows(results: xr.Dataset) -> Finding:
     """From each level to the next the variance of Donsker-Varadhan with the best critic grows by
@@ -471,6 +474,7 @@ def variance_of_dv_grows(results: xr.Dataset) -> Finding:
         if level > HEAVY_TAIL
     ],
     reruns=(NEITHER,),
+    needs={"estimator": ("dv", "smile")},
 )
 def clipping_tames_the_variance(results: xr.Dataset) -> Finding:
     """The variance of Donsker-Varadhan over that of SMILE with the best critic, at each level above
@@ -500,6 +504,7 @@ def trained_bounds_are_lower_bounds(results: xr.Dataset) -> Finding:
 @claim(
     source=f"{SONG}, figure of estimates over training; only the shape is known, no number",
     reruns=(NEITHER,),
+    needs={"estimator": ("smile",)},
 )
 def trained_smile_passes_log_batch(results: xr.Dataset, config: ConfigDict) -> Finding:
     """In the second half of the level of the most nats, trained SMILE is above log 64, the most

@@ -174,7 +174,12 @@ def at_the_reference(results: xr.Dataset) -> xr.DataArray:
     return results.estimate.sel(dimension=DIMENSION, samples=SAMPLES).mean("seed")
 
 
-@claim(source=SOURCE, reference=REFERENCES[0.0, 5][0], reruns=(GIO,))
+@claim(
+    source=SOURCE,
+    reference=REFERENCES[0.0, 5][0],
+    reruns=(GIO,),
+    needs={"dimension": (DIMENSION,), "samples": (SAMPLES,), "shift": (0.0,)},
+)
 def equal_distributions_are_at_zero(results: xr.Dataset) -> Finding:
     """Between two samples of one Gaussian (two dimensions, 2000 samples, k = 5) the estimate is 0
     within four standard errors, for a deviation of 0.016 a run as in the reference."""
@@ -182,7 +187,12 @@ def equal_distributions_are_at_zero(results: xr.Dataset) -> Finding:
     return equals(0, at_the_reference(results).sel(shift=0.0, k=5), tolerance=4 * error)
 
 
-@claim(source=SOURCE, reference=[mean for mean, _ in REFERENCES.values()], reruns=(GIO,))
+@claim(
+    source=SOURCE,
+    reference=[mean for mean, _ in REFERENCES.values()],
+    reruns=(GIO,),
+    needs={"dimension": (DIMENSION,), "samples": (SAMPLES,)},
+)
 def reference_values(results: xr.Dataset) -> Finding:
     """With 2000 samples in two dimensions the means for KL = 0 (k = 5), 0.5 (k = 5, then 1) and 2
     (k = 5, then 1) are those of the reference, within four standard errors of the difference of two
@@ -196,6 +206,7 @@ def reference_values(results: xr.Dataset) -> Finding:
 @claim(
     source=f"{SOURCE}; only the direction is known, no number",
     reruns=({"estimator": "densities", "sweep.dimension": (2, 20), "sweep.samples": (2000,)},),
+    needs={"samples": (SAMPLES,), "shift": (2.0,)},
 )
 def dimension_pulls_the_estimate_down(results: xr.Dataset) -> Finding:
     """At KL = 2 with k = 5 the estimate in the highest dimension minus that in the lowest is

@@ -183,6 +183,7 @@ def compared(
     source=f"{RECOMPUTED}; softmax(log ref + P pi*/beta) = pi*",
     reference=np.append(EQUILIBRIA, STARTS),
     reruns=(REVERSED,),
+    needs={"game": (0,)},
 )
 def equilibria(results: xr.Dataset) -> Finding:
     """The equilibria of rock-paper-scissors with reference (.6, .3, .1) at beta = .3, .1, .03, .01
@@ -215,7 +216,7 @@ def linear_rate(results: xr.Dataset, algorithm: str = "mirror prox") -> Finding:
     return at_most(1.0, ratio.sel(queries=slice(2, None)).max())
 
 
-@claim(source=RECOMPUTED, reference=FACTORS, reruns=(SMALL_STEPS, REVERSED))
+@claim(source=RECOMPUTED, reference=FACTORS, reruns=(SMALL_STEPS, REVERSED), needs={"game": (0,)})
 def factor_per_iteration(results: xr.Dataset) -> Finding:
     """The factor by which KL falls per iteration on rock-paper-scissors, over the first 20, .3258,
     .5415, .6921, .7517 at beta = .3, .1, .03, .01. The bound is .6250, .8333, .9434, .9804."""
@@ -229,6 +230,7 @@ def factor_per_iteration(results: xr.Dataset) -> Finding:
     reference=[number for number, _ in DISTANCES.values()],
     reruns=(SMALL_STEPS,),
     wrong=({"algorithm": "Nash-MD"},),
+    needs={"game": (0,)},
 )
 def distances_of_mirror_prox(results: xr.Dataset, algorithm: str | None = None) -> Finding:
     """KL on rock-paper-scissors after 10 and 50 iterations, at beta = .1 (10 only), .03, .01, to
@@ -241,6 +243,7 @@ def distances_of_mirror_prox(results: xr.Dataset, algorithm: str | None = None) 
     reference=[number for number, _ in FAILURES.values()],
     reruns=(REVERSED,),
     wrong=({"algorithm": "mirror prox"},),
+    needs={"game": (0,)},
 )
 def without_the_second_query_it_is_driven_away(
     results: xr.Dataset, algorithm: str | None = None

@@ -263,6 +263,7 @@ def _mixture(config: ConfigDict, share: np.ndarray) -> np.ndarray:
     reference=STEP,
     reruns=(NO_REFERENCE,),
     wrong=({"fit": "loss without the reference"},),
+    needs={"penalty": ..., "weight": ...},
 )
 def inpo_fits_mirror_descent(results: xr.Dataset, fit: str = "loss") -> Finding:
     """The minimizer of the mean squared loss over pairs, and the mirror-descent step: (.54711,
@@ -317,6 +318,7 @@ def other_penalties_are_certified(results: xr.Dataset, end: str = "last") -> Fin
     reference=TILT,
     reruns=(NO_REFERENCE,),
     wrong=({"mixture": "mixture exchanged"},),
+    needs={"penalty": ..., "weight": ...},
 )
 def spin_a_mixture_is_two_penalties(results: xr.Dataset, mixture: str = "mixture") -> Finding:
     """argmax E[r] - a KL(pi‖pi_t) - b KL(pi‖pi_0), and the tilt of their geometric mixture,
@@ -328,6 +330,7 @@ def spin_a_mixture_is_two_penalties(results: xr.Dataset, mixture: str = "mixture
 @claim(
     source="Derived here from the population minimizer of SPIN's loss",
     wrong=({"beta": 1.0},),
+    needs={"penalty": ..., "weight": ...},
 )
 def spin_rests_between_data_and_reference(
     results: xr.Dataset, config: ConfigDict, beta: float | None = None

@@ -138,6 +138,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
 @claim(
     source=f"{SOURCE}, and Vieillard, Pietquin and Geist 2020 (arXiv:2007.14430)",
     reruns=({"same_errors": False, **FEW},),
+    needs={"regularizer": (*KL_ALONE, *KL_AND_ENTROPY)},
 )
 def three_schemes_one_policy(results: xr.Dataset) -> Finding:
     """Dual averaging and Munchausen value iteration make the policies of mirror descent value
@@ -151,6 +152,7 @@ def three_schemes_one_policy(results: xr.Dataset) -> Finding:
     reference=-1.18,
     reruns=(KL_NOWHERE, ONE_ERROR),
     wrong=({"regularizers": WITHOUT_KL},),
+    needs={"regularizer": (*KL_ALONE, *WITHOUT_KL)},
 )
 def errors_average_out_with_kl(
     results: xr.Dataset, regularizers: tuple[str, ...] = KL_ALONE
@@ -164,6 +166,7 @@ def errors_average_out_with_kl(
     source=f"{SOURCE}; only the shape is known",
     reruns=(KL_EVERYWHERE,),
     wrong=({"regularizers": KL_ALONE},),
+    needs={"regularizer": (*KL_ALONE, *WITHOUT_KL)},
 )
 def nothing_averages_without_kl(
     results: xr.Dataset, regularizers: tuple[str, ...] = WITHOUT_KL
@@ -175,6 +178,7 @@ def nothing_averages_without_kl(
 @claim(
     source=f"{SOURCE}, Theorem 1. Reconstructed: the constants, from memory",
     reruns=(KL_NOWHERE,),
+    needs={"regularizer": KL_ALONE},
 )
 def below_the_bound(results: xr.Dataset, config: ConfigDict) -> Finding:
     """The bound minus the suboptimality, smallest over iterations, seeds and KL weights .1, 1, 10;
@@ -188,6 +192,7 @@ def below_the_bound(results: xr.Dataset, config: ConfigDict) -> Finding:
     reference=4.04 - 1.22,
     reruns=(KL_NOWHERE,),
     wrong=({"strong": "weak KL"},),
+    needs={"regularizer": KL_ALONE},
 )
 def a_large_weight_starts_later(results: xr.Dataset, strong: str = "strong KL") -> Finding:
     """At iteration 10 the suboptimality with a KL weight of 10 minus that with 1."""

@@ -111,7 +111,9 @@ def mean_returns_are_ordered(results: xr.Dataset) -> Finding:
     return at_least((2.0, 1.0, -1.0), (kl - both, both - none, -abs(entropy - none)))
 
 
-@claim(source=SOURCE, published=OPTIMAL, reruns=({"walls": "#", **FEW},))
+@claim(
+    source=SOURCE, published=OPTIMAL, reruns=({"walls": "#", **FEW},), needs={"regularizer": ...}
+)
 def optimal_return(results: xr.Dataset) -> Finding:
     """The best return of 25 steps, with the released code's mistake about walls."""
     return equals(OPTIMAL, results.optimal.mean(), tolerance=1e-4)

@@ -157,6 +157,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     source="Agarwal, Kakade, Lee and Mahajan 2021 (arXiv:1908.00261), Theorem 16."
     " Reconstructed: the bound, from memory",
     reruns=(OTHER_UNITS,),
+    needs={"steps": CONSTANT},
 )
 def constant_steps_below_the_bound(results: xr.Dataset, config: ConfigDict) -> Finding:
     """ln|A|/((1 - g) eta k) + 1/((1 - g)^2 k) minus the suboptimality, the smallest over eta = .1,
@@ -183,6 +184,7 @@ def growing_steps_are_linear(
     source="Cen et al. 2022 (arXiv:2007.06558), Theorem 1."
     " Reconstructed: the constants, from memory",
     reruns=(PLAIN,),
+    needs={"steps": WITH_ENTROPY},
 )
 def entropy_makes_constant_steps_linear(results: xr.Dataset, config: ConfigDict) -> Finding:
     """The suboptimality in the soft problem is below C g (a + (1 - a) g)^(k - 1) with

@@ -210,6 +210,7 @@ def _bound(results: xr.Dataset) -> Picture:
     source=f"{SOURCE}; recomputed independently",
     reference=list(REFERENCE_WORLD.values()),
     reruns=(OTHER_BASE, HONEST),
+    needs={"temperature": ..., "divergence": ...},
 )
 def the_world(results: xr.Dataset) -> Finding:
     """The true return of the base policy, its correlation of the rewards, the best true return, the
@@ -227,6 +228,7 @@ def the_world(results: xr.Dataset) -> Finding:
     reference=[world[3] / world[0] for world in REFERENCE_WORLD.values()],
     reruns=(HONEST,),
     wrong=({"policy": "best"},),
+    needs={"temperature": ..., "divergence": ...},
 )
 def the_proxy_is_hacked(results: xr.Dataset, policy: str = "proxy_optimal") -> Finding:
     """The true return of the proxy's optimum over that of the base policy."""

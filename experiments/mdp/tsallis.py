@@ -193,6 +193,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     source="Martins and Astudillo 2016, algorithm 1; Zhu et al. 2023 in the entmax convention",
     reruns=(OTHER_CONVENTION,),
     wrong=({"quadratic": 3.0},),
+    needs={"alpha": ..., "noise": ...},
 )
 def identities_hold(results: xr.Dataset, quadratic: float = 2.0) -> Finding:
     """Index 2 is sparsemax by sorting and its divergence Pearson's chi2; index 1 is softmax; three
@@ -227,6 +228,7 @@ def reference_table(results: xr.Dataset) -> Finding:
     reference=(1.02, 0.17, 0.16),
     reruns=(WITHOUT_THE_TERM,),
     wrong=({"alpha": 0.0},),
+    needs={"noise": (1.0,)},
 )
 def the_munchausen_term_does_the_work(results: xr.Dataset, alpha: float = 0.9) -> Finding:
     """Under errors index 2 alone is no better than index 1 alone: the ratio of their suboptimality;
@@ -243,6 +245,7 @@ def the_munchausen_term_does_the_work(results: xr.Dataset, alpha: float = 0.9) -
     source=f"{SOURCE}; the ratio recomputed independently",
     reference=0.12,
     reruns=(HOT,),
+    needs={"alpha": (0.0,), "noise": (0.0,)},
 )
 def a_larger_index_has_less_bias(results: xr.Dataset) -> Finding:
     """Without errors and alpha = 0, the suboptimality of index 2 over that of index 1."""
@@ -256,6 +259,7 @@ def a_larger_index_has_less_bias(results: xr.Dataset) -> Finding:
     reference=0.09,
     reruns=(OTHER_CONVENTION,),
     wrong=({"index": 2.0},),
+    needs={"alpha": (0.0,), "noise": (0.0,)},
 )
 def supports_differ_from_the_sharper_sparsemax(results: xr.Dataset, index: float = 3.0) -> Finding:
     """Share of draws in which (3, 1) and (2, 1/2) keep different actions."""

@@ -161,6 +161,7 @@ def kl_to_the_optimum_in_closed_form(results: xr.Dataset, direction: str = "forw
     source=f"{SOURCE}; not stated there",
     reference=tuple(REFERENCE.values()),
     wrong=({"direction": "reverse"},),
+    needs={"beta": (1.0,)},
 )
 def reference_rates(results: xr.Dataset, direction: str = "forward") -> Finding:
     """KL(pi_0‖pi*) and p (1 - p)/2 at beta 1 for p = .01, .1, .3, .5, .7, .9; to the last digit."""
@@ -182,7 +183,7 @@ def lower_bound_for_hard_questions_only(results: xr.Dataset, beta: float = 1.0) 
     return between((0.0, -np.inf), (hard.min(), easy.max()), (np.inf, 0.0))
 
 
-@claim(source=f"{SOURCE}; derived", wrong=({"direction": "reverse"},))
+@claim(source=f"{SOURCE}; derived", wrong=({"direction": "reverse"},), needs={"beta": (100.0,)})
 def variance_in_the_limit(results: xr.Dataset, direction: str = "forward") -> Finding:
     """At beta 100 the KL over p (1 - p)/(2 beta^2) is 1 + (1 - 2p)/(3 beta): the largest error, of
     the order of 1/beta^2. The other direction has another next order."""
@@ -195,6 +196,7 @@ def variance_in_the_limit(results: xr.Dataset, direction: str = "forward") -> Fi
     source=f"{SOURCE}; band from a note by others, numbers by the beta-binomial distribution",
     reference=0.3978,
     reruns=(UNFILTERED,),
+    needs={"beta": ...},
 )
 def kept_by_the_filter(results: xr.Dataset, config: ConfigDict) -> Finding:
     """Share of groups whose mean reward is within [.2, .8], against that of the beta-binomial
@@ -209,6 +211,7 @@ def kept_by_the_filter(results: xr.Dataset, config: ConfigDict) -> Finding:
     source=f"{SOURCE}; only the direction is published",
     reference=(1.987, 2.163),
     reruns=(UNFILTERED,),
+    needs={"beta": ...},
 )
 def gained_by_the_filter(results: xr.Dataset, config: ConfigDict) -> Finding:
     """Variance of rewards, and first-order gain of a step, for each kept group over each group,

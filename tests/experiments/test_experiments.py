@@ -44,6 +44,7 @@ def test_every_config_resolves_and_expands(stem, scale):
     assert set(fields) <= set(getattr(job.experiment, "FIELDS", {}))
     assert sum(len(group.index) for group in job.groups) == len(job.points) >= 1
     for claim in job.claims:
+        assert needs.lacking(job, claim) is None
         for override in claim.reruns:
             assert job.changed(override, job.folder).config != config
 
