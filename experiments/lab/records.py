@@ -310,7 +310,7 @@ class Folder:
 
         Damaged results stay: they are refused where they are read.
         """
-        for folder, name, fault in self._faults():
+        for folder, name, fault in list(self._faults()):
             path = self.path / name
             if folder != self.path:
                 path = folder

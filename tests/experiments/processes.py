@@ -6,6 +6,8 @@ import pathlib
 import signal
 import tempfile
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from tests.experiments import toys
@@ -41,9 +43,9 @@ class Started(NamedTuple):
         return self.process.exitcode, (self.said / "err").read_text().splitlines()
 
 
-def start(*arguments: str) -> Started:
-    """`toys.main` with these arguments."""
+def start(*arguments: str, environment: Mapping[str, str] = MappingProxyType({})) -> Started:
+    """`toys.main` with these arguments, and these variables besides those that there are."""
     said = pathlib.Path(tempfile.mkdtemp())
-    process = FORKS.Process(target=toys.as_a_process, args=(arguments, said))
+    process = FORKS.Process(target=toys.as_a_process, args=(arguments, said, dict(environment)))
     process.start()
     return Started(process, said)

@@ -21,7 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from configs import defaults
 from experiments import run
-from experiments.lab import commands
+from experiments.lab import commands, files
 from experiments.lab.axes import one_of, positive, seeds
 from experiments.lab.claims import at_least, claim
 from experiments.lab.job import planned
@@ -147,7 +147,7 @@ def main() -> int:
         chosen = config(trains=kind == "training", seeds=values.seeds)
         chosen.delay = values.delay
         with commands.stopping_on_signal() as stopping:
-            job = planned(toy, chosen, Folder(pathlib.Path(folder)))
+            job = planned(toy, chosen, Folder(files.place(folder)))
             try:
                 run.execute(job, "toys", stopping=stopping)
             except run.Unmade:
@@ -157,8 +157,9 @@ def main() -> int:
     return commands.guarded(body)
 
 
-def as_a_process(arguments, said):
+def as_a_process(arguments, said, environment):
     """In a process of its own: `main` as a command, with files for what it says."""
+    os.environ |= environment
     for descriptor, name in ((1, "out"), (2, "err")):
         with (said / name).open("w") as file:
             os.dup2(file.fileno(), descriptor)
