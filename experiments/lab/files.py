@@ -57,7 +57,7 @@ def place(text: str | os.PathLike) -> Path:
     if scheme not in BUCKETS:
         known = " and ".join(f"{name}://" for name in BUCKETS)
         raise Refused(f"workdir {text}: only {known} are buckets")
-    if not rest.strip("/"):
+    if not rest.partition("/")[0]:
         raise Refused(f"workdir {text} names no bucket")
     if importlib.util.find_spec(BUCKETS[scheme]) is None:
         raise Refused(f"workdir {text} needs a package: pip install {BUCKETS[scheme]}")
@@ -107,9 +107,19 @@ def read(path: Path) -> bytes | None:
     """The contents of a file, None if there is no such."""
     try:
         with _errors_of(path):
+            if remote(path):
+                system, name = _in_bucket(path)
+                return system.cat_file(name)  # epath would ask for its size first
             return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _in_bucket(path: epath.Path) -> tuple[Any, str]:
+    """The file system of a bucket, and the path's name there."""
+    import fsspec
+
+    return fsspec.core.url_to_fs(os.fspath(path))
 
 
 @contextlib.contextmanager
@@ -178,10 +188,14 @@ def faults(folder: Path, expected: Iterable[str] = ()) -> Iterator[tuple[str, st
 
 def delete(path: Path) -> None:
     """Deletes a file, or a folder with all that is in it."""
-    if path.is_dir():
-        shutil.rmtree(path) if isinstance(path, pathlib.Path) else path.rmtree()
-    elif path.exists():
-        path.unlink()
+    if remote(path):
+        with contextlib.suppress(FileNotFoundError), _errors_of(path):
+            system, name = _in_bucket(path)
+            system.rm(name, recursive=True)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
     sums = _sums(path.parent)
     if sums.pop(path.name, None):
         write(path.parent / SUMS, as_json(sums))
@@ -284,10 +298,8 @@ def _holder(contents: bytes | None) -> dict[str, Any]:
 
 def _created(path: epath.Path, contents: bytes) -> bool:
     """Whether the lock was made by us: a bucket makes an object that is not there only once."""
-    import fsspec
-
     with _errors_of(path):
-        system, name = fsspec.core.url_to_fs(os.fspath(path))
+        system, name = _in_bucket(path)
         try:
             system.pipe_file(name, contents, mode="create")
         except FileExistsError:
