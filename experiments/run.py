@@ -22,8 +22,8 @@ refused, with the reason in one line; 3: an error that was not foreseen, or anot
 
 On many hosts, with --distributed, the same command runs on each. All end with the same code and one
 line each, at most a minute after one of them failed, was killed or did not come. The first alone
-writes: a run is taken up again only where it finds the folder as it left it. What the runtime says of
-itself is left out, but for why it ends, unless TF_CPP_MIN_LOG_LEVEL=0.
+writes: a run is taken up again only where it finds the folder as it left it. Of what the runtime
+says only why it ends is shown, and all of it with TF_CPP_MIN_LOG_LEVEL=0.
 """
 
 import dataclasses
