@@ -150,6 +150,11 @@ def not_negative(name: str, x: ArrayLike, *, rows: Array | None = None) -> Array
     return in_range(name, x, 0, np.inf, "finite and not negative", closed="low", rows=rows)
 
 
+def share(name: str, x: ArrayLike, *, rows: Array | None = None) -> ArrayLike:
+    """Refuses what is not from 0 to 1, both allowed; of traced values that becomes NaN."""
+    return in_range(name, x, 0, 1, "from 0 to 1", closed="both", rows=rows)
+
+
 def finite(name: str, x: ArrayLike, *, rows: Array | None = None) -> ArrayLike:
     """Refuses what is not finite; of traced values that becomes NaN."""
     return in_range(name, x, -np.inf, np.inf, "finite", rows=rows)
@@ -173,6 +178,33 @@ def per_row(name: str, x: ArrayLike, rows: Array) -> Array:
         allowed = f"a number or of shape {batch}, one for each row" if batch else "a number"
         raise ValueError(f"{name} must be {allowed}, got {tuple(x.shape)}")
     return x[..., None]
+
+
+def whole(name: str, x: int, low: int, high: int, allowed: str) -> int:
+    """Refuses what is not an integer from low to high; sizes are integers that are never traced.
+
+    >>> whole("k", 0, 1, 4, "from 1 to 4, the samples")
+    Traceback (most recent call last):
+    ValueError: k must be from 1 to 4, the samples, got 0
+    """
+    try:
+        x = operator.index(x)
+    except (TypeError, jax.errors.JAXTypeError):
+        raise TypeError(f"{name} must be an integer, got {_short(repr(x))}") from None
+    if not low <= x <= high:
+        raise ValueError(f"{name} must be {allowed}, got {x}")
+    return x
+
+
+def spread_nan(x: Array, *others: ArrayLike) -> Array:
+    """`x`, NaN with a NaN for derivative where one of the others is: a comparison hides theirs.
+
+    >>> spread_nan(jnp.array([1.0, 2.0]), jnp.array([0.0, jnp.nan]))
+    Array([ 1., nan], dtype=float32)
+    """
+    for other in others:
+        x = x * jnp.where(jnp.isnan(other), jnp.nan, 1)
+    return x
 
 
 # ------------------------------------------------------------------------------------ distributions

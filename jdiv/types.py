@@ -41,9 +41,13 @@ PerSample = Float[Array | np.ndarray, "*samples"]
 Rewards = Shaped[Array | np.ndarray, "*batch"]
 """One reward for each sequence, sample or answer: a number, a boolean, or an integer 0 or 1."""
 
-# Everything else.
+# Parameters.
 Scalar = Real[ArrayLike, ""]
 """One number: a Python number, or an array without axes, which may be traced."""
+PerRow = Scalar | PerSequence
+"""A parameter of rows `[..., n]`: one number, or one for each row, never one for each of the n."""
+
+# Everything else.
 Categories = Shaped[Array | np.ndarray, "..."]
 """1 or True for the categories that count; broadcast against the logits."""
 Reduced = Float[Array, "..."]

@@ -68,7 +68,7 @@ def train(config: ConfigDict, reward: Array, follow: Array, start: Array, key: A
         taken = jnp.argmax(log_policy[None] + gumbels, axis=-1)
         penalty = config.beta * (log_policy - jax.nn.log_softmax(anchor))
         paid = (reward - penalty)[taken] + noise
-        advantage = rloo_advantages(paid)
+        advantage = rloo_advantages(paid[None])[0]
         surrogate = lambda x: jnp.mean(advantage * jax.nn.log_softmax(x)[taken])
         logits += config.step_size * jax.grad(surrogate)(logits)
         return (logits, averaging.interpolate(anchor, logits, follow)), None

@@ -118,7 +118,7 @@ def online_mirror_descent(
     Reference: Rakhlin and Sridharan 2013 (arXiv:1208.3728), section 3; Orabona 2019
     (arXiv:1912.13213), section 6, for mirror maps.
     """
-    checks.positive("step_size", step_size)
+    step_size = checks.positive("step_size", step_size)
     with jax.ensure_compile_time_eval():
         slope = jnp.asarray(generator.slope_at_zero)
         # Where the parameter of the generator is traced it cannot be told.
@@ -149,7 +149,7 @@ def tsallis_inf(step_size: Scalar = 2.0) -> Learner:
 
     Reference: Zimmert and Seldin 2021 (arXiv:1807.07623), Algorithm 1 and Theorem 1.
     """
-    checks.positive("step_size", step_size)
+    step_size = checks.positive("step_size", step_size)
     # The row's divergence from uniform is -4 sum sqrt(p) / sqrt(K), up to a constant.
     return ftrl(lambda arms, t: jnp.sqrt(arms * t) / step_size, generator=generators.alpha(0.5))
 
@@ -165,7 +165,7 @@ def log_barrier(step_size: Scalar) -> Learner:
     Reference: Dai et al. 2023 (arXiv:2301.12942).
     Reconstructed: the algorithm and the absence of a condition, from the abstract; bounds derived.
     """
-    checks.positive("step_size", step_size)
+    step_size = checks.positive("step_size", step_size)
     # KL(uniform‖p) is (1/K) sum_a log(1/p_a), up to a constant.
     return ftrl(lambda arms, t: arms / step_size, generator=generators.reverse_kl())
 
@@ -176,7 +176,7 @@ def exploring(learner: Learner, share: Scalar) -> Learner:
     Reference: Auer et al. 2002, The Nonstochastic Multiarmed Bandit Problem, Figure 1.
     """
 
-    checks.in_range("share", share, 0, 1, "between 0 and 1, exclusive")
+    share = checks.in_range("share", share, 0, 1, "between 0 and 1, exclusive")
 
     def act(state: State) -> Array:
         log_p = learner.act(state)
@@ -200,7 +200,7 @@ def importance_weighting(*, bias: Scalar = 0.0, low: Scalar = 0.0) -> Estimator:
 
     Reference: Neu 2015 (arXiv:1506.03271), equation 3.
     """
-    checks.in_range("bias", bias, 0, jnp.inf, "finite and not negative", closed="low")
+    bias, low = checks.not_negative("bias", bias), checks.finite("low", low)
 
     def estimate(log_p: Array, arm: Array, loss: Array) -> Array:
         pulled = jnp.arange(log_p.shape[0]) == arm
@@ -237,8 +237,8 @@ def magnitude_reduced(features: Samples, low: Scalar, high: Scalar) -> Estimator
     Reconstructed: the formula, from the abstract.
     """
     features = _features(features)
-    checks.in_range("low", low, -jnp.inf, 0, "finite and at most 0", closed="high")
-    checks.in_range("high", high, 0, jnp.inf, "finite and at least 0", closed="low")
+    low = checks.in_range("low", low, -jnp.inf, 0, "finite and at most 0", closed="high")
+    high = checks.in_range("high", high, 0, jnp.inf, "finite and at least 0", closed="low")
 
     def estimate(log_p: Array, arm: Array, loss: Array) -> Array:
         kernel = _kernel(features, log_p)
@@ -368,8 +368,9 @@ def optimistic_descent(
     G a bound of the gradients.
     Reconstructed: the step size, from the abstract and secondary notes.
     """
-    checks.positive("diameter", diameter)
-    checks.positive("offset", offset)
+    dimension = checks.whole("dimension", dimension, 1, 2**31 - 1, "at least 1")
+    diameter = checks.positive("diameter", diameter)
+    offset = checks.positive("offset", offset)
 
     def project(x: Array) -> Array:
         norm = jnp.linalg.norm(x)
@@ -418,8 +419,8 @@ def squared_step(residual: Array, curvature: Array) -> Array:
 
 def absolute_step(residual: Array, curvature: Array) -> Array:
     """`r / c` within [-1, 1], `c = step_size ||w||^2`: never past the target."""
-    within = jnp.abs(residual) < curvature
-    return jnp.where(within, residual / jnp.where(within, curvature, 1), jnp.sign(residual))
+    outside = jnp.abs(residual) >= curvature
+    return jnp.where(outside, jnp.sign(residual), residual / jnp.where(outside, 1, curvature))
 
 
 class LinearLoss(NamedTuple):
@@ -475,7 +476,7 @@ def linear_predictor(
             "features and targets must be of shapes [horizon, d] and [horizon], got"
             f" {tuple(features.shape)} and {tuple(targets.shape)}"
         )
-    checks.positive("step_size", step_size)
+    step_size = checks.positive("step_size", step_size)
 
     def example(x: Array, given: tuple[Array, Array]):
         w, y = given

@@ -14,12 +14,12 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks
-from jdiv.types import RandomKey, Samples, Scalar, Values
+from jdiv.types import PerRow, RandomKey, Samples, Scalar, Values
 
 # --------------------------------------------------------------------------- inverse gap weighting
 
 
-def square_cb(losses: Values, step_size: Scalar) -> Array:
+def square_cb(losses: Values, step_size: PerRow) -> Array:
     """`p_a = 1 / (K + step_size (y_a - y_b))` for all but the best arm b, which has the rest.
 
     Shapes: predicted losses `[..., K]` to probabilities `[..., K]`.
@@ -30,11 +30,11 @@ def square_cb(losses: Values, step_size: Scalar) -> Array:
     Reference: Foster and Rakhlin 2020 (arXiv:2002.04926), Algorithm 1; Abe and Long 1999.
     """
     losses = _losses(losses)
-    checks.positive("step_size", step_size)
+    step_size = checks.positive("step_size", step_size, rows=losses)
     return _rest_to_best(losses, 1 / (losses.shape[-1] + step_size * _gaps(losses)))
 
 
-def fast_cb(losses: Values, step_size: Scalar) -> Array:
+def fast_cb(losses: Values, step_size: PerRow) -> Array:
     """`p_a = y_b / (K y_b + step_size (y_a - y_b))` for all but the best arm b, which has the rest.
 
     The smaller the best loss is, the less it explores. Losses must not be negative.
@@ -45,8 +45,8 @@ def fast_cb(losses: Values, step_size: Scalar) -> Array:
 
     Reference: Foster and Krishnamurthy 2021 (arXiv:2107.02237), Algorithm 1.
     """
-    losses = _losses(losses)
-    checks.positive("step_size", step_size)
+    losses = checks.not_negative("losses", _losses(losses))
+    step_size = checks.positive("step_size", step_size, rows=losses)
     best = jnp.min(losses, axis=-1, keepdims=True)
     scale = losses.shape[-1] * best + step_size * _gaps(losses)
     # Best arms of loss 0 are equal, and share as they do for any other loss.
@@ -62,7 +62,8 @@ def greedy(losses: Values) -> Array:
     [0.0, 1.0]
     """
     losses = _losses(losses)
-    return _rest_to_best(losses, jnp.zeros_like(losses))
+    least = jnp.min(losses, axis=-1, keepdims=True)
+    return _rest_to_best(losses, checks.spread_nan(jnp.zeros_like(losses), least))
 
 
 def _losses(losses: ArrayLike) -> Array:
@@ -91,6 +92,8 @@ def square_cb_step_size(arms: int, horizon: Scalar, oracle: Scalar) -> Array:
 
     Reference: Foster and Rakhlin 2020 (arXiv:2002.04926), Theorem 1, up to constants.
     """
+    arms = checks.whole("arms", arms, 1, 2**31 - 1, "at least 1")
+    horizon, oracle = checks.positive("horizon", horizon), checks.positive("oracle", oracle)
     return jnp.sqrt(arms * horizon / oracle)
 
 
@@ -101,6 +104,9 @@ def fast_cb_step_size(arms: int, horizon: Scalar, oracle: Scalar, best_loss: Sca
 
     Reference: Foster and Krishnamurthy 2021 (arXiv:2107.02237), Theorem 1.
     """
+    arms = checks.whole("arms", arms, 1, 2**31 - 1, "at least 1")
+    horizon, oracle = checks.positive("horizon", horizon), checks.positive("oracle", oracle)
+    best_loss = checks.not_negative("best_loss", best_loss)
     return jnp.maximum(jnp.sqrt(arms * best_loss * horizon / (3 * oracle)), 10 * arms)
 
 
@@ -114,11 +120,10 @@ def play(policy: Callable[[Array], Array], means: Samples, horizon: int, key: Ra
     >>> play(greedy, jnp.array([[0.0, 1.0]]), 50, jax.random.key(0)).shape
     (50,)
     """
-    means = checks.as_float("means", means)
+    means = checks.share("means", checks.as_float("means", means))
     if means.ndim != 2 or 0 in means.shape:
         raise ValueError(f"means must be of shape [contexts, arms], got {tuple(means.shape)}")
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1, got {horizon}")
+    horizon = checks.whole("horizon", horizon, 1, 2**31 - 1, "at least 1")
 
     def pull(state, uniforms):
         pulls, losses = state

@@ -38,7 +38,7 @@ class State(NamedTuple):
 
 
 Policy = Callable[[State, Array, Array], Array]
-"""`choose(state, t, key)`, the arm of the t-th pull."""
+"""`choose(state, t, key)`, the arm of the t-th pull; the number of arms, which is none, for NaN."""
 
 
 class Play(NamedTuple):
@@ -65,11 +65,10 @@ def play(policy: Policy, means: PerSample, horizon: int, key: RandomKey) -> Play
 
     Reference: Slivkins 2019 (arXiv:1904.07272), section 1.1.
     """
-    means = checks.as_float("means", means)
+    means = checks.share("means", checks.as_float("means", means))
     if means.ndim != 1 or means.shape[0] == 0:
         raise ValueError(f"means must be a vector of at least one arm, got shape {means.shape}")
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1, got {horizon}")
+    horizon = checks.whole("horizon", horizon, 1, 2**31 - 1, "at least 1")
     gaps = jnp.max(means) - means
 
     def pull(carry: tuple[State, Array], inputs: tuple[Array, Array, Array]):
@@ -77,7 +76,7 @@ def play(policy: Policy, means: PerSample, horizon: int, key: RandomKey) -> Play
         arm = policy(state, t, key)
         reward = (uniform < means[arm]).astype(means.dtype)
         state = State(state.pulls.at[arm].add(1), state.rewards.at[arm].add(reward))
-        regret = regret + gaps[arm]
+        regret = regret + gaps.at[arm].get(mode="fill", fill_value=jnp.nan)
         return (state, regret), regret
 
     none = jnp.zeros_like(means)
@@ -102,6 +101,7 @@ def explore_first(horizon: int) -> Policy:
 
     Reference: Slivkins 2019 (arXiv:1904.07272), section 1.2, Algorithm 1.1.
     """
+    horizon = checks.whole("horizon", horizon, 1, 2**31 - 1, "at least 1")
 
     def choose(state: State, t: Array, key: Array) -> Array:
         arms = state.pulls.shape[0]
@@ -144,6 +144,7 @@ def successive_elimination(horizon: int) -> Policy:
 
     Reference: Slivkins 2019 (arXiv:1904.07272), section 1.3.2, Algorithm 1.4.
     """
+    horizon = checks.whole("horizon", horizon, 1, 2**31 - 1, "at least 1")
 
     def choose(state: State, t: Array, key: Array) -> Array:
         radius = jnp.sqrt(2 * jnp.log(jnp.asarray(horizon, t.dtype)) / state.pulls)
@@ -160,6 +161,7 @@ def ucb1(exploration: Scalar = 2.0) -> Policy:
 
     Reference: Auer, Cesa-Bianchi and Fischer 2002, Figure 1.
     """
+    exploration = checks.not_negative("exploration", exploration)
 
     def choose(state: State, t: Array, key: Array) -> Array:
         width = jnp.sqrt(exploration * jnp.log(t) / jnp.maximum(state.pulls, 1))
@@ -176,6 +178,7 @@ def kl_ucb(c: Scalar = 0.0, confidence: Scalar = 1.0) -> Policy:
 
     Reference: Garivier and Cappe 2011 (arXiv:1102.2490), Algorithm 1.
     """
+    c, confidence = checks.not_negative("c", c), checks.positive("confidence", confidence)
 
     def choose(state: State, t: Array, key: Array) -> Array:
         # Below e the iterated logarithm is negative, and there are no such times that matter.
@@ -187,14 +190,14 @@ def kl_ucb(c: Scalar = 0.0, confidence: Scalar = 1.0) -> Policy:
 
 
 def thompson(prior: tuple[float, float] = (1.0, 1.0)) -> Policy:
-    """The largest of one draw from each arm's Beta posterior.
+    """The largest of one draw from each arm's Beta posterior; both numbers of the prior positive.
 
     Reference: Thompson 1933; Agrawal and Goyal 2012 (arXiv:1111.1797), Algorithm 1.
     """
+    won, lost = (checks.positive("prior", x) for x in prior)
 
     def choose(state: State, t: Array, key: Array) -> Array:
-        won, lost = prior
-        return jnp.argmax(
+        return _largest(
             jax.random.beta(key, won + state.rewards, lost + state.pulls - state.rewards)
         )
 
@@ -204,7 +207,12 @@ def thompson(prior: tuple[float, float] = (1.0, 1.0)) -> Policy:
 def _best(state: State, index: Array) -> Array:
     """The arm with the largest index, once each has been pulled."""
     unseen = state.pulls == 0
-    return jnp.where(jnp.any(unseen), jnp.argmax(unseen), jnp.argmax(index))
+    return jnp.where(jnp.any(unseen), jnp.argmax(unseen), _largest(index))
+
+
+def _largest(index: Array) -> Array:
+    """The arm with the largest index, and no arm if one is NaN."""
+    return jnp.where(jnp.any(jnp.isnan(index)), index.shape[0], jnp.argmax(index))
 
 
 # ------------------------------------------------------------------------------ Bernoulli arms
@@ -216,6 +224,7 @@ def bernoulli_logits(mean: PerSequence) -> Logits:
     >>> bernoulli_logits(jnp.array(1.0)).tolist()
     [0.0, -inf]
     """
+    mean = checks.share("mean", checks.as_float("mean", mean))
     return jnp.stack([jnp.log(mean), jnp.log1p(-mean)], axis=-1)
 
 
@@ -229,9 +238,16 @@ def kl_upper_bound(mean: PerSequence, budget: ArrayLike) -> PerSequence:
 
     Reference: Garivier and Cappe 2011 (arXiv:1102.2490), the index of Algorithm 1.
     """
-    mean = checks.as_float("mean", mean)
-    q = jax.nn.sigmoid(kl_upper_logit(mean, budget))
-    return jnp.where(jnp.asarray(budget, mean.dtype) == 0, mean, q)
+    mean, budget = _mean_and_budget(mean, budget)
+    return jnp.where(budget == 0, mean, jax.nn.sigmoid(kl_upper_logit(mean, budget)))
+
+
+def _mean_and_budget(mean: PerSequence, budget: ArrayLike) -> tuple[Array, Array]:
+    """Means in [0, 1] and budgets that are not negative, of one shape and precision."""
+    mean = checks.share("mean", checks.as_float("mean", mean))
+    budget = checks.in_range("budget", budget, 0, jnp.inf, "not negative", closed="both")
+    budget = checks.per_row("budget", budget, mean[..., None])
+    return mean, jnp.broadcast_to(budget[..., 0] if budget.ndim else budget, mean.shape)
 
 
 def kl_upper_logit(mean: PerSequence, budget: ArrayLike) -> PerSequence:
@@ -246,8 +262,7 @@ def kl_upper_logit(mean: PerSequence, budget: ArrayLike) -> PerSequence:
     >>> print(f"{kl_upper_logit(jnp.array(1.0 - 2.0**-20), 50.0):.1f}")
     52428816.0
     """
-    mean = checks.as_float("mean", mean)
-    budget = jnp.broadcast_to(jnp.asarray(budget, mean.dtype), mean.shape)
+    mean, budget = _mean_and_budget(mean, budget)
     inside = (mean < 1) & (budget > 0) & (budget < jnp.inf)
     p, d = jnp.where(inside, mean, 0), jnp.where(inside, budget, 1)
     p_logits = bernoulli_logits(p)
@@ -265,7 +280,7 @@ def kl_upper_logit(mean: PerSequence, budget: ArrayLike) -> PerSequence:
     start = jnp.where(below_one, jnp.minimum(quadratic, linear), linear)
     y = jax.lax.fori_loop(0, 6, newton, start)
     outside = jnp.where(budget > 0, jnp.inf, jax.scipy.special.logit(mean))
-    return jnp.where(inside, y, outside)
+    return checks.spread_nan(jnp.where(inside, y, outside), mean, budget)
 
 
 def lai_robbins(means: PerSample) -> Array:
@@ -278,9 +293,9 @@ def lai_robbins(means: PerSample) -> Array:
 
     Reference: Lai and Robbins 1985, Theorem 1.
     """
-    means = checks.as_float("means", means)
+    means = checks.share("means", checks.as_float("means", means))
     best = jnp.max(means)
-    worse = means < best
+    equal = means == best
     at_best = jnp.broadcast_to(bernoulli_logits(best), (*means.shape, 2))
     kl = categorical.kl(bernoulli_logits(means), at_best)
-    return jnp.sum(jnp.where(worse, (best - means) / jnp.where(worse, kl, 1), 0))
+    return jnp.sum(jnp.where(equal, 0, (best - means) / jnp.where(equal, 1, kl)))

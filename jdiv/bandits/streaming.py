@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jdiv import checks
 from jdiv.types import PerSample, RandomKey, Scalar
@@ -49,8 +49,8 @@ def tolerance(arms: int, horizon: Scalar) -> Array:
     >>> print(f"{tolerance(8, 1e6):.4f}")
     0.0200
     """
-    if arms < 3:
-        raise ValueError(f"arms must be at least 3, for a positive log log K, got {arms}")
+    arms = checks.whole("arms", arms, 3, 2**31 - 1, "at least 3, for a positive log log K")
+    horizon = checks.positive("horizon", horizon)
     return (arms / jnp.asarray(horizon, float)) ** (1 / 3)
 
 
@@ -62,7 +62,7 @@ def sample_mean(mean: Array, pulls: Array, key: RandomKey) -> Array:
     """
     deviation = jnp.sqrt(mean * (1 - mean) / jnp.where(pulls > 0, pulls, 1))
     noisy = mean + deviation * jax.random.normal(key, jnp.shape(mean), mean.dtype)
-    return jnp.where(pulls > 0, noisy, -jnp.inf)
+    return checks.spread_nan(jnp.where(pulls > 0, noisy, -jnp.inf), pulls)
 
 
 # ---------------------------------------------------------------------------------------- towers
@@ -87,7 +87,10 @@ def uniform(arms: int, horizon: Scalar) -> Levels:
     >>> print(f"{levels.pulls[0]:.1f} {levels.capacity[0]}")
     5998.8 inf
     """
-    horizon = jnp.asarray(horizon, float)
+    arms = checks.whole("arms", arms, 1, 2**31 - 1, "at least 1")
+    horizon = jnp.asarray(
+        checks.in_range("horizon", horizon, 1, math.inf, "at least 1", closed="low"), float
+    )
     return _levels([(horizon / arms) ** (2 / 3) * jnp.log(horizon) ** (1 / 3)], [math.inf])
 
 
@@ -169,7 +172,9 @@ def pad_levels(levels: Levels, count: int) -> Levels:
     >>> pad_levels(log_log_space(200, 1e6), 3).capacity.tolist()
     [11.0, inf, inf]
     """
-    missing = count - levels.pulls.shape[0]
+    height = levels.pulls.shape[0]
+    count = checks.whole("count", count, height, 2**31 - 1, f"at least {height}, the levels")
+    missing = count - height
     return Levels(
         jnp.pad(levels.pulls, (0, missing), constant_values=1),
         jnp.pad(levels.capacity, (0, missing), constant_values=jnp.inf),
@@ -218,8 +223,8 @@ def tower(
     """
     means = _checked(means)
     dtype, height = means.dtype, levels.pulls.shape[0]
-    levels = Levels(*(jnp.asarray(x, dtype) for x in levels))
-    horizon, best = jnp.asarray(horizon, dtype), jnp.max(means)
+    levels, best = _checked_levels(levels, dtype), jnp.max(means)
+    horizon = jnp.asarray(checks.positive("horizon", horizon), dtype)
     keep_benchmark = jnp.asarray(rules.keep_benchmark) & (jnp.arange(height) == 0)
     stream_key, end_key = jax.random.split(key)
 
@@ -342,6 +347,7 @@ def game_of_arms(means: PerSample, horizon: Scalar, key: RandomKey) -> Outcome:
     """
     means = _checked(means)
     arms, dtype = means.shape[0], means.dtype
+    horizon = checks.positive("horizon", horizon)
     eps = tolerance(arms, horizon).astype(dtype)
     stream = _Stream(jnp.max(means), jnp.asarray(horizon, dtype), eps, eps**-2)
     unit, log_arms = stream.unit, math.log(arms)
@@ -414,10 +420,18 @@ def _crown(stream: _Stream, game: _Game, arm: Array, key: Array) -> _Game:
 
 
 def _checked(means: ArrayLike) -> Array:
-    means = checks.as_float("means", means)
+    means = checks.share("means", checks.as_float("means", means))
     if means.ndim != 1 or means.shape[0] == 0:
         raise ValueError(f"means must be a vector of at least one arm, got shape {means.shape}")
     return means
+
+
+def _checked_levels(levels: Levels, dtype: DTypeLike) -> Levels:
+    """Pulls and capacities, not negative."""
+    checked = (
+        checks.in_range("levels", x, 0, math.inf, "not negative", closed="both") for x in levels
+    )
+    return Levels(*(jnp.asarray(x, dtype) for x in checked))
 
 
 def _committed(regret: Array, used: Array, gap: Array, horizon: Array) -> Outcome:

@@ -35,11 +35,24 @@ def squared_distances(x: Array, y: Array) -> Array:
     return jnp.sum(jnp.square(x[:, None, :] - y[None, :, :]), axis=-1)
 
 
+def distances(x: Array, y: Array) -> Array:
+    """`|x_i - y_j|`, `[n, m]`; no square of a large or a small difference over- or underflows.
+
+    The derivative of a distance 0 is 0.
+    """
+    differences = x[:, None, :] - y[None, :, :]
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(differences), axis=-1))
+    coincide = largest == 0
+    # A power of two, so that nothing is rounded.
+    unit = jnp.where(coincide, 1, jnp.ldexp(jnp.ones_like(largest), jnp.frexp(largest)[1] - 1))
+    square = jnp.sum(jnp.square(differences / unit[..., None]), axis=-1)
+    return jnp.where(coincide, 0, unit * jnp.sqrt(jnp.where(coincide, 1, square)))
+
+
 def _log_kernels(x: ArrayLike, y: ArrayLike, bandwidth: ArrayLike) -> tuple[Array, Array, Array]:
     """`log K` within x, within y, and between them."""
-    checks.positive("bandwidth", bandwidth)
     x, y = sample_pair(x, y)
-    bandwidth = jnp.asarray(bandwidth, x.dtype)
+    bandwidth = checks.positive("bandwidth", bandwidth, rows=x.ravel())
     scaled_x, scaled_y = x / bandwidth, y / bandwidth
     pairs = ((scaled_x, scaled_x), (scaled_y, scaled_y), (scaled_x, scaled_y))
     within_x, within_y, between = (-squared_distances(*pair) / 2 for pair in pairs)
@@ -129,6 +142,4 @@ def energy_distance(x: Samples, y: OtherSamples) -> Scalar:
 
 def _mean_distance(x: Array, y: Array) -> Array:
     """`mean |x_i - y_j|`."""
-    square = squared_distances(x, y)
-    apart = square > 0
-    return jnp.mean(jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1)), 0))
+    return jnp.mean(distances(x, y))

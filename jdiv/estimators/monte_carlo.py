@@ -45,7 +45,7 @@ from jax import Array
 
 from jdiv import checks, numerics
 from jdiv.divergences import categorical
-from jdiv.divergences.generator import Generator
+from jdiv.divergences.generator import Generator, checked_row
 from jdiv.types import PerSample, Reduced
 
 # ------------------------------------------------------------------------------------ KL, x ~ p
@@ -243,7 +243,7 @@ def _weighted(generator, log_p, log_q, log_weights):
         log_w = jnp.zeros_like(log_p)
     else:
         log_p, log_q, log_w = checks.alike(log_p=log_p, log_q=log_q, log_weights=log_weights)
-    return log_p, log_q, log_w, generator.astype(log_p.dtype)
+    return log_p, log_q, log_w, checked_row(generator, log_p.dtype)
 
 
 def _customary_terms(generator: Generator, log_p: Array, log_q: Array, t: Array) -> Array:

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 
 import jax
 import jax.numpy as jnp
 
+from jdiv import checks
 from jdiv.estimators import kernels
 from jdiv.types import OtherSamples, Samples, Scalar
-
-
-def _whole(name: str, x: int, high: int, of: str) -> int:
-    """Refuses what is not an integer from 1 to high."""
-    try:
-        x = operator.index(x)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {x!r}") from None
-    if not 1 <= x <= high:
-        raise ValueError(f"{name} must be from 1 to {high} ({of}), got {x}")
-    return x
 
 
 def knn_kl(x: Samples, y: OtherSamples, k: int = 5, *, chunk_size: int = 256) -> Scalar:
@@ -35,7 +24,8 @@ def knn_kl(x: Samples, y: OtherSamples, k: int = 5, *, chunk_size: int = 256) ->
     an atom, and no ball around it has a density. Its share is the log-ratio of frequencies,
     `log((N_x/n) / (N_y/m))`, N_x the copies of x_i in x (itself among them) and N_y those in y. So
     samples of discrete distributions give the plug-in KL: inf if y lacks a point that x has more
-    than k times.
+    than k times. Without repeated points a sample of any size may be far away; one that is not
+    finite makes the estimate NaN.
 
     Shapes: samples `[n, d]` and `[m, d]` to `[]`; k at most n - 1 and m. Distances are held for
     chunk_size rows at a time, `chunk_size (n + m)` numbers. Differentiable in x and y.
@@ -51,21 +41,21 @@ def knn_kl(x: Samples, y: OtherSamples, k: int = 5, *, chunk_size: int = 256) ->
     (n, d), m = x.shape, y.shape[0]
     if n < 2:
         raise ValueError(f"x must have at least 2 samples, got {n}")
-    k = _whole("k", k, min(n - 1, m), f"n - 1 = {n - 1} and m = {m}")
-    chunk_size = min(_whole("chunk_size", chunk_size, 2**31 - 1, "at least 1"), n)
-    # The ratio has no unit; in units of the largest coordinate no square under- or overflows.
-    unit = jax.lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(x)), jnp.max(jnp.abs(y))))
-    x, y = (samples / jnp.where(unit > 0, unit, 1) for samples in (x, y))
+    most = min(n - 1, m)
+    k = checks.whole("k", k, 1, most, f"from 1 to {most} (n - 1 = {n - 1} and m = {m})")
+    chunk_size = min(checks.whole("chunk_size", chunk_size, 1, 2**31 - 1, "at least 1"), n)
 
     def share(x_i):
-        to_x, to_y = (kernels.squared_distances(x_i[None, :], z)[0] for z in (x, y))
-        # Squared. The nearest x is x_i itself; max keeps top_k from becoming a full sort.
+        to_x, to_y = (kernels.distances(x_i[None, :], z)[0] for z in (x, y))
+        # The nearest x is x_i itself; max keeps top_k from becoming a full sort.
         rho = jnp.max(-jax.lax.top_k(-to_x, k + 1)[0])
         nu = jnp.max(-jax.lax.top_k(-to_y, k)[0])
         atom = (rho == 0) | (nu == 0)
         rho, nu = jnp.where(atom, 1, rho), jnp.where(atom, 1, nu)
-        by_volume = d / 2 * (jnp.log(nu) - jnp.log(rho)) + math.log(m / (n - 1))
-        copies_x, copies_y = (jnp.sum(square == 0).astype(x.dtype) for square in (to_x, to_y))
+        by_volume = d * (jnp.log(nu) - jnp.log(rho)) + math.log(m / (n - 1))
+        copies_x, copies_y = (jnp.sum(to == 0).astype(x.dtype) for to in (to_x, to_y))
         return jnp.where(atom, jnp.log(copies_x / n) - jnp.log(copies_y / m), by_volume)
 
-    return jnp.mean(jax.lax.map(share, x, batch_size=chunk_size))
+    # The order of neighbours says nothing of samples that are not finite.
+    undefined = [jnp.where(jnp.isfinite(samples), 0, jnp.nan).sum() for samples in (x, y)]
+    return checks.spread_nan(jnp.mean(jax.lax.map(share, x, batch_size=chunk_size)), *undefined)

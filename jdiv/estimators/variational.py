@@ -29,7 +29,7 @@ from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
 from jdiv.divergences.generator import Generator, checked_row
-from jdiv.types import CriticOfP, CriticOfQ, Reduced, Scalar, Scores
+from jdiv.types import CriticOfP, CriticOfQ, PerRow, Reduced, Scores
 
 
 def _scores(scores: ArrayLike) -> Array:
@@ -139,7 +139,7 @@ def infonce(scores: Scores) -> Reduced:
     return math.log(scores.shape[-1]) + jnp.mean(_joint(log_share), axis=-1)
 
 
-def smile(scores: Scores, *, clip: Scalar = 5.0) -> Reduced:
+def smile(scores: Scores, *, clip: PerRow = 5.0) -> Reduced:
     """SMILE, `mean joint f - log mean product e^clip(f, -clip, clip)`.
 
     `donsker_varadhan` with the partition clipped, so that no pair weighs more than e^(2 clip) times
@@ -155,12 +155,13 @@ def smile(scores: Scores, *, clip: Scalar = 5.0) -> Reduced:
     Reference: Song and Ermon 2020 (arXiv:1910.06222), section 5.
     """
     scores = _scores(scores)
-    clip = jnp.asarray(checks.in_range("clip", clip, 0, jnp.inf, "positive"), scores.dtype)
-    partition = _log_mean_exp(jnp.clip(_product(scores), -clip, clip))
+    product = _product(scores)
+    clip = checks.positive("clip", clip, rows=product)
+    partition = _log_mean_exp(jnp.clip(product, -clip, clip))
     return jnp.mean(_joint(scores), axis=-1) - partition
 
 
-def interpolated(scores: Scores, log_baseline: ArrayLike, *, share: Scalar) -> Reduced:
+def interpolated(scores: Scores, log_baseline: ArrayLike, *, share: PerRow) -> Reduced:
     """Poole's I_alpha, `1 + mean joint log(e^f / b) - mean product e^f / b`, alpha the share.
 
     The baseline `b = share m(y) + (1 - share) a(y)` mixes that of InfoNCE, m(y) the mean of
@@ -177,8 +178,8 @@ def interpolated(scores: Scores, log_baseline: ArrayLike, *, share: Scalar) -> R
     Reference: Poole et al. 2019 (arXiv:1905.06922), section 2.3.
     """
     scores = _scores(scores)
-    share = checks.in_range("share", share, 0, 1, "from 0 to 1", closed="both")
-    share = jnp.asarray(share, scores.dtype)
+    share = checks.share("share", share, rows=scores[..., 0, :])
+    share = share[..., None] if share.ndim else share
     log_m = _log_mean_exp_of_others(scores)
     log_a = _baseline(log_baseline, scores)[..., None, :]
     log_b = jnp.logaddexp(jnp.log(share) + log_m, jnp.log1p(-share) + log_a)
@@ -248,7 +249,8 @@ def f_divergence_bound(generator: Generator, p_scores: CriticOfP, q_scores: Crit
     """
     p_scores, q_scores = _critic_pair(p_scores, q_scores)
     generator = checked_row(generator, q_scores.dtype)
-    return jnp.mean(p_scores, axis=-1) - jnp.mean(generator.conjugate(q_scores), axis=-1)
+    of_q = checks.spread_nan(generator.conjugate(q_scores), q_scores)
+    return jnp.mean(p_scores, axis=-1) - jnp.mean(of_q, axis=-1)
 
 
 def log_ratio_bound(generator: Generator, p_scores: CriticOfP, q_scores: CriticOfQ) -> Reduced:
@@ -269,8 +271,8 @@ def log_ratio_bound(generator: Generator, p_scores: CriticOfP, q_scores: CriticO
     """
     p_scores, q_scores = _critic_pair(p_scores, q_scores)
     generator = checked_row(generator, q_scores.dtype)
-    finite = jnp.isfinite(q_scores)
-    t = jnp.where(finite, q_scores, 0)
+    infinite = jnp.isinf(q_scores)
+    t = jnp.where(infinite, 0, q_scores)
     at_ends = jnp.where(q_scores < 0, jnp.asarray(generator.at_zero, t.dtype), -jnp.inf)
-    of_q = jnp.where(finite, generator.perspective_q(t, jnp.zeros_like(t), t), at_ends)
+    of_q = jnp.where(infinite, at_ends, generator.perspective_q(t, jnp.zeros_like(t), t))
     return jnp.mean(generator.slope(p_scores), axis=-1) + jnp.mean(of_q, axis=-1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -28,7 +27,7 @@ def awr_weights(advantages: Advantages, temperature: Scalar, *, limit: float = 2
     """`min(exp(A/temperature), limit)`, elementwise, as constants; never overflows.
 
     Without limit, and normalized, they are the weights of `mpo.e_step` at the same temperature.
-    Shapes: any to the same.
+    Shapes: `[..., n]` to the same; a temperature or one for each row `[...]`, and so the limit.
 
     >>> awr_weights(jnp.array([0.0, 1000.0]), 1.0)
     Array([ 1., 20.], dtype=float32)
@@ -36,9 +35,9 @@ def awr_weights(advantages: Advantages, temperature: Scalar, *, limit: float = 2
     Reference: Peng et al. 2019 (arXiv:1910.00177), algorithm 1; 20 is its limit.
     """
     advantages = checks.as_float("advantages", advantages)
-    checks.positive("temperature", temperature)
-    checks.positive("limit", limit)
-    exponent = jnp.minimum(advantages / temperature, math.log(limit))
+    temperature = checks.positive("temperature", temperature, rows=advantages)
+    limit = checks.in_range("limit", limit, 0, jnp.inf, "positive", closed="high", rows=advantages)
+    exponent = jnp.minimum(advantages / temperature, jnp.log(limit))
     return jax.lax.stop_gradient(jnp.minimum(jnp.exp(exponent), limit))
 
 

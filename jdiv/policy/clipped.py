@@ -1,6 +1,8 @@
 """Every weight of the ratio pi/pi_old: PPO's clip, dual clip, GSPO, CISPO, and none (REINFORCE).
 
 Shapes and masks are those of `jdiv.policy.tokens`; all losses are per token and to be averaged.
+Bounds are numbers, or one for each sequence: `low` and `high` not negative, `ceiling` at least 1;
+each may be inf.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jdiv import checks
 from jdiv.policy.tokens import Advantages, TokenLoss, masked
-from jdiv.types import LogProbs, Mask, Scalar
+from jdiv.types import LogProbs, Mask, PerRow
 
 
 class ClipDiagnostics(NamedTuple):
@@ -27,31 +30,44 @@ class ClipDiagnostics(NamedTuple):
     clipped: Array
 
 
+def bounds(low: PerRow, high: PerRow, ceiling: PerRow, tokens: Array) -> tuple[Array, Array, Array]:
+    """Checked bounds of ratios, to be broadcast against tokens `[..., T]`."""
+    low = checks.in_range("low", low, 0, jnp.inf, "not negative", closed="both", rows=tokens)
+    high = checks.in_range("high", high, 0, jnp.inf, "not negative", closed="both", rows=tokens)
+    ceiling = checks.in_range(
+        "ceiling", ceiling, 1, jnp.inf, "at least 1", closed="both", rows=tokens
+    )
+    return low, high, ceiling
+
+
 def clipped_surrogate(
     log_ratio: Array,
     advantages: Array,
     *,
-    low: Scalar,
-    high: Scalar,
-    ceiling: Scalar = jnp.inf,
+    low: PerRow,
+    high: PerRow,
+    ceiling: PerRow = jnp.inf,
 ) -> TokenLoss[ClipDiagnostics]:
     """`-min(w A, clip(w, 1 - low, 1 + high) A)`, and at most `-ceiling A` where A is negative.
 
-    The core of every clip here, for a caller's own ratio. Where a bound counts the ratio may
-    overflow. Shapes: any, twice the same.
+    The core of every clip here, for a caller's own ratio. Where a bound counts, or the advantage is
+    0, the ratio may overflow. Shapes: `[..., T]`, twice the same.
 
     >>> log_ratio = jnp.log(jnp.array([0.5, 1.1, 2.0]))
     >>> clipped_surrogate(log_ratio, jnp.ones(3), low=0.2, high=0.2).loss
     Array([-0.5, -1.1, -1.2], dtype=float32)
     """
+    log_ratio, advantages = checks.alike(log_ratio=log_ratio, advantages=advantages)
+    low, high, ceiling = bounds(low, high, ceiling, log_ratio)
     ratio = jax.lax.stop_gradient(jnp.exp(log_ratio))
-    most = jnp.where(advantages > 0, 1 + high, ceiling).astype(ratio.dtype)
+    most = jnp.where(advantages > 0, 1 + high, ceiling)
     above = ratio > most
     below = (ratio < 1 - low) & (advantages < 0)
     used = jnp.exp(jnp.where(above | below | (advantages == 0), 0, log_ratio))
-    bounded = jnp.where(above, most, jnp.where(below, 1 - low, used).astype(ratio.dtype))
+    bounded = jnp.where(above, most, jnp.where(below, 1 - low, used))
     clipped = (above | below) & (advantages != 0)
-    return TokenLoss(-bounded * advantages, ClipDiagnostics(ratio, clipped))
+    loss = checks.spread_nan(-bounded * advantages, log_ratio, low, high, ceiling)
+    return TokenLoss(loss, ClipDiagnostics(ratio, clipped))
 
 
 def ppo_clip(
@@ -60,8 +76,8 @@ def ppo_clip(
     advantages: Advantages,
     mask: Mask,
     *,
-    low: Scalar = 0.2,
-    high: Scalar = 0.2,
+    low: PerRow = 0.2,
+    high: PerRow = 0.2,
 ) -> TokenLoss[ClipDiagnostics]:
     """PPO's loss per token, `-min(w A, clip(w, 1 - low, 1 + high) A)`, w = pi/pi_old.
 
@@ -84,8 +100,8 @@ def gspo(
     advantages: Advantages,
     mask: Mask,
     *,
-    low: Scalar = 3e-4,
-    high: Scalar = 4e-4,
+    low: PerRow = 3e-4,
+    high: PerRow = 4e-4,
 ) -> TokenLoss[ClipDiagnostics]:
     """PPO's loss with `(pi/pi_old)^(1/length)` of the whole sequence for the ratio of each token.
 
@@ -112,8 +128,8 @@ def cispo(
     advantages: Advantages,
     mask: Mask,
     *,
-    low: Scalar = 1.0,
-    high: Scalar,
+    low: PerRow = 1.0,
+    high: PerRow,
 ) -> TokenLoss[ClipDiagnostics]:
     """`-stop_gradient(clip(w, 1 - low, 1 + high)) A log pi`: every token keeps a gradient.
 
@@ -126,8 +142,9 @@ def cispo(
     log_probs, mask, (old, advantages) = masked(
         log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
     )
+    low, high, _ = bounds(low, high, jnp.inf, log_probs)
     ratio = jax.lax.stop_gradient(jnp.exp(log_probs - old))
-    weight = jnp.clip(ratio, 1 - low, 1 + high).astype(ratio.dtype)
+    weight = jnp.clip(ratio, 1 - low, 1 + high)
     evidence = ClipDiagnostics(jnp.where(mask, ratio, 0), mask & (weight != ratio))
     return TokenLoss(-weight * advantages * log_probs, evidence)
 
@@ -152,9 +169,9 @@ def dual_clip(
     advantages: Advantages,
     mask: Mask,
     *,
-    low: Scalar = 0.2,
-    high: Scalar = 0.28,
-    ceiling: Scalar = 3.0,
+    low: PerRow = 0.2,
+    high: PerRow = 0.28,
+    ceiling: PerRow = 3.0,
 ) -> TokenLoss[ClipDiagnostics]:
     """PPO's loss, where A is negative at most `-ceiling A`: no ratio makes it explode.
 

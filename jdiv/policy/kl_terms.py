@@ -13,7 +13,7 @@ where nothing is said (old = stop_gradient), the gradient is
 =====================================  =============================================================
 
 With one token the four weighted ones are the same. Averages that divide by the length of each
-sequence make all of them inexact.
+sequence make all of them inexact. Coefficients are not negative, one or one for each sequence.
 """
 
 from __future__ import annotations
@@ -25,12 +25,21 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from jdiv import checks
 from jdiv.estimators import monte_carlo
 from jdiv.policy.tokens import Advantages, masked
-from jdiv.types import LogProbs, Mask, Scalar
+from jdiv.types import LogProbs, Mask, PerRow
 
 Estimator = Callable[[ArrayLike, ArrayLike], Array]
 """`kl_k1`, `kl_k2` or `kl_k3` of `jdiv.estimators`, from log p and log q at samples of p."""
+
+
+def _refuse_no_estimator(estimator: Estimator) -> None:
+    if not callable(estimator):
+        raise TypeError(
+            "estimator must be a function such as kl_k1, kl_k2 or kl_k3 of jdiv.estimators, got"
+            f" {estimator!r}"
+        )
 
 
 def kl_rewards(
@@ -39,12 +48,14 @@ def kl_rewards(
     rewards: Advantages,
     mask: Mask,
     *,
-    coefficient: Scalar,
+    coefficient: PerRow,
     estimator: Estimator = monte_carlo.kl_k1,
 ) -> Array:
     """Rewards of tokens: `-coefficient k_t`, and at the last one also the answer's reward.
 
-    Their sum over a sequence is RLOO's reward, `to_go` what REINFORCE++ and PPO have. Constants.
+    Their sum over a sequence is RLOO's reward, `to_go` what REINFORCE++ and PPO have. Constants. An
+    answer without tokens keeps its reward, at the first place, so that the sum has it; no token is
+    there to be credited with it, and `to_go` is 0.
     Shapes: rewards `[...]`, the others `[..., T]`, to `[..., T]`.
 
     >>> log_probs, ref_log_probs = jnp.array([[-1.0, -2.0]]), jnp.array([[-2.0, -2.0]])
@@ -54,13 +65,21 @@ def kl_rewards(
     Reference: Ahmadian et al. 2024 (arXiv:2402.14740), equation 4.
     Reconstructed: the equation is from memory of the paper.
     """
-    log_probs, mask, (ref, rewards) = masked(
+    _refuse_no_estimator(estimator)
+    log_probs, mask, (ref, _) = masked(
         log_probs, mask, ref_log_probs=ref_log_probs, rewards=rewards
     )
+    coefficient = checks.not_negative("coefficient", coefficient, rows=log_probs)
+    # Not masked: an answer without tokens has a reward, too.
+    rewards = checks.as_rewards("rewards", rewards, log_probs.dtype).astype(log_probs.dtype)
+    rewards = jax.lax.stop_gradient(rewards if rewards.ndim == mask.ndim else rewards[..., None])
     counts = mask.astype(jnp.int32)
     last = mask & (jax.lax.cumsum(counts, axis=mask.ndim - 1, reverse=True) == 1)
+    empty = ~jnp.any(mask, axis=-1, keepdims=True)
+    place = jax.lax.broadcasted_iota(jnp.int32, mask.shape, mask.ndim - 1)
+    paid = last | (empty & (place == 0))
     penalty = coefficient * jax.lax.stop_gradient(estimator(log_probs, ref))
-    return jnp.where(last, rewards, 0) - penalty
+    return jnp.where(paid, rewards, 0) - penalty
 
 
 def token_log_ratio(log_ratio: Array) -> Array:
@@ -100,6 +119,7 @@ def kl_penalty(
     Reference: GRPO (Shao et al. 2024, arXiv:2402.03300), equation 4, with k3 and no weight; RPG
     (arXiv:2505.17508) for the weight.
     """
+    _refuse_no_estimator(estimator)
     log_probs, mask, (ref,) = masked(log_probs, mask, ref_log_probs=ref_log_probs)
     penalty = estimator(log_probs, ref)
     if old_log_probs is None:
@@ -123,6 +143,7 @@ def sequence_kl_penalty(
 
     Reference: RPG (arXiv:2505.17508) for the weight.
     """
+    _refuse_no_estimator(estimator)
     log_probs, mask, (ref,) = masked(log_probs, mask, ref_log_probs=ref_log_probs)
     total = jnp.sum(log_probs, axis=-1)
     penalty = estimator(total, jnp.sum(ref, axis=-1))

@@ -15,7 +15,7 @@ from jax import Array
 
 from jdiv import checks, numerics, roots
 from jdiv.divergences import categorical
-from jdiv.types import Logits, PerState, Scalar, Values
+from jdiv.types import Logits, PerRow, PerState, Scalar, Values
 
 
 class EStep(NamedTuple):
@@ -53,8 +53,8 @@ def e_step(
     Reference: Peters, Muelling and Altun 2010 (REPS), the bandit case; Abdolmaleki et al. 2018
     (arXiv:1806.06920), equations 4 and 5.
     """
-    checks.positive("radius", radius)
     values, ref_logits = jax.lax.stop_gradient(checks.alike(values=values, ref_logits=ref_logits))
+    radius = _radius(radius, values)
     log_ref = numerics.log_softmax(ref_logits)
     weights = _state_weights(weights, values)
     supported = log_ref != -jnp.inf
@@ -76,7 +76,7 @@ def e_step(
     # KL(q‖ref) <= (range/eta)^2/8, by Hoeffding's lemma.
     widest = -jnp.min(drop)
     spread = jnp.where(widest > 0, widest, 1)
-    high = jnp.log(spread / jnp.sqrt(8 * jnp.asarray(radius, values.dtype)))
+    high = jnp.log(spread / jnp.sqrt(8 * radius))
     tolerance = 64 * jnp.finfo(values.dtype).eps
     log_eta, (log_q, kl, log_sum) = roots.decreasing(
         excess, high - 100, high, (log_ref, high, best[..., 0]), tolerance=tolerance
@@ -86,14 +86,20 @@ def e_step(
     hardest = jnp.where(supported & (drop == 0), log_ref, -jnp.inf)
     farthest = mean(-jax.nn.logsumexp(hardest, axis=-1))
     active = farthest > radius
-    eta = jnp.where(active, jnp.exp(log_eta), 0)
+    eta = checks.spread_nan(jnp.where(active, jnp.exp(log_eta), 0), farthest, radius)
+    log_policy = jnp.where(active, log_q, numerics.log_softmax(hardest))
     return EStep(
-        log_policy=jnp.where(active, log_q, numerics.log_softmax(hardest)),
+        log_policy=checks.spread_nan(log_policy, farthest, radius),
         temperature=eta,
         divergence=jnp.where(active, kl, farthest),
         dual=eta * radius + mean(best[..., 0] + eta * log_sum),
         active=active,
     )
+
+
+def _radius(radius: Scalar, rows: Array) -> Array:
+    """The checked radius, one for all rows."""
+    return checks.positive("radius", radius, rows=rows.ravel())
 
 
 def _state_weights(weights: PerState | None, values: Array) -> Array:
@@ -103,7 +109,8 @@ def _state_weights(weights: PerState | None, values: Array) -> Array:
     weights = checks.as_float("weights", weights)
     if weights.shape != values.shape[:-1]:
         raise ValueError(f"weights must have shape {values.shape[:-1]}, got {weights.shape}")
-    return weights.astype(values.dtype)
+    checked = checks.probabilities("weights", weights.ravel())
+    return checked.reshape(weights.shape).astype(values.dtype)
 
 
 class MStep(NamedTuple):
@@ -139,10 +146,9 @@ def m_step(
     Reference: Abdolmaleki et al. 2018 (arXiv:1806.06920), equation 12, for policies without
     parameters; the closed form follows from it and is not in the paper.
     """
-    checks.positive("radius", radius)
     alike = checks.alike(target_logits=target_logits, old_logits=old_logits)
     log_target, log_old = map(numerics.log_softmax, jax.lax.stop_gradient(alike))
-    weights = _state_weights(weights, log_target)
+    weights, radius = _state_weights(weights, log_target), _radius(radius, log_target)
 
     def excess(x: Array, _):
         """`log(KL/radius)`; by x the KL has the slope -chi2(old‖mixture)."""
@@ -153,12 +159,13 @@ def m_step(
         return jnp.log(kl / radius), -chi2 / kl, ()
 
     # KL(old‖(1 - s) old + s target) <= -log(1 - s).
-    high = -jnp.log(-jnp.expm1(-jnp.asarray(radius, log_old.dtype)))
-    all_of_it = jnp.sum(weights * categorical.kl(log_old, log_target)) <= radius
+    high = -jnp.log(-jnp.expm1(-radius))
+    farthest = jnp.sum(weights * categorical.kl(log_old, log_target))
+    all_of_it = farthest <= radius
     x, _ = roots.decreasing(
         excess, jnp.zeros_like(high), high, tolerance=64 * jnp.finfo(high.dtype).eps
     )
-    x = jnp.where(all_of_it, 0, x)
+    x = checks.spread_nan(jnp.where(all_of_it, 0, x), farthest, radius)
     mixture = jnp.where(all_of_it, log_target, _log_mixture(log_target, log_old, x))
     return MStep(mixture, jnp.exp(-x), jnp.sum(weights * categorical.kl(log_old, mixture)))
 
@@ -185,7 +192,7 @@ class MStepLoss(NamedTuple):
 
 
 def m_step_loss(
-    logits: Logits, target_logits: Logits, old_logits: Logits, *, coefficient: Scalar
+    logits: Logits, target_logits: Logits, old_logits: Logits, *, coefficient: PerRow
 ) -> MStepLoss:
     """The M-step for networks, `-E_target[log pi] + coefficient KL(old‖pi)` in each state.
 
@@ -202,6 +209,8 @@ def m_step_loss(
     logits, target_logits, old_logits = checks.alike(
         logits=logits, target_logits=target_logits, old_logits=old_logits
     )
+    coefficient = checks.not_negative("coefficient", coefficient, rows=logits)
+    coefficient = coefficient[..., 0] if coefficient.ndim else coefficient
     target_logits, old_logits = jax.lax.stop_gradient((target_logits, old_logits))
     target = jnp.exp(numerics.log_softmax(target_logits))
     log_policy = numerics.log_softmax(logits)

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jdiv import checks
 from jdiv.estimators import monte_carlo
 from jdiv.policy.tokens import Advantages, TokenLoss, masked
-from jdiv.types import LogProbs, Mask, Scalar
+from jdiv.types import LogProbs, Mask, PerRow
 
 
 class PenaltyDiagnostics(NamedTuple):
@@ -37,7 +37,7 @@ def ppo_kl(
     advantages: Advantages,
     mask: Mask,
     *,
-    coefficient: Scalar,
+    coefficient: PerRow,
 ) -> TokenLoss[PenaltyDiagnostics]:
     """PPO with a penalty, per token `-w A + coefficient KL(old‖new)`, w = pi/pi_old.
 
@@ -49,6 +49,7 @@ def ppo_kl(
     log_probs, mask, (old, advantages) = masked(
         log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
     )
+    coefficient = checks.not_negative("coefficient", coefficient, rows=log_probs)
     ratio = jnp.exp(log_probs - old)
     kl = monte_carlo.kl_k3(old, log_probs)
     loss = coefficient * kl - ratio * advantages
@@ -56,7 +57,7 @@ def ppo_kl(
     return TokenLoss(loss, PenaltyDiagnostics(*jax.lax.stop_gradient((ratio, kl))))
 
 
-def adapt_coefficient(coefficient: Scalar, kl: ArrayLike, target: Scalar) -> Array:
+def adapt_coefficient(coefficient: ArrayLike, kl: ArrayLike, target: ArrayLike) -> Array:
     """Twice the coefficient where `kl > 1.5 target`, half of it where `kl < target / 1.5`.
 
     Shapes: any, broadcast, to that of kl.
@@ -67,5 +68,7 @@ def adapt_coefficient(coefficient: Scalar, kl: ArrayLike, target: Scalar) -> Arr
     Reference: Schulman et al. 2017 (arXiv:1707.06347), section 4.
     """
     kl = checks.as_float("kl", kl)
-    change = jnp.where(kl > 1.5 * target, 2.0, jnp.where(kl < target / 1.5, 0.5, 1.0))
-    return (coefficient * change).astype(kl.dtype)
+    coefficient = jnp.asarray(checks.not_negative("coefficient", coefficient), kl.dtype)
+    target = jnp.asarray(checks.positive("target", target), kl.dtype)
+    change = jnp.where(kl > 1.5 * target, 2, jnp.where(kl < target / 1.5, 0.5, 1))
+    return coefficient * checks.spread_nan(change.astype(kl.dtype), kl, target)

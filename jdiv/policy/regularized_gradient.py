@@ -20,7 +20,8 @@ RKL  KL(pi‖old)             kl            None        `w (R - beta (log w + 1)
 URKL UKL(pi‖old)            kl            Z           `Z w (R - beta log w)`
 ==========================  ============  ==========  ==============================================
 
-The values of the losses differ from the paper's by constants. R may be less a baseline anywhere.
+Coefficient (beta, not negative) and total (positive) are numbers, or one for each sequence. The
+values of the losses differ from the paper's by constants. R may be less a baseline anywhere.
 With several tokens to a sequence and ratios of tokens, old is each token's distribution, and D the
 sum over the states that the old policy visits.
 """
@@ -33,11 +34,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jdiv.divergences.generator import Generator
+from jdiv import checks
+from jdiv.divergences.generator import Generator, checked_row
 from jdiv.estimators import monte_carlo
-from jdiv.policy.clipped import ClipDiagnostics
+from jdiv.policy.clipped import ClipDiagnostics, bounds
 from jdiv.policy.tokens import Advantages, TokenLoss, masked
-from jdiv.types import LogProbs, Mask, Scalar
+from jdiv.types import LogProbs, Mask, PerRow
 
 
 class DivergenceDiagnostics(NamedTuple):
@@ -53,7 +55,15 @@ class DivergenceDiagnostics(NamedTuple):
     divergence: Array
 
 
-def _divergence(generator: Generator, log_probs: Array, old: Array, total: Scalar | None) -> Array:
+def _weights(
+    coefficient: PerRow, total: PerRow | None, tokens: Array
+) -> tuple[Array, Array | None]:
+    """Checked coefficient and total, to be broadcast against tokens `[..., T]`."""
+    coefficient = checks.not_negative("coefficient", coefficient, rows=tokens)
+    return coefficient, None if total is None else checks.positive("total", total, rows=tokens)
+
+
+def _divergence(generator: Generator, log_probs: Array, old: Array, total: PerRow | None) -> Array:
     """`f(w)` at samples of old, or `total f(w)` with the centered f."""
     if total is None:
         return monte_carlo.plain_from_q(generator, log_probs, old)
@@ -65,8 +75,8 @@ def _objective(
     log_probs: Array,
     old: Array,
     rewards: Array,
-    coefficient: Scalar,
-    total: Scalar | None,
+    coefficient: PerRow,
+    total: PerRow | None,
 ) -> tuple[Array, DivergenceDiagnostics]:
     """`total (-w R + beta f(w))`, and evidence."""
     # A reward of 0 is one also where the ratio overflows.
@@ -83,9 +93,9 @@ def rpg(
     rewards: Advantages,
     mask: Mask,
     *,
-    coefficient: Scalar,
+    coefficient: PerRow,
     generator: Generator,
-    total: Scalar | None = None,
+    total: PerRow | None = None,
 ) -> TokenLoss[DivergenceDiagnostics]:
     """`-w R + coefficient f(w)` per sample, differentiable as it stands; see the module.
 
@@ -105,6 +115,7 @@ def rpg(
     log_probs, mask, (old, rewards) = masked(
         log_probs, mask, old_log_probs=old_log_probs, rewards=rewards
     )
+    coefficient, total = _weights(coefficient, total, log_probs)
     loss, evidence = _objective(generator, log_probs, old, rewards, coefficient, total)
     return TokenLoss(*jax.tree.map(lambda x: jnp.where(mask, x, 0), (loss, evidence)))
 
@@ -115,9 +126,9 @@ def rpg_reinforce(
     rewards: Advantages,
     mask: Mask,
     *,
-    coefficient: Scalar,
+    coefficient: PerRow,
     generator: Generator,
-    total: Scalar | None = None,
+    total: PerRow | None = None,
 ) -> TokenLoss[DivergenceDiagnostics]:
     """`-stop_gradient(w R - coefficient w f'(w)) log pi` per sample; see the module.
 
@@ -128,6 +139,7 @@ def rpg_reinforce(
     log_probs, mask, (old, rewards) = masked(
         log_probs, mask, old_log_probs=old_log_probs, rewards=rewards
     )
+    coefficient, total = _weights(coefficient, total, log_probs)
     fixed = jax.lax.stop_gradient(log_probs)
     # The derivative of the other form: minus the weight.
     _, slope, evidence = jax.jvp(
@@ -146,7 +158,7 @@ def regularized_advantages(
     advantages: Advantages,
     mask: Mask,
     *,
-    coefficient: Scalar,
+    coefficient: PerRow,
     generator: Generator,
     normalized: bool = True,
 ) -> Array:
@@ -161,6 +173,8 @@ def regularized_advantages(
     log_probs, mask, (old, advantages) = masked(
         log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
     )
+    generator = checked_row(generator, log_probs.dtype)
+    coefficient, _ = _weights(coefficient, None, log_probs)
     slope = generator.slope(jax.lax.stop_gradient(log_probs - old))
     if normalized:
         slope = slope + generator.slope_at_one
@@ -173,12 +187,12 @@ def rpg_reinforce_clip(
     advantages: Advantages,
     mask: Mask,
     *,
-    coefficient: Scalar,
+    coefficient: PerRow,
     generator: Generator,
-    total: Scalar | None = None,
-    low: Scalar = 0.2,
-    high: Scalar = 0.28,
-    ceiling: Scalar = 3.0,
+    total: PerRow | None = None,
+    low: PerRow = 0.2,
+    high: PerRow = 0.28,
+    ceiling: PerRow = 3.0,
 ) -> TokenLoss[DivergenceDiagnostics]:
     """`rpg_reinforce` where the ratio is within bounds, constants beyond them.
 
@@ -195,6 +209,9 @@ def rpg_reinforce_clip(
     log_probs, mask, (old, advantages) = masked(
         log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
     )
+    generator = checked_row(generator, log_probs.dtype)
+    coefficient, total = _weights(coefficient, total, log_probs)
+    low, high, ceiling = bounds(low, high, ceiling, log_probs)
     fixed = jax.lax.stop_gradient(log_probs)
     ratio = jnp.exp(fixed - old)
     _, penalty = jax.jvp(
@@ -214,8 +231,9 @@ def rpg_reinforce_clip(
     below = ~positive & (ratio <= 1 - low)
     far = ~positive & ~below & (ratio >= ceiling)
     bound = (scale * ceiling * advantages - penalty) * surprise
-    constant = jnp.where(far, bound, psi * jnp.where(above, 1 + high, 1 - low).astype(psi.dtype))
+    constant = jnp.where(far, bound, psi * jnp.where(above, 1 + high, 1 - low))
     clipped = mask & (above | below | far)
     inside = jnp.where(mask & ~clipped, weight, 0) * surprise
     loss = jnp.where(clipped, jax.lax.stop_gradient(constant), inside)
+    loss = checks.spread_nan(loss, low, high, ceiling)
     return TokenLoss(loss, ClipDiagnostics(jnp.where(mask, ratio, 0), clipped))

@@ -57,7 +57,7 @@ def reps(mdp: AnyMdp, ref_logits: StateActions, radius: Scalar) -> RepsStep:
             f"ref_logits must have the reward's shape {tuple(mdp.reward.shape)},"
             f" got {tuple(ref_logits.shape)}"
         )
-    checks.positive("radius", radius)
+    radius = checks.positive("radius", radius)
     shape, dtype = ref_logits.shape, ref_logits.dtype
     ref_logits = numerics.log_softmax(ref_logits.ravel()).reshape(shape)
     radius = jnp.asarray(radius, dtype)
@@ -78,6 +78,7 @@ def reps(mdp: AnyMdp, ref_logits: StateActions, radius: Scalar) -> RepsStep:
 
     # eta KL <= <p - q, r> <= range sqrt(KL/2), by Pinsker's inequality.
     spread = jnp.max(mdp.reward) - jnp.min(mdp.reward)
+    spread = jnp.where(spread == 0, 1, spread)  # equal rewards: any temperature will do
     high, floor = jnp.log(spread / jnp.sqrt(2 * radius)), jnp.log(1e-6 * spread)
     start, tolerance = jnp.zeros(shape[0], dtype), jnp.finfo(dtype).eps ** 0.6
     log_eta, value = roots.decreasing(excess, floor, high, start, tolerance=tolerance)

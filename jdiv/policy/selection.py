@@ -6,16 +6,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jdiv import checks
 from jdiv.policy import tokens
 from jdiv.types import Scalar
 
 
 def share_of(count: Array, share: Scalar, dtype: jnp.dtype) -> Array:
-    """`max(1, floor(share * count))`, computed in the given precision.
+    """`max(1, floor(share * count))` of a share from 0 to 1, computed in the given precision.
 
     >>> [int(share_of(jnp.array(count), 0.1, jnp.float32)) for count in (5, 50)]
     [1, 5]
     """
+    share = jnp.asarray(checks.share("share", share), dtype)
     return jnp.maximum(jnp.floor(share * count.astype(dtype)), 1).astype(jnp.int32)
 
 
@@ -24,8 +26,8 @@ def kth_largest(
 ) -> Array:
     """The `count`-th largest of the eligible scores of the whole batch, -inf if there are fewer.
 
-    Found bit by bit, because counting is all that devices have to do together. Shapes: any, twice
-    the same, to `[]`.
+    NaN if one of them is. Found bit by bit, because counting is all that devices have to do
+    together. Shapes: any, twice the same, to `[]`.
 
     >>> float(kth_largest(jnp.array([3.0, 1.0, 2.0]), jnp.array([True, True, True]), 2))
     2.0
@@ -49,7 +51,8 @@ def kth_largest(
     found = jax.lax.fori_loop(0, bits, settle, jnp.zeros((), word))
     found = jnp.maximum(found, in_order(jnp.full((), -jnp.inf, scores.dtype)))
     pattern = jnp.where(found >= top, found ^ top, ~found)
-    return jax.lax.bitcast_convert_type(pattern, scores.dtype)
+    unordered = tokens.count(eligible & jnp.isnan(scores), axis_name) > 0
+    return jnp.where(unordered, jnp.nan, jax.lax.bitcast_convert_type(pattern, scores.dtype))
 
 
 def among_largest(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jdiv import numerics
+from jdiv import checks, numerics
 from jdiv.divergences import categorical
 from jdiv.mdp import operators
 from jdiv.mdp.model import AnyMdp, action_values, occupancy, policy_value
@@ -30,6 +30,7 @@ Penalty = Callable[[Array], Array]
 
 def advantages(mdp: AnyMdp, policy: StateActions) -> Array:
     """`[S, A]` `q - v` of a policy given by its probabilities."""
+    policy = checks.probabilities("policy", policy)
     value = policy_value(mdp, policy)
     return action_values(mdp, value) - value[:, None]
 
@@ -41,6 +42,7 @@ def improvement(mdp: AnyMdp, policy: StateActions, other: StateActions) -> Array
 
     Reference: Kakade and Langford 2002, lemma 6.1.
     """
+    other = checks.probabilities("other", other)
     gained = jnp.sum(occupancy(mdp, other) * advantages(mdp, policy))
     return gained / (1 - mdp.discount)
 
@@ -52,6 +54,7 @@ def surrogate(mdp: AnyMdp, policy: StateActions, other: StateActions) -> Array:
 
     Reference: Schulman et al. 2015 (arXiv:1502.05477), equation 3, minus J(policy).
     """
+    other = checks.probabilities("other", other)
     visits = jnp.sum(occupancy(mdp, policy), axis=-1)
     return visits @ jnp.sum(other * advantages(mdp, policy), axis=-1) / (1 - mdp.discount)
 
@@ -135,6 +138,7 @@ def natural_ascent(step_size: Scalar) -> Scheme:
 
 def _ascent(step_size: Scalar, direction: Callable[[AnyMdp, Array], Array]) -> Scheme:
     """`logits + step_size direction`; an error is added to the direction."""
+    step_size = checks.positive("step_size", step_size)
 
     def step(mdp: AnyMdp, at: Iterate, error: Scalar | StateActions) -> Iterate:
         logits = at.log_policy + step_size * (direction(mdp, at.log_policy) + error)
@@ -166,6 +170,7 @@ def conservative_gain(
     Reference: Kakade and Langford 2002, theorem 4.1, with `1 - discount (1 - a)` as 1 - discount.
     Reconstructed: the constant is from memory; versions of the theorem differ in it.
     """
+    share = checks.share("share", share)
     first, second = _conservative_terms(mdp, policy, target)
     return share * first - share**2 * second
 
@@ -176,8 +181,8 @@ def safe_mixing(mdp: AnyMdp, policy: StateActions, target: StateActions) -> Mixi
     Reference: Kakade and Langford 2002, corollary 4.2.
     """
     first, second = _conservative_terms(mdp, policy, target)
-    curved = second > 0
-    share = jnp.clip(jnp.where(curved, first / (2 * jnp.where(curved, second, 1)), 1), 0, 1)
+    flat = second == 0
+    share = jnp.clip(jnp.where(flat, 1, first / (2 * jnp.where(flat, 1, second))), 0, 1)
     return Mixing(share, share * first - share**2 * second)
 
 
@@ -185,7 +190,7 @@ def _conservative_terms(
     mdp: AnyMdp, policy: StateActions, target: StateActions
 ) -> tuple[Array, Array]:
     """Factors of the share and, negated, of its square in the bound."""
-    discount = mdp.discount
+    target, discount = checks.probabilities("target", target), mdp.discount
     gained = jnp.sum(target * advantages(mdp, policy), axis=-1)
     visits = jnp.sum(occupancy(mdp, policy), axis=-1)
     curvature = 2 * discount * jnp.max(jnp.abs(gained)) / (1 - discount) ** 2

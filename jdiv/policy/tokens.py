@@ -42,6 +42,8 @@ class TokenLoss(NamedTuple, Generic[Diagnostics]):
 
 def kept(name: str, x: ArrayLike, mask: ArrayLike) -> tuple[Array, Array]:
     """`x` with 0 where masked, and the mask as booleans; refuses masks of another shape."""
+    if isinstance(x, TokenLoss):
+        raise TypeError(f"{name} must be an array: pass the `loss` of a TokenLoss, not all of it")
     x, mask = checks.as_float(name, x), checks.as_mask("mask", mask)
     checks.same_shape(**{name: x, "mask": mask})
     return jnp.where(mask, x, 0), mask
@@ -54,9 +56,12 @@ def masked(
 
     Others without the last axis count for all tokens of their sequence. They are constants.
     """
-    arrays = {name: checks.as_float(name, x) for name, x in others.items()}
     log_probs, mask = kept("log_probs", log_probs, mask)
     dtype = log_probs.dtype
+    arrays = {
+        name: checks.as_rewards(name, x, dtype) if name == "rewards" else checks.as_float(name, x)
+        for name, x in others.items()
+    }
     for name, x in arrays.items():
         if x.shape not in (mask.shape, mask.shape[:-1]):
             raise ValueError(
@@ -122,7 +127,9 @@ def constant_mean(
 ) -> Array:
     """The mean over sequences of the sum over their tokens, divided by a constant length.
 
-    Sequences without tokens do not count. Shapes: `[n, T]` twice and `[]` to `[]`; 0 if nothing
+    Sequences without tokens do not count. With length 1 it is the mean of what whole sequences
+    have, as the policy gradient has it (RLOO); any other, the longest answer allowed in Dr. GRPO,
+    is no more than a factor of the step size. Shapes: `[n, T]` twice and `[]` to `[]`; 0 if nothing
     counts.
 
     >>> x, mask = jnp.array([[1.0, 9.0], [4.0, 4.0]]), jnp.array([[True, False], [True, True]])
@@ -132,7 +139,9 @@ def constant_mean(
     Reference: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), section 3.2.
     """
     x, mask = kept("x", x, mask)
-    return masked_mean(jnp.sum(x, axis=-1), jnp.any(mask, axis=-1), axis_name) / length
+    sums = jnp.sum(x, axis=-1)
+    length = checks.positive("length", length, rows=sums.ravel())
+    return masked_mean(sums, jnp.any(mask, axis=-1), axis_name) / length
 
 
 # ------------------------------------------------------------------------------------- sums to go

@@ -53,15 +53,12 @@ def trpo_step(
     Reference: Schulman et al. 2015 (arXiv:1502.05477), section 6 and appendix C; the sizes of the
     line search are ours.
     """
-    if not 0 < shrink < 1:
-        raise ValueError(f"shrink must be in (0, 1), got {shrink}")
-    if iterations < 1 or backtracks < 0:
-        raise ValueError(
-            f"iterations must be at least 1 and backtracks at least 0, got {iterations} and"
-            f" {backtracks}"
-        )
-    checks.positive("radius", radius)
+    checks.in_range("shrink", shrink, 0, 1, "in (0, 1)")
+    checks.whole("iterations", iterations, 1, 2**31 - 1, "at least 1")
+    checks.whole("backtracks", backtracks, 0, 2**31 - 1, "at least 0")
     flat, unravel = jax.flatten_util.ravel_pytree(parameters)
+    radius = checks.positive("radius", radius, rows=flat)
+    damping = checks.not_negative("damping", damping, rows=flat)
     now, gradient = jax.value_and_grad(lambda x: surrogate(unravel(x)))(flat)
     _, hessian = jax.linearize(jax.grad(lambda x: divergence(unravel(x))), flat)
 
@@ -83,8 +80,9 @@ def trpo_step(
     gains, distances = jax.vmap(tried)(lengths)
     good = (gains >= 0) & (distances <= radius)
     first, found = jnp.argmax(good), jnp.any(good)
-    # Where nothing is accepted the step may be NaN.
-    there = jnp.where(found, flat + lengths[first] * full, flat)
+    # Where nothing is accepted the step may be NaN. Where the surrogate is, so is what comes out.
+    start = checks.spread_nan(flat, now, steepest, radius, damping)
+    there = jnp.where(found, start + lengths[first] * full, start)
     gain, distance, length = (jnp.where(found, x[first], 0) for x in (gains, distances, lengths))
     error = jnp.linalg.norm(image - gradient) / jnp.where(flatness, 1, steepest)
     return TrpoStep(unravel(there), gain, distance, length, error)

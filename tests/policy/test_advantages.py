@@ -82,6 +82,25 @@ def test_expected_gradients_by_enumeration_of_groups():
     assert gradient(grpo_advantages(rewards[answers])) @ true > 0
 
 
+def test_wide_rewards_in_single_precision():
+    """Squares that overflow, and a reward next to which the others are lost."""
+    wide = jnp.array([[1e30, -1e30, 0.0], [1e-30, -1e-30, 0.0]], jnp.float32)
+    expected = np.array([1.5**0.5, -(1.5**0.5), 0])
+    np.testing.assert_allclose(grpo_advantages(wide), [expected, expected], atol=2e-7)
+    batch = batch_advantages(wide, jnp.array([[True] * 3, [False] * 3]))
+    np.testing.assert_allclose(batch, [expected, 0 * expected], atol=2e-7)
+    others = mean_of_others(jnp.array([[1e8, 1.0, 2.0], [0.1, 0.1, 0.1]], jnp.float32))
+    np.testing.assert_array_equal(others[0], np.float32([1.5, 5e7, 5e7]))
+    np.testing.assert_array_equal(others[1], np.float32([0.1] * 3))
+
+
+def test_rewards_may_be_0_and_1_of_any_type():
+    plain = np.array([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    for given in (plain.astype(int), plain.astype(bool), plain.astype(np.uint8)):
+        for advantages in (grpo_advantages, rloo_advantages, mean_of_others, varied):
+            np.testing.assert_array_equal(advantages(given), advantages(plain))
+
+
 def test_conflicts_cancel_at_a_shared_prefix():
     """Two answers with the same first token and opposite rewards."""
     logits = jnp.array([0.3, -0.1])
@@ -99,5 +118,7 @@ def test_conflicts_cancel_at_a_shared_prefix():
 
 
 def test_refusals():
-    refused(TypeError, ("rewards",), lambda: grpo_advantages(jnp.ones((2, 3), jnp.int32)))
+    flat = jnp.ones(6)
+    for advantages in (grpo_advantages, rloo_advantages, varied):
+        refused(ValueError, ("rewards.reshape", "(6,)"), lambda f=advantages: f(flat))
     refused(ValueError, ("rewards", "two"), lambda: mean_of_others(jnp.ones((3, 1))))

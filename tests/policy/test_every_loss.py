@@ -176,7 +176,8 @@ def test_token_losses_are_per_token_and_all_here():
     declared = {
         name.rsplit(".", 1)[1]
         for name, function in public_functions()
-        if typing.get_origin(inspect.signature(function).return_annotation) is TokenLoss
+        if typing.get_origin(inspect.signature(function, eval_str=True).return_annotation)
+        is TokenLoss
     }
     assert declared - {"clipped_surrogate"} == {name.split()[0] for name in LOSSES}
     *arrays, mask = batch()

@@ -153,13 +153,14 @@ def test_rewards_of_tokens():
     for i in range(N):
         kept = np.flatnonzero(MASK[i])
         expected = np.where(MASK[i], -0.3 * (NEW[i] - OLD[i]), 0)
-        if kept.size:
-            expected[kept[-1]] += rewards[i]
+        # An answer without tokens keeps its reward, at its first place.
+        expected[kept[-1] if kept.size else 0] += rewards[i]
         np.testing.assert_allclose(found[i], expected, atol=1e-15)
     sums = [np.where(MASK[i], np.cumsum(np.asarray(found)[i][::-1])[::-1], 0) for i in range(N)]
     np.testing.assert_allclose(to_go(found, MASK), sums, atol=1e-14)
     free = kl_rewards(hidden(NEW), hidden(OLD), rewards, MASK, coefficient=0.0)
-    np.testing.assert_allclose(free.sum(axis=1), rewards * MASK.any(axis=1))
+    np.testing.assert_allclose(free.sum(axis=1), rewards)
+    assert not MASK.any(axis=1).all()
 
 
 def test_kl_of_extreme_ratios():

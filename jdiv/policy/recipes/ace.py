@@ -34,5 +34,6 @@ def ace_advantages(
     Reference: ACE (arXiv:2602.21420), abstract.
     """
     advantages, confidence = checks.alike(advantages=advantages, log_ratio=log_ratio)
+    alpha = checks.not_negative("alpha", alpha, rows=advantages.ravel())
     factor = jnp.where(advantages < 0, 1 + alpha * scale(confidence), 1)
-    return jax.lax.stop_gradient(advantages * factor)
+    return jax.lax.stop_gradient(advantages * checks.spread_nan(factor, confidence, alpha))

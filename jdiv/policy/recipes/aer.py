@@ -24,7 +24,10 @@ def aer_coefficients(accuracy: ArrayLike, scale: ArrayLike, *, rho: Scalar) -> A
 
     Reference: AER (arXiv:2510.10959), abstract.
     """
-    return scale * jnp.maximum(rho - checks.as_float("accuracy", accuracy), 0)
+    accuracy = checks.as_float("accuracy", checks.share("accuracy", accuracy))
+    scale = jnp.asarray(checks.not_negative("scale", scale), accuracy.dtype)
+    rho = checks.not_negative("rho", rho, rows=accuracy.ravel())
+    return scale * jnp.maximum(rho - accuracy, 0)
 
 
 def aer_scale(
@@ -43,4 +46,13 @@ def aer_scale(
     Reference: AER (arXiv:2510.10959), abstract.
     """
     entropy = checks.as_float("entropy", entropy)
+    scale, initial_entropy, target, step_size = (
+        jnp.asarray(x, entropy.dtype)
+        for x in (
+            checks.not_negative("scale", scale),
+            checks.not_negative("initial_entropy", initial_entropy),
+            checks.not_negative("target", target),
+            checks.not_negative("step_size", step_size),
+        )
+    )
     return jnp.maximum(scale + step_size * (target * initial_entropy - entropy), 0)

@@ -18,7 +18,7 @@ from jax import Array
 from jdiv import checks
 from jdiv.policy.clipped import ppo_clip
 from jdiv.policy.tokens import Advantages, TokenLoss, masked
-from jdiv.types import Logits, LogProbs, Mask, Scalar
+from jdiv.types import Logits, LogProbs, Mask, PerRow
 
 
 def support(ref_logits: Logits, *, size: int) -> Array:
@@ -30,8 +30,10 @@ def support(ref_logits: Logits, *, size: int) -> Array:
     [False, True, False, True]
     """
     ref_logits = checks.as_float("ref_logits", ref_logits)
-    if not 1 <= size <= ref_logits.shape[-1]:
-        raise ValueError(f"size must be from 1 to {ref_logits.shape[-1]}, got {size}")
+    if ref_logits.ndim == 0:
+        raise ValueError("ref_logits must have an axis of tokens, got a scalar")
+    tokens = ref_logits.shape[-1]
+    size = checks.whole("size", size, 1, tokens, f"from 1 to {tokens}")
     return ref_logits >= jax.lax.top_k(ref_logits, size)[0][..., -1:]
 
 
@@ -55,10 +57,10 @@ def anchored_policy_optimization(
     advantages: Advantages,
     mask: Mask,
     *,
-    push: Scalar = 1.0,
-    pull: Scalar = 0.1,
-    low: Scalar = 0.2,
-    high: Scalar = 0.2,
+    push: PerRow = 1.0,
+    pull: PerRow = 0.1,
+    low: PerRow = 0.2,
+    high: PerRow = 0.2,
 ) -> TokenLoss[AnchorDiagnostics]:
     """PPO's loss; where A is negative `push` times it, `+ pull A M/M_old`, M the support's mass.
 
@@ -73,10 +75,13 @@ def anchored_policy_optimization(
     )
     coverage, _, (old_coverage,) = masked(log_coverage, mask, old_log_coverage=old_log_coverage)
     parent = ppo_clip(log_probs, old_log_probs, advantages, mask, low=low, high=high)
+    push = checks.not_negative("push", push, rows=log_probs)
+    pull = checks.not_negative("pull", pull, rows=log_probs)
     wrong = mask & (advantages < 0)
     relative = jnp.exp(jnp.where(wrong, coverage - old_coverage, 0))
     pulled = push * parent.loss + pull * jnp.where(wrong, advantages, 0) * relative
+    loss = jnp.where(wrong, pulled, parent.loss)
     return TokenLoss(
-        jnp.where(wrong, pulled, parent.loss),
+        checks.spread_nan(loss, coverage, old_coverage, push, pull),
         AnchorDiagnostics(parent.aux.ratio, jax.lax.stop_gradient(relative)),
     )

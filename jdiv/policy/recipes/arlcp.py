@@ -8,6 +8,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks
+from jdiv.policy.advantages import grouped
 from jdiv.types import Values
 
 
@@ -21,8 +22,11 @@ def arlcp_rewards(correct: Values, lengths: ArrayLike, reflections: ArrayLike) -
 
     Reference: ARLCP (arXiv:2602.12113), code at c8ff44f.
     """
-    correct = checks.as_float("correct", correct)
-    lengths, reflections = (jnp.asarray(x, correct.dtype) for x in (lengths, reflections))
+    correct = grouped(correct, "correct")
+    lengths, reflections = (
+        jnp.asarray(checks.not_negative(name, x), correct.dtype)
+        for name, x in (("lengths", lengths), ("reflections", reflections))
+    )
     checks.same_shape(correct=correct, lengths=lengths, reflections=reflections)
     right = correct > 0
     count = jnp.sum(right, axis=-1, keepdims=True).astype(correct.dtype)
@@ -37,4 +41,5 @@ def arlcp_rewards(correct: Values, lengths: ArrayLike, reflections: ArrayLike) -
     weight = jnp.where(reflections <= 40, 0.05, jnp.where(reflections <= 80, 0.1, 0.15))
     weight = weight.astype(correct.dtype)
     of_reflections, of_lengths = (jax.nn.sigmoid(standardized(x)) for x in (reflections, lengths))
-    return jnp.where(right, 1 - weight * of_reflections - (0.2 - weight) * of_lengths, 0)
+    rewards = jnp.where(right, 1 - weight * of_reflections - (0.2 - weight) * of_lengths, 0)
+    return checks.spread_nan(rewards, jnp.sum(correct, axis=-1, keepdims=True))

@@ -11,27 +11,30 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks, divergences
-from jdiv.types import Scalar, Values
+from jdiv.policy.advantages import grouped
+from jdiv.types import Rewards, Scalar
 
 
-def pass_rate(rewards: Values) -> Array:
-    """Mean reward of each group. Shapes: `[..., size]` to `[...]`."""
-    return jnp.mean(checks.as_float("rewards", rewards), axis=-1)
+def pass_rate(rewards: Rewards) -> Array:
+    """Mean reward of each group. Shapes: `[groups, size]` to `[groups]`."""
+    return jnp.mean(grouped(rewards), axis=-1)
 
 
-def difficulty_filter(rewards: Values, *, low: Scalar = 0.2, high: Scalar = 0.8) -> Array:
+def difficulty_filter(rewards: Rewards, *, low: Scalar = 0.2, high: Scalar = 0.8) -> Array:
     """Whether to keep a group: its pass rate is in [low, high].
 
     Groups without variance have no gradient, and any band within (0, 1) drops them. Shapes:
-    `[..., size]` to `[...]`.
+    `[groups, size]` to `[groups]`.
 
     Reference: online difficulty filtering (arXiv:2504.03380).
     """
+    low = checks.share("low", low)
+    high = checks.in_range("high", high, low, 1, "from low to 1", closed="both")
     accuracy = pass_rate(rewards)
     return (accuracy >= low) & (accuracy <= high)
 
 
-def kl_to_optimum(accuracy: ArrayLike, beta: Scalar) -> Array:
+def kl_to_optimum(accuracy: ArrayLike, beta: ArrayLike) -> Array:
     """`KL(pi_0‖pi*) = log(1 - p + p e^(1/beta)) - p/beta` at accuracy p and reward 0 or 1.
 
     pi* maximizes `E[r] - beta KL(pi‖pi_0)`. For large beta it is `p (1 - p) / (2 beta^2)`, which is
@@ -45,7 +48,7 @@ def kl_to_optimum(accuracy: ArrayLike, beta: Scalar) -> Array:
     return divergences.kl(*_bernoulli(accuracy, beta))
 
 
-def kl_from_optimum(accuracy: ArrayLike, beta: Scalar) -> Array:
+def kl_from_optimum(accuracy: ArrayLike, beta: ArrayLike) -> Array:
     """`KL(pi*‖pi_0)`, the other direction of `kl_to_optimum`, from accuracy and beta.
 
     Shapes: any, broadcast; 0 at p = 0 and 1.
@@ -53,15 +56,16 @@ def kl_from_optimum(accuracy: ArrayLike, beta: Scalar) -> Array:
     return divergences.kl(*_bernoulli(accuracy, beta)[::-1])
 
 
-def _bernoulli(accuracy: ArrayLike, beta: Scalar) -> tuple[Array, Array]:
+def _bernoulli(accuracy: ArrayLike, beta: ArrayLike) -> tuple[Array, Array]:
     """Logits of a wrong and a right answer, under pi_0 and under pi*."""
-    accuracy = jnp.asarray(accuracy, jnp.result_type(float))
+    accuracy = jnp.asarray(checks.share("accuracy", accuracy), jnp.result_type(float))
+    beta = checks.positive("beta", beta)
     accuracy, gain = jnp.broadcast_arrays(accuracy, jnp.asarray(1 / beta, accuracy.dtype))
     logits = jnp.stack([jnp.log1p(-accuracy), jnp.log(accuracy)], axis=-1)
     return logits, logits + jnp.stack([jnp.zeros_like(gain), gain], axis=-1)
 
 
-def learnability(accuracy: ArrayLike, beta: Scalar) -> Array:
+def learnability(accuracy: ArrayLike, beta: ArrayLike) -> Array:
     """`p (1 - p) / (2 beta^2)`, the limit of `kl_to_optimum` for large beta, from an accuracy p.
 
     At beta 1 it is less than that for p = .1 and .3, and more from .5 on: the next order is
@@ -72,4 +76,5 @@ def learnability(accuracy: ArrayLike, beta: Scalar) -> Array:
 
     Reference: online difficulty filtering (arXiv:2504.03380).
     """
-    return accuracy * (1 - accuracy) / (2 * beta**2)
+    accuracy = checks.share("accuracy", accuracy)
+    return accuracy * (1 - accuracy) / (2 * checks.positive("beta", beta) ** 2)

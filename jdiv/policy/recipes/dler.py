@@ -22,8 +22,11 @@ def dler_rewards(rewards: Values, lengths: ArrayLike, *, limit: Scalar) -> Array
 
     Reference: DLER (arXiv:2510.15110), abstract.
     """
-    rewards = checks.as_float("rewards", rewards)
-    return jnp.where(jnp.asarray(lengths) > limit, 0, rewards)
+    rewards = checks.as_rewards("rewards", rewards)
+    lengths = jnp.asarray(checks.not_negative("lengths", lengths), rewards.dtype)
+    checks.same_shape(rewards=rewards, lengths=lengths)
+    limit = checks.positive("limit", limit, rows=rewards.ravel())
+    return checks.spread_nan(jnp.where(lengths > limit, 0, rewards), rewards, lengths, limit)
 
 
 def dler_advantages(rewards: Values, *, axis_name: str | None = None) -> Array:
@@ -33,7 +36,9 @@ def dler_advantages(rewards: Values, *, axis_name: str | None = None) -> Array:
 
     Reference: DLER (arXiv:2510.15110), abstract.
     """
-    rewards = checks.as_float("rewards", rewards)
     centered = grpo_advantages(rewards, scale=False)
+    # In units of the largest no square over- or underflows.
+    largest = parallel.max_over(jnp.max(jnp.abs(centered)), axis_name)
+    centered = centered / jnp.where(largest == 0, 1, largest)
     variance = parallel.mean_over(jnp.mean(centered**2), axis_name)
-    return jnp.where(variance > 0, centered / jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
+    return centered / jnp.sqrt(jnp.where(variance == 0, 1, variance))

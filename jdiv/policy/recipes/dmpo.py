@@ -18,16 +18,16 @@ from jdiv.types import Values
 def dmpo_target(rewards: Values) -> Array:
     """`log(R_i / sum R)`: -inf for no reward, and everywhere in a group without any.
 
-    Shapes: `[..., G]` rewards that are not negative, to the same; a negative one has no logarithm
-    and counts as no reward.
+    Shapes: `[..., G]` rewards that are not negative, to the same.
 
     >>> jnp.exp(dmpo_target(jnp.array([3.0, 1.0, 0.0]))).round(2)
     Array([0.75, 0.25, 0.  ], dtype=float32)
 
     Reference: DMPO (arXiv:2605.19461), abstract.
     """
-    rewards = checks.as_float("rewards", rewards)
-    rewards = jnp.maximum(rewards, 0)
-    total = jnp.sum(rewards, axis=-1, keepdims=True)
-    share = rewards / jnp.where(total > 0, total, 1)
-    return jnp.where(share > 0, jnp.log(jnp.where(share > 0, share, 1)), -jnp.inf)
+    rewards = checks.not_negative("rewards", checks.as_rewards("rewards", rewards))
+    largest = jnp.max(rewards, axis=-1, keepdims=True)
+    share = rewards / jnp.where(largest == 0, 1, largest)
+    total = jnp.where(largest == 0, 1, jnp.sum(share, axis=-1, keepdims=True))
+    none = share == 0
+    return jnp.where(none, -jnp.inf, jnp.log(jnp.where(none, 1, share)) - jnp.log(total))

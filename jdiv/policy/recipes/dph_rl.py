@@ -28,5 +28,7 @@ def dph_rl_penalty(
     Reference: DPH-RL, its code (core_algos.py).
     """
     log_probs, log_ref = checks.alike(log_probs=log_probs, ref_log_probs=ref_log_probs)
+    solved = checks.as_mask("solved", solved)
+    checks.same_shape(log_probs=log_probs, solved=solved)
     log_probs = jnp.where(solved, log_probs, log_ref)
     return jnp.where(solved, estimators.centered_from_q(generator, log_probs, log_ref), 0)

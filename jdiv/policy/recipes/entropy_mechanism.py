@@ -16,7 +16,7 @@ from jdiv import checks
 from jdiv.policy.clipped import ppo_clip
 from jdiv.policy.selection import among_largest, share_of
 from jdiv.policy.tokens import Advantages, TokenLoss, count, masked, masked_mean
-from jdiv.types import LogPolicy, LogProbs, Mask, RandomKey, Scalar, Values
+from jdiv.types import LogPolicy, LogProbs, Mask, PerRow, RandomKey, Scalar, Values
 
 
 def predicted_entropy_change(log_policy: LogPolicy, change: Values) -> Array:
@@ -31,7 +31,8 @@ def predicted_entropy_change(log_policy: LogPolicy, change: Values) -> Array:
 
     Reference: Cui et al. 2025 (arXiv:2505.22617), the identity of its section on dynamics.
     """
-    log_policy, change = checks.as_float("log_policy", log_policy), jnp.asarray(change)
+    log_policy, change = checks.alike(log_policy=log_policy, change=change)
+    log_policy = checks.log_probabilities("log_policy", log_policy)
     policy = jnp.exp(log_policy)
     log_policy = jnp.where(policy > 0, log_policy, 0)
     centered = change - jnp.sum(policy * change, axis=-1, keepdims=True)
@@ -64,7 +65,7 @@ def kl_cov(
     mask: Mask,
     *,
     share: Scalar = 0.002,
-    coefficient: Scalar = 1.0,
+    coefficient: PerRow = 1.0,
     axis_name: str | None = None,
 ) -> TokenLoss[CovarianceDiagnostics]:
     """`-A w`, and `+ coefficient |log w|` for the share of tokens with the largest covariance.
@@ -80,6 +81,8 @@ def kl_cov(
     log_probs, mask, (old, advantages) = masked(
         log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
     )
+    share = checks.share("share", share, rows=log_probs.ravel())
+    coefficient = checks.not_negative("coefficient", coefficient, rows=log_probs)
     log_ratio = log_probs - old
     ratio = jnp.exp(log_ratio)
     covariance = _covariance(log_probs, advantages, mask, axis_name)
@@ -88,6 +91,7 @@ def kl_cov(
     # The derivative of |x| at 0 is 0 here, and 1 for jnp.abs.
     penalty = coefficient * log_ratio * jax.lax.stop_gradient(jnp.sign(log_ratio))
     loss = jnp.where(mask, -advantages * ratio + jnp.where(chosen, penalty, 0), 0)
+    loss = checks.spread_nan(loss, share, coefficient)
     return TokenLoss(loss, CovarianceDiagnostics(jax.lax.stop_gradient(ratio), covariance, chosen))
 
 
@@ -102,7 +106,7 @@ def clip_cov(
     lowest: Scalar = 1.0,
     highest: Scalar = 5.0,
     low: Scalar = 1.0,
-    high: Scalar = 1.0,
+    high: PerRow = 1.0,
     axis_name: str | None = None,
 ) -> TokenLoss[CovarianceDiagnostics]:
     """PPO's loss without a random share of the tokens whose covariance is in (lowest, highest).
@@ -117,6 +121,9 @@ def clip_cov(
     log_probs, mask, (old, advantages) = masked(
         log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
     )
+    share = checks.share("share", share, rows=log_probs.ravel())
+    lowest = checks.in_range("lowest", lowest, -jnp.inf, jnp.inf, "below inf", closed="low")
+    highest = checks.in_range("highest", highest, lowest, jnp.inf, "at least lowest", closed="both")
     covariance = _covariance(log_probs, advantages, mask, axis_name)
     parent = ppo_clip(log_probs, old, advantages, mask, low=low, high=high)
     inside = (covariance > lowest) & (covariance < highest)
@@ -124,5 +131,5 @@ def clip_cov(
     scores = jax.random.uniform(key, covariance.shape, covariance.dtype)
     number = share_of(count(mask, axis_name), share, covariance.dtype)
     chosen = among_largest(scores, eligible, number, axis_name=axis_name)
-    loss = jnp.where(chosen, 0, parent.loss)
+    loss = checks.spread_nan(jnp.where(chosen, 0, parent.loss), share, lowest, highest)
     return TokenLoss(loss, CovarianceDiagnostics(parent.aux.ratio, covariance, chosen))

@@ -23,7 +23,10 @@ def fg_expo_weights(accuracy: PerSample, *, width: Scalar, axis_name: str | None
 
     Reference: FG-ExPO (arXiv:2605.11403), abstract.
     """
-    accuracy = checks.as_float("accuracy", accuracy)
+    accuracy = checks.as_float("accuracy", checks.share("accuracy", accuracy))
+    width = checks.in_range(
+        "width", width, 0, jnp.inf, "positive", closed="high", rows=accuracy.ravel()
+    )
     exponent = -(((accuracy - 0.5) / width) ** 2) / 2
     # The largest is 1, however narrow the Gaussian.
     weights = jnp.exp(exponent - parallel.max_over(jnp.max(exponent), axis_name))
@@ -40,5 +43,8 @@ def fg_expo_coefficient(
 
     Reference: FG-ExPO (arXiv:2605.11403), abstract.
     """
-    mean = parallel.mean_over(jnp.mean(checks.as_float("accuracy", accuracy)), axis_name)
+    accuracy = checks.as_float("accuracy", checks.share("accuracy", accuracy))
+    low = checks.not_negative("low", low)
+    high = checks.in_range("high", high, low, jnp.inf, "finite and at least low", closed="low")
+    mean = parallel.mean_over(jnp.mean(accuracy), axis_name)
     return low + (high - low) * mean**2 * (3 - 2 * mean)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jdiv import checks, parallel
+from jdiv.policy.advantages import grouped
 from jdiv.policy.selection import among_largest
 from jdiv.types import Scalar, Values
 
@@ -33,9 +34,13 @@ def grpo_lambda_rewards(
 
     Reference: GRPO-lambda (arXiv:2505.18086), abstract.
     """
-    correct, penalized = checks.alike(correct=correct, penalized=penalized)
+    correct, penalized = checks.alike(
+        correct=grouped(correct, "correct"), penalized=grouped(penalized, "penalized")
+    )
+    share = checks.share("share", share)
     accuracy = jnp.mean(correct, axis=-1)
     groups = parallel.sum_over(jnp.asarray(accuracy.size, accuracy.dtype), axis_name)
     count = jnp.floor(share * groups).astype(jnp.int32)
     easiest = among_largest(accuracy, jnp.full(accuracy.shape, True), count, axis_name=axis_name)
-    return jnp.where((easiest & (count > 0))[..., None], penalized, correct)
+    rewards = jnp.where((easiest & (count > 0))[..., None], penalized, correct)
+    return checks.spread_nan(rewards, correct, share)

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from jdiv import checks
 from jdiv.policy.tokens import TokenLoss, masked
-from jdiv.types import LogProbs, Mask, PerSequence, PerToken, Scalar
+from jdiv.types import LogProbs, Mask, PerRow, PerSequence, PerToken
 
 LOG_2 = math.log(2)
 
@@ -37,8 +37,8 @@ def conflict_weights(
 
     Reference: GTPO (arXiv:2508.03772), and its code.
     """
-    tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
-    advantages = checks.as_float("advantages", advantages)
+    tokens, mask = jnp.asarray(tokens), checks.as_mask("mask", mask)
+    advantages = _of_completions(advantages, mask)
     checks.same_shape(tokens=tokens, mask=mask)
 
     def conflicts(tokens: Array, mask: Array) -> Array:
@@ -49,7 +49,8 @@ def conflict_weights(
 
     def weights(conflict: Array) -> Array:
         sided = jnp.where(advantages[..., None] > 0, 2.0, 0.0)
-        return jnp.where(conflict, sided, 1.0).astype(advantages.dtype)
+        weights = jnp.where(conflict, sided, 1.0).astype(advantages.dtype)
+        return checks.spread_nan(weights, jnp.where(mask, advantages[..., None], 0))
 
     if not runs:
         return weights(conflicts(tokens, mask))
@@ -62,6 +63,17 @@ def conflict_weights(
     back = (place + shift) % length
     starting = jnp.cumprod(conflicts(tokens, mask).astype(jnp.int32), axis=-1)
     return weights(starting > 0) * weights(jnp.take_along_axis(ending, back, axis=-1) > 0)
+
+
+def _of_completions(advantages: PerSequence, mask: Array) -> Array:
+    """Checked advantages `[..., G]` for a mask `[..., G, T]`."""
+    advantages = checks.as_float("advantages", advantages)
+    if mask.ndim < 2 or advantages.shape != mask.shape[:-1]:
+        raise ValueError(
+            "advantages and mask must be of shapes [..., G] and [..., G, T], got"
+            f" {tuple(advantages.shape)} and {tuple(mask.shape)}"
+        )
+    return advantages
 
 
 class ConflictDiagnostics(NamedTuple):
@@ -87,8 +99,8 @@ def gtpo(
     mask: Mask,
     *,
     initial_entropy: ArrayLike,
-    coefficient: Scalar = 0.1,
-    threshold: Scalar = LOG_2,
+    coefficient: PerRow = 0.1,
+    threshold: PerRow = LOG_2,
 ) -> TokenLoss[ConflictDiagnostics]:
     """`-keep (A - coefficient <H>) w weight`, to be reduced by `sequence_mean`.
 
@@ -105,10 +117,17 @@ def gtpo(
         log_probs, mask, old_log_probs=old_log_probs, entropy=entropy, weights=weights
     )
     ratio = jnp.exp(log_probs - old_log_probs)
-    advantages = checks.as_float("advantages", advantages).astype(ratio.dtype)
+    advantages = _of_completions(advantages, mask).astype(ratio.dtype)
     lengths = jnp.maximum(jnp.sum(mask, axis=-1, dtype=jnp.int32), 1)
     mean_entropy = jnp.sum(entropy, axis=-1) / lengths.astype(ratio.dtype)
+    parameters = {"initial_entropy": initial_entropy, "coefficient": coefficient}
+    initial_entropy, coefficient, threshold = (
+        checks.not_negative(name, x, rows=mean_entropy)
+        for name, x in {**parameters, "threshold": threshold}.items()
+    )
     kept = (initial_entropy > threshold) | (mean_entropy <= threshold)
-    gain = jnp.where(kept, advantages - coefficient * mean_entropy, 0)
+    gain = advantages - coefficient * mean_entropy
+    gain = jnp.where(kept, gain, checks.spread_nan(jnp.zeros_like(gain), gain, threshold))
+    gain = checks.spread_nan(gain, initial_entropy)
     loss = jnp.where(mask, -gain[..., None] * ratio * weights, 0)
     return TokenLoss(loss, ConflictDiagnostics(jax.lax.stop_gradient(ratio), weights, kept))

@@ -55,9 +55,13 @@ def haepo(
 
     Reference: HAEPO (arXiv:2508.18884), abstract.
     """
+    log_probs = checks.as_float("log_probs", log_probs)
+    rewards = checks.as_rewards("rewards", rewards, log_probs.dtype)
     log_probs, log_ref, rewards = checks.alike(
         log_probs=log_probs, ref_log_probs=ref_log_probs, rewards=rewards
     )
+    entropy_weight = checks.not_negative("entropy_weight", entropy_weight, rows=rewards.ravel())
+    kl_weight = checks.not_negative("kl_weight", kl_weight, rows=rewards.ravel())
 
     def total(x: Array) -> Array:
         return parallel.sum_over(jnp.sum(x), axis_name)

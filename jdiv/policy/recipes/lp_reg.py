@@ -16,10 +16,10 @@ from jdiv import checks, estimators, numerics
 from jdiv.policy.clipped import ppo_clip
 from jdiv.policy.selection import among_largest, share_of
 from jdiv.policy.tokens import Advantages, TokenLoss, count, masked
-from jdiv.types import Logits, LogProbs, Mask, Scalar
+from jdiv.types import Logits, LogProbs, Mask, PerRow, Scalar
 
 
-def min_p_proxy(logits: Logits, *, kappa: Scalar = 0.02) -> Array:
+def min_p_proxy(logits: Logits, *, kappa: PerRow = 0.02) -> Array:
     """Log-probabilities without the tokens below `kappa max p`, normalized again.
 
     Dropped tokens have -inf; kappa 0 drops nothing. Shapes: `[..., V]` to the same.
@@ -31,7 +31,9 @@ def min_p_proxy(logits: Logits, *, kappa: Scalar = 0.02) -> Array:
     Reference: Lp-Reg (arXiv:2510.03222), code.
     """
     log_p = numerics.log_softmax(checks.as_float("logits", logits))
-    least = jnp.log(jnp.asarray(kappa, log_p.dtype)) + jnp.max(log_p, axis=-1, keepdims=True)
+    least = jnp.log(checks.share("kappa", kappa, rows=log_p)) + jnp.max(
+        log_p, axis=-1, keepdims=True
+    )
     return numerics.log_softmax(jnp.where(log_p >= least, log_p, -jnp.inf))
 
 
@@ -57,9 +59,9 @@ def lp_reg(
     mask: Mask,
     *,
     share: Scalar = 0.01,
-    coefficient: Scalar = 1.0,
-    low: Scalar = 1.0,
-    high: Scalar = 9.0,
+    coefficient: PerRow = 1.0,
+    low: PerRow = 1.0,
+    high: PerRow = 9.0,
     axis_name: str | None = None,
 ) -> TokenLoss[RareTokenDiagnostics]:
     """PPO's loss, but `-A w + coefficient k3` for rare tokens of negative advantage.
@@ -79,6 +81,8 @@ def lp_reg(
         proxy_log_probs=proxy_log_probs,
         advantages=advantages,
     )
+    share = checks.share("share", share, rows=log_probs.ravel())
+    coefficient = checks.not_negative("coefficient", coefficient, rows=log_probs)
     negative = mask & (advantages < 0)
     number = share_of(count(negative, axis_name), share, log_probs.dtype)
     rare = among_largest(-log_probs, negative, number, axis_name=axis_name)
@@ -90,5 +94,6 @@ def lp_reg(
     # Only its own branch may overflow where it is not taken.
     ratio = jnp.exp(jnp.where(chosen, log_probs - old, 0))
     loss = jnp.where(chosen, -advantages * ratio + coefficient * k3, parent.loss)
+    loss = checks.spread_nan(loss, proxy, share, coefficient)
     k3 = jax.lax.stop_gradient(k3)
     return TokenLoss(loss, RareTokenDiagnostics(parent.aux.ratio, chosen, k3))

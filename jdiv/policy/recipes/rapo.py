@@ -25,16 +25,18 @@ def rapo_penalty(
 
     One number for each sample, to be averaged over all of the batch: the mean is KL(ref'‖pi) for
     `ref' ∝ weight ref`, exactly over an enumeration in which each answer counts as often as the
-    reference has it. With equal weights it is the plain forward KL. Shapes: log-probabilities of
-    sequences and weights, `[n]` three times, to the same.
+    reference has it. With equal weights it is the plain forward KL; a sample of weight 0 does
+    not count, whatever its log-probabilities. Weights are not negative.
+    Shapes: log-probabilities of sequences and weights, `[n]` three times, to the same.
 
     Reference: RAPO (arXiv:2510.03865), abstract.
     """
     log_probs, log_ref, weights = checks.alike(
         log_probs=log_probs, ref_log_probs=ref_log_probs, weights=weights
     )
+    weights = jax.lax.stop_gradient(checks.not_negative("weights", weights))
     mean = parallel.mean_over(jnp.mean(weights), axis_name)
-    v = jax.lax.stop_gradient(weights / jnp.where(mean > 0, mean, 1))
-    positive = v > 0
-    log_v = jnp.log(jnp.where(positive, v, 1))
-    return jnp.where(positive, v * (log_v + log_ref - log_probs), 0)
+    v = weights / jnp.where(mean == 0, 1, mean)
+    none = v == 0
+    log_v = jnp.log(jnp.where(none, 1, v))
+    return jnp.where(none, 0, v * (log_v + log_ref - log_probs))

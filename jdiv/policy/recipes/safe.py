@@ -14,14 +14,14 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks
-from jdiv.types import Scalar, Values
+from jdiv.types import PerRow, Scalar, Values
 
 SAFE_PHASES = {"warmup": 1.5, "climbing": 1.2, "plateau": 0.8, "converged": 1.0}
 """Factors of the threshold, by the phase of training."""
 
 
-def softmin(values: Values, *, temperature: Scalar = 0.3, axis: int = -1) -> Array:
-    """`-t log mean exp(-v/t)`: between the least value, at t = 0, and the mean.
+def softmin(values: Values, *, temperature: PerRow = 0.3, axis: int = -1) -> Array:
+    """`-t log mean exp(-v/t)`: between the least value, for t to 0, and the mean.
 
     Shapes: `[..., n]` to `[...]`, the values of the critics last.
 
@@ -31,9 +31,13 @@ def softmin(values: Values, *, temperature: Scalar = 0.3, axis: int = -1) -> Arr
     Reference: ryyzn9/SAFE, its code, which has two critics.
     """
     values = checks.as_float("values", values)
-    count = jnp.asarray(values.shape[axis], values.dtype)
-    summed = jax.nn.logsumexp(-values / temperature, axis=axis)
-    return -temperature * (summed - jnp.log(count))
+    if not -values.ndim <= axis < values.ndim:
+        raise ValueError(f"axis must be within shape {tuple(values.shape)}, got {axis}")
+    values = jnp.moveaxis(values, axis, -1)
+    temperature = checks.positive("temperature", temperature, rows=values)
+    count = jnp.asarray(values.shape[-1], values.dtype)
+    summed = jax.nn.logsumexp(-values / temperature, axis=-1, keepdims=True)
+    return (-temperature * (summed - jnp.log(count)))[..., 0]
 
 
 def safe_penalty(
@@ -47,7 +51,8 @@ def safe_penalty(
     Reference: ryyzn9/SAFE, its code.
     """
     kl, entropy = checks.as_float("kl", kl), checks.as_float("entropy", entropy)
-    excess = jnp.maximum(kl - threshold, 0)
+    entropy = checks.not_negative("entropy", entropy)
+    excess = jnp.maximum(kl - checks.not_negative("threshold", threshold), 0)
     penalty = 0.1 * excess**2 * jnp.maximum(2 / (entropy + 0.1), 0.5)
     return jax.lax.stop_gradient(penalty) if as_released else penalty
 
@@ -60,6 +65,7 @@ def safe_penalty_asymmetric(kl: ArrayLike, old_kl: ArrayLike, *, steps: float = 
     Reference: ryyzn9/SAFE, its code.
     """
     kl = checks.as_float("kl", kl)
+    steps = checks.positive("steps", steps)
     rise = jnp.maximum((kl - old_kl) / steps, 0)
     return 0.1 * jnp.maximum(kl - 0.3, 0) ** 2 + 5 * rise**2
 
@@ -92,6 +98,7 @@ def safe_control(
 
     Reference: ryyzn9/SAFE, its code.
     """
+    phase = checks.positive("phase", phase)
     kl = 0.9 * state.kl + 0.1 * kl
     velocity = 0.95 * state.velocity + 0.05 * (reward - state.reward)
     error = velocity - 0.001

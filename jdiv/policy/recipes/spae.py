@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks
-from jdiv.types import PerSequence, PerToken, Scalar
+from jdiv.types import PerRow, PerSequence, PerToken
 
 
 def step_potential(correctness: ArrayLike, confidence: ArrayLike) -> Array:
@@ -26,8 +26,10 @@ def step_potential(correctness: ArrayLike, confidence: ArrayLike) -> Array:
 
     Reference: SPAE (arXiv:2601.03823), code at 1f8c839.
     """
-    correctness = checks.as_float("correctness", correctness)
-    confidence = checks.as_float("confidence", confidence).astype(correctness.dtype)
+    correctness, confidence = checks.alike(
+        correctness=checks.share("correctness", correctness),
+        confidence=checks.share("confidence", confidence),
+    )
     return 1.5 * correctness * confidence + 0.5 * correctness - confidence
 
 
@@ -35,9 +37,9 @@ def spae_advantages(
     advantages: PerSequence,
     potential: PerToken,
     *,
-    saturation: Scalar = 0.9,
-    damping: Scalar,
-    shaping: Scalar,
+    saturation: PerRow = 0.9,
+    damping: PerRow,
+    shaping: PerRow,
 ) -> Array:
     """`A (1 - damping [saturated before]) + shaping (Phi_k - Phi_(k-1))` for each step.
 
@@ -49,8 +51,17 @@ def spae_advantages(
     """
     potential = checks.as_float("potential", potential)
     advantages = checks.as_float("advantages", advantages).astype(potential.dtype)
+    if potential.ndim == 0 or advantages.shape != potential.shape[:-1]:
+        raise ValueError(
+            "advantages and potential must be of shapes [...] and [..., steps], got"
+            f" {tuple(advantages.shape)} and {tuple(potential.shape)}"
+        )
+    saturation = checks.finite("saturation", saturation, rows=potential)
+    damping = checks.share("damping", damping, rows=potential)
+    shaping = checks.finite("shaping", shaping, rows=potential)
     before = jnp.concatenate([potential[..., :1], potential[..., :-1]], axis=-1)
     above = jnp.cumsum((potential > saturation).astype(jnp.int32), axis=-1)
     saturated = jnp.concatenate([jnp.zeros_like(above[..., :1]), above[..., :-1]], axis=-1) > 0
     kept = jnp.where(saturated, 1 - damping, 1)
+    kept = checks.spread_nan(kept, saturation, damping)
     return jax.lax.stop_gradient(advantages[..., None] * kept + shaping * (potential - before))

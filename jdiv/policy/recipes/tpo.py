@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -22,7 +24,7 @@ def tpo_target(old_log_probs: Values, utilities: Values) -> Array:
 
 
 def group_forward_kl(log_probs: Values, log_target: Values) -> Array:
-    """KL(q‖p) of each group, p the softmax of its sequences' log-probabilities.
+    """KL(q‖p) of each group, q normalized and p the softmax of its sequences' log-probabilities.
 
     A loss per group, already summed over the group and to be averaged over groups. Its gradient by
     a log-probability is `p - q`, 0 at the target; 0 for a group without target, all -inf. Shapes:
@@ -39,6 +41,9 @@ def group_forward_kl(log_probs: Values, log_target: Values) -> Array:
     """
     log_probs, log_target = checks.alike(log_probs=log_probs, log_target=log_target)
     log_p = numerics.log_softmax(log_probs)
-    inside = log_target > -jnp.inf
-    log_q = jax.lax.stop_gradient(jnp.where(inside, log_target, 0))
+    inside = log_target != -jnp.inf
+    none = ~jnp.any(inside, axis=-1, keepdims=True)
+    even = jnp.where(none, -math.log(max(1, log_target.shape[-1])), log_target)
+    log_q = jnp.where(inside, checks.log_probabilities("log_target", even), 0)
+    log_q = jax.lax.stop_gradient(log_q)
     return jnp.sum(jnp.where(inside, jnp.exp(log_q) * (log_q - log_p), 0), axis=-1)

@@ -100,8 +100,8 @@ def test_refusals():
         log_probs, old, advantages, mask.astype(float)))  # fmt: skip
     refused(ValueError, ["old_log_probs", "(8, 5)"], lambda: kl_cov(
         log_probs, old[:, 1:], advantages, mask))  # fmt: skip
-    refused(TypeError, ["rewards"], lambda: haepo(
-        log_probs[0], old[0], np.ones(TOKENS, int)))  # fmt: skip
+    refused(ValueError, ["rewards", "2"], lambda: haepo(
+        log_probs[0], old[0], np.full(TOKENS, 2)))  # fmt: skip
 
 
 def test_shaped_rewards_on_many_devices():
