@@ -93,7 +93,7 @@ def test_a_control_has_the_sweep_of_the_file_and_the_seeds_of_the_run():
 
 @pytest.mark.parametrize(
     ("sweep", "reason"),
-    [({"sign": (1.0,)}, None), ({"sign": (-1.0, -2.0)}, "needs sign = 1.0")],
+    [({"sign": (-1.0, 1.0)}, None), ({"sign": (-1.0, -2.0)}, "needs sign = 1.0")],
 )
 def test_of_a_swept_field_a_claim_needs_the_value_of_the_config(sweep, reason):
     usual = toys.config(seeds=1)
@@ -102,6 +102,10 @@ def test_of_a_swept_field_a_claim_needs_the_value_of_the_config(sweep, reason):
         config.sweep.update(sweep)
     swept = job.planned(toys.SWEEP, config, records.Folder(pathlib.Path("unused")), usual)
     assert needs.lacking(swept, CLAIM) == reason
+    if reason is None:
+        found = needs.chosen(swept, CLAIM, numbered(swept))
+        assert "sign" not in found.coords
+        assert found.total.values.ravel().tolist() == [1, 3, 5, 7, 9, 11]
 
 
 @pytest.fixture
