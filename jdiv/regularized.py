@@ -312,11 +312,12 @@ def _search(generator: Generator, values, temperature, competing, top):
     best = (competing != -jnp.inf) & (scaled == 0)
     high = -jax.nn.logsumexp(jnp.where(best, competing, -jnp.inf), axis=-1)
     high = jnp.maximum(high, 0)
-    # The answers for KL and, where the temperature is high, for any row: the smaller one is nearer.
+    # The answers for KL and, where no slope has an end above, for actions that all keep mass.
     start = -jax.nn.logsumexp(competing + scaled, axis=-1)
     mean = jnp.sum(jnp.exp(competing) * scaled, axis=-1, keepdims=True)
     mean = generator.inverse_slope(-mean)[..., 0]
-    start = jnp.clip(jnp.where(mean < start, mean, start), 0, high)
+    unbounded = jnp.broadcast_to(generator.slope_at_infinity == jnp.inf, (*start.shape, 1))[..., 0]
+    start = jnp.clip(jnp.where(unbounded & (mean < start), mean, start), 0, high)
     never = jnp.zeros(start.shape, bool)
     infinite = jnp.full_like(start, jnp.inf)
     state = start, top, jnp.zeros_like(start), high, infinite, never, jnp.zeros((), jnp.int32)
@@ -384,6 +385,7 @@ def greedy_between(
         numerics.log_softmax(checks.as_float(name, logits).astype(values.dtype))
         for name, logits in (("ref_logits", ref_logits), ("old_logits", old_logits))
     ]
+    anchors = [jnp.where(anchor < LOWEST, -jnp.inf, anchor) for anchor in anchors]
     checks.same_shape(values=values, ref_logits=anchors[0], old_logits=anchors[1])
     weights = [jnp.asarray(weight, values.dtype) for weight in (ref_temperature, old_temperature)]
     if isinstance(generator, KL):

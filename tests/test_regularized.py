@@ -3,6 +3,7 @@
 import functools
 import math
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ from jdiv import divergences as dv
 from jdiv import generators, regularized
 from tests.checks import PARAMETERS as EVERY
 from tests.checks import raises
+from tests.search import greedy as random_problems
 
 SMOOTH = [name for name in EVERY if name != "total_variation"]
 # NumPy here: JAX would round to float32 before the tests enable double precision.
@@ -574,6 +576,17 @@ def test_rows_that_drop_actions_at_large_values(name, parameters, over):
     np.testing.assert_allclose(np.exp(single.log_policy), np.exp(double.log_policy), atol=2e-2)
     single, double = (np.exp(np.asarray(x.log_policy, float)) for x in (single, double))
     assert np.mean(np.abs(single - double).max(axis=-1) > 1e-4) < 0.1
+
+
+@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
+@hypothesis.given(hypothesis.strategies.integers(0, 2**32 - 1))
+def test_random_problems(seed):
+    """`python -m tests.search.greedy` has 20,000 of them, of all rows."""
+    with jax.enable_x64(True):
+        wrong, tally = random_problems.search(80, names=("alpha",), sizes=(8,), seed=seed)
+    assert wrong == []
+    assert tally["alpha"]["float32", "not converged"] == 0
+    assert tally["alpha"]["float64", "not converged"] == 0
 
 
 # ------------------------------------------------------------ refusals

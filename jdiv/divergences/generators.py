@@ -641,7 +641,10 @@ class LeCam(Generator):
         log_size = jnp.log(jnp.where(size > 0, size, 1)) + 2 * jax.nn.softplus(t)
         # Where f' has hardly anything left the step counts alone.
         far = (size > 0) & (log_size > 60)
-        near = self._shift_near(jnp.where(far, 0, t), jnp.where(far, 0, step))
+        # A step of 0 stays, also where u^2 overflows.
+        stays = (size == 0) & (t > _largest_exponent(t) / 2)
+        near = self._shift_near(jnp.where(far | stays, 0, t), jnp.where(far, 0, step))
+        near = jnp.where(stays, t, near)
         share = jnp.sqrt(jnp.where(far, size, 0.25))  # q/(p + q)
         inside = share < 1
         share = jnp.where(inside, share, 0.5)

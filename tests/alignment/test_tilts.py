@@ -60,6 +60,24 @@ def test_the_tilt_of_a_budget_spends_it(name):
     np.testing.assert_allclose(np.exp(found.log_policy[3, :4]), best.x, atol=1e-4)
 
 
+def test_small_budgets_in_single_precision():
+    """A log-ratio of 1e-6 is known to seven digits though log-probabilities are not."""
+    budget = np.array([1e-12, 1e-10, 1e-8, 1e-3], np.float32)
+    rewards, ref = (np.float32([x] * 4) for x in ([1.0, 0.2, -0.5], [-3.0, -0.1, -2.5]))
+    for name in ("kl", "pearson_chi2"):
+        generator = generators.get(name)
+        found = compiled(lambda r, p, b, g=generator: tilts.tilted_to(r, p, b, generator=g))(
+            rewards, ref, budget
+        )
+        q = np.exp(ref[0] - np.logaddexp.reduce(ref[0].astype(float)))
+        variance = q @ rewards[0] ** 2 - (q @ rewards[0]) ** 2
+        # D = f''(1) variance / (2 beta^2) to first order.
+        beta = np.sqrt((2 if name == "pearson_chi2" else 1) * variance / (2 * budget))
+        scale = np.where(name == "pearson_chi2", beta / 2, beta)
+        assert np.all(found.converged)
+        np.testing.assert_allclose(found.beta[:3], scale[:3], rtol=3e-4)
+
+
 def test_the_gradient_by_the_budget_is_the_temperature():
     """d E[r] / d budget = beta, the multiplier of the constraint."""
     rewards, ref = jnp.array([1.0, 0.2, -0.5, 0.3]), jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4]))
