@@ -299,7 +299,10 @@ def _search(generator: Generator, values, temperature, competing, top):
 
         following = x + newton
         following = jnp.where(low == -jnp.inf, jnp.maximum(following, x - 2), following)
-        usable = (following > low) & (following < high)
+        # The root may be the end itself: all mass on the best action.
+        near = 4 * eps * jnp.maximum(jnp.abs(x), 1)
+        usable = (following > low - near) & (following < high + near)
+        following = jnp.clip(following, low, high)
         usable &= jnp.abs(here.log_total) <= previous / 2
         middle = jnp.where(low == -jnp.inf, following, (low + high) / 2)
         following = jnp.where(enough | usable, following, middle)
