@@ -207,6 +207,19 @@ def spread_nan(x: Array, *others: ArrayLike) -> Array:
     return x
 
 
+def symmetric(name: str, x: Array) -> Array:
+    """Refuses matrices `[..., d, d]` that are not symmetric up to rounding; NaN if traced."""
+    traced = isinstance(x, jax.core.Tracer)
+    library, known = (jnp, x) if traced else (np, np.asarray(x))
+    size = library.max(library.abs(known), axis=(-2, -1), keepdims=True, initial=0)
+    wrong = library.abs(known - library.swapaxes(known, -2, -1)) > 1e-5 * size
+    if traced:
+        return jnp.where(jnp.any(wrong, axis=(-2, -1), keepdims=True), jnp.nan, x)
+    if wrong.any():
+        raise ValueError(f"{name} must be symmetric")
+    return x
+
+
 # ------------------------------------------------------------------------------------ distributions
 
 NORMALIZED = 1e-3
@@ -267,7 +280,13 @@ def logits_pair(
     divergence of it is 0 and so is its gradient.
     """
     p_logits, q_logits = as_float("p_logits", p_logits), as_float("q_logits", q_logits)
-    same_shape(p_logits=p_logits, q_logits=q_logits)
+    if p_logits.shape != q_logits.shape:
+        shapes = f"p_logits {tuple(p_logits.shape)}, q_logits {tuple(q_logits.shape)}"
+        raise ValueError(
+            f"p_logits and q_logits must have the same shape (see jnp.broadcast_to), got {shapes}"
+        )
+    if not isinstance(axis, int):
+        raise TypeError(f"axis must be one integer, got {axis}")
     if p_logits.ndim == 0:
         raise ValueError("p_logits must have an axis of categories, got a scalar")
     if not -p_logits.ndim <= axis < p_logits.ndim:

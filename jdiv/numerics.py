@@ -76,7 +76,7 @@ def log_ratio(p_logits: Array, q_logits: Array) -> tuple[Array, Array, Array]:
     )
     # The derivative is that of the plain difference; only the rounding error is taken out.
     plain = jnp.where(both, log_p - log_q, 0)
-    t = plain + jax.lax.stop_gradient(jnp.where(both, d + k, 0) - plain)
+    t = jax.lax.stop_gradient(jnp.where(both, d + k, 0)) + (plain - jax.lax.stop_gradient(plain))
     return log_p, log_q, t
 
 
@@ -116,6 +116,13 @@ def probability_difference(log_p: Array, log_q: Array, t: Array) -> Array:
     return jnp.where(
         close, jnp.exp(log_q) * jnp.expm1(jnp.where(close, t, 0)), jnp.exp(log_p) - jnp.exp(log_q)
     )
+
+
+def weigh(log_mass: Array, cost: ArrayLike) -> Array:
+    """`mass * cost` for a positive mass that may have underflowed, and a cost that may be inf."""
+    cost = jnp.asarray(cost, log_mass.dtype)
+    finite = jnp.isfinite(cost)
+    return jnp.where(finite, jnp.exp(log_mass) * jnp.where(finite, cost, 0), cost)
 
 
 # --------------------------------------------------------- differences of exponentials without loss
@@ -159,7 +166,7 @@ def exp_residual(x: Array) -> Array:
 @jax.custom_jvp
 def exp_residual_root(r: Array) -> Array:
     """The `x <= 0` with `e^x - 1 - x = r`, for `r >= 0`."""
-    positive = r > 0
+    positive = ~(r <= 0)  # NaN stays NaN
     safe = jnp.where(positive, r, 1)
 
     def newton(_, x):
@@ -183,10 +190,11 @@ def exp_difference(a: Array, b: Array) -> Array:
     return jnp.where(high == jnp.inf, jnp.inf, jnp.exp(high) * phi_1(low - high))
 
 
-def exp_difference_2(a: Array, b: Array, c: Array) -> Array:
+def exp_difference_2(a: Array, b: Array, c: Array, times: ArrayLike = 1.0) -> Array:
     """Second divided difference of exp at three points: positive, symmetric, `e^a / 2` at a=b=c.
 
-    `e^a/((a-b)(a-c)) + e^b/((b-a)(b-c)) + e^c/((c-a)(c-b))`.
+    `e^a/((a-b)(a-c)) + e^b/((b-a)(b-c)) + e^c/((c-a)(c-b))`, times a factor, with which it does
+    not underflow on the way.
     """
     high = jnp.maximum(jnp.maximum(a, b), c)
     low = jnp.minimum(jnp.minimum(a, b), c)
@@ -206,7 +214,8 @@ def exp_difference_2(a: Array, b: Array, c: Array) -> Array:
     spread = jnp.where(near, 1, high - low)
     upper = phi_1(jnp.where(near, 0, middle - high))
     lower = jnp.exp(jnp.where(near, 0, middle - high)) * phi_1(jnp.where(near, 0, low - middle))
-    value = jnp.where(near, jnp.exp(center) * series, jnp.exp(high) * ((upper - lower) / spread))
+    far = jnp.exp(high) * ((upper - lower) / spread * times)
+    value = jnp.where(near, jnp.exp(center) * (series * times), far)
     return jnp.where(high == jnp.inf, jnp.inf, value)
 
 
@@ -220,7 +229,7 @@ def scaled_log1p(x: Array, c: ArrayLike) -> Array:
     x, c = jnp.broadcast_arrays(x, jnp.asarray(c, jnp.result_type(x)))
     z = c * x
     tiny = jnp.abs(z) < 1e-3
-    inside = z > -1
+    inside = ~(z <= -1)  # NaN stays NaN
     small, safe = jnp.where(tiny, z, 0), jnp.where(tiny | ~inside, 1, z)
     series = jnp.zeros_like(z)
     for k in reversed(range(1, 8)):

@@ -18,7 +18,7 @@ VOCABULARY = {
         step_size share""",
     "divergences and rows": """
         generator p q p_logits q_logits log_p log_q axis where t s index alpha gamma order skew
-        weight penalties invertible x y""",
+        weight penalties invertible x y at_zero slope_at_zero slope_at_infinity""",
     "policies and references": """
         policy log_policy logits ref_logits old_logits old_log_policy other_logits main_logits
         first_logits second_logits target_logits log_target proposal_logits log_proposal
@@ -57,7 +57,7 @@ VOCABULARY = {
     "randomness": "key keys seed seeds",
     "numerics and checks": """
         rows name closed allowed cls default example dtype f start newton tolerance kept expected a
-        b r dtype""",
+        b r dtype times log_mass""",
     "devices, files and collectives": """
         axis_name devices points shared optimized lanes tree program flag grads coordinator_address
         num_processes process_id timeout folder step arrays keep report""",

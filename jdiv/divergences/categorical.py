@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
-from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
 from jdiv.divergences import generators
@@ -28,20 +27,13 @@ from jdiv.types import Categories, Logits, PerSequence, Reduced, Scalar
 # ----------------------------------------------------------------- the f-divergences of the table
 
 
-def _weigh(log_mass: Array, cost: ArrayLike) -> Array:
-    """`mass * cost` for a positive mass that may have underflowed, and a cost that may be inf."""
-    cost = jnp.asarray(cost, log_mass.dtype)
-    finite = jnp.isfinite(cost)
-    return jnp.where(finite, jnp.exp(log_mass) * jnp.where(finite, cost, 0), cost)
-
-
 def _values(generator: Generator, log_p: Array, log_q: Array, t: Array) -> Array:
     """`q f(p/q)` of each category: at a zero of p it is q f(0), at a zero of q p f'(inf)."""
     p_zero, q_zero = log_p == -jnp.inf, log_q == -jnp.inf
     inside = ~p_zero & ~q_zero
     value = generator.perspective(*(jnp.where(inside, x, 0) for x in (log_p, log_q, t)))
-    value = jnp.where(p_zero, _weigh(log_q, generator.at_zero), value)
-    value = jnp.where(q_zero, _weigh(log_p, generator.slope_at_infinity), value)
+    value = jnp.where(p_zero, numerics.weigh(log_q, generator.at_zero), value)
+    value = jnp.where(q_zero, numerics.weigh(log_p, generator.slope_at_infinity), value)
     return jnp.where(p_zero & q_zero, 0, value)
 
 
@@ -51,8 +43,8 @@ def _derivatives(generator: Generator, log_p: Array, log_q: Array, t: Array) -> 
     inside = ~p_zero & ~q_zero
     safe = [jnp.where(inside, x, 0) for x in (log_p, log_q, t)]
     by_log_p, by_log_q = generator.perspective_p(*safe), generator.perspective_q(*safe)
-    by_log_p = jnp.where(q_zero, _weigh(log_p, generator.slope_at_infinity), by_log_p)
-    by_log_q = jnp.where(p_zero, _weigh(log_q, generator.at_zero), by_log_q)
+    by_log_p = jnp.where(q_zero, numerics.weigh(log_p, generator.slope_at_infinity), by_log_p)
+    by_log_q = jnp.where(p_zero, numerics.weigh(log_q, generator.at_zero), by_log_q)
     return jnp.where(p_zero, 0, by_log_p), jnp.where(q_zero, 0, by_log_q)
 
 
@@ -287,27 +279,38 @@ def bregman(
     return jnp.sum(_bregman_terms(generator, *numerics.log_ratio(p_logits, q_logits)), axis=-1)
 
 
-def _bregman_inside(log_p: Array, log_q: Array, t: Array, a: Array) -> tuple[Array, list[Array]]:
-    """Where neither p nor q is zero; there `q^(a-1)` times what f-divergences have, in logarithms.
+def _bregman_logs(log_p: Array, log_q: Array, t: Array, a: Array) -> tuple[Array, list[Array]]:
+    """Where p and q are different and not zero; there `t` and the logs of q^a, p q^(a-1) and p^a.
 
-    That factor may overflow where p = q, for which all is 0: such categories are left out as well.
+    Where p = q, for which all is 0, these powers may overflow. Logits of -1e38, used in place of
+    -inf, overflow on the way to a finite result: clipped.
     """
     inside = (log_p != -jnp.inf) & (log_q != -jnp.inf) & (t != 0)
-    log_p, log_q, t = (jnp.where(inside, x, 0) for x in (log_p, log_q, t))
-    return inside, [log_p + (a - 1) * log_q, a * log_q, t]
+    log_p, log_q, t = (jnp.clip(jnp.where(inside, x, 0), -1e15, 1e15) for x in (log_p, log_q, t))
+    return inside, [t, a * log_q, log_p + (a - 1) * log_q, a * log_p]
+
+
+def _bregman_ends(log_p: Array, log_q: Array, at_p_zero: Array, at_q_zero: Array) -> Array:
+    """One of two values at a zero of p or q alone, and 0 elsewhere."""
+    p_zero, q_zero = log_p == -jnp.inf, log_q == -jnp.inf
+    return jnp.where(p_zero, jnp.where(q_zero, 0, at_p_zero), jnp.where(q_zero, at_q_zero, 0))
+
+
+def _bregman_powers(log_p: Array, log_q: Array, a: Array) -> tuple[Array, Array]:
+    """`p^a / (a - 1)` or inf for a <= 1, and `log q^a`, of what is not zero."""
+    log_p, log_q = (jnp.where(x == -jnp.inf, 0, x) for x in (log_p, log_q))
+    above = a > 1
+    return jnp.where(above, jnp.exp(a * log_p) / jnp.where(above, a - 1, 1), jnp.inf), a * log_q
 
 
 def _bregman_values(generator: Generator, log_p: Array, log_q: Array, t: Array) -> Array:
     """`q^a f(p/q)`; at a zero of p `q^a f(0)`, at a zero of q `p^a / (a (a - 1))` or inf."""
     a = generator.exponent
-    inside, scaled = _bregman_inside(log_p, log_q, t, a)
-    p_zero, q_zero = log_p == -jnp.inf, log_q == -jnp.inf
-    above = a > 1
-    p_alone, q_alone = (jnp.where(zero, 0, x) for zero, x in ((p_zero, log_p), (q_zero, log_q)))
-    at_p_zero = _weigh(a * q_alone, generator.at_zero)
-    at_q_zero = jnp.where(above, jnp.exp(a * p_alone) / jnp.where(above, a * (a - 1), 1), jnp.inf)
-    ends = jnp.where(p_zero, jnp.where(q_zero, 0, at_p_zero), jnp.where(q_zero, at_q_zero, 0))
-    return jnp.where(inside, generator.perspective(*scaled), ends) + 0 * t
+    inside, (t, *logs) = _bregman_logs(log_p, log_q, t, a)
+    power, log_power = _bregman_powers(log_p, log_q, a)
+    power /= jnp.where(a > 1, a, 1)
+    ends = _bregman_ends(log_p, log_q, numerics.weigh(log_power, generator.at_zero), power)
+    return jnp.where(inside, numerics.exp_difference_2(*logs, t * t), ends) + 0 * (t + a)
 
 
 def _bregman_derivatives(
@@ -315,16 +318,14 @@ def _bregman_derivatives(
 ) -> tuple[Array, Array]:
     """`p (phi'(p) - phi'(q))` by log p and `-q^(a-1) (p - q)` by log q."""
     a = generator.exponent
-    inside, scaled = _bregman_inside(log_p, log_q, t, a)
-    p_zero, q_zero = log_p == -jnp.inf, log_q == -jnp.inf
-    above = a > 1
-    p_alone, q_alone = (jnp.where(zero, 0, x) for zero, x in ((p_zero, log_p), (q_zero, log_q)))
-    at_q_zero = jnp.where(above, jnp.exp(a * p_alone) / jnp.where(above, a - 1, 1), jnp.inf)
-    by_log_p = jnp.where(inside, generator.perspective_p(*scaled), 0)
-    by_log_q = jnp.where(inside, -numerics.probability_difference(*scaled), 0)
+    inside, (t, q_power, product, p_power) = _bregman_logs(log_p, log_q, t, a)
+    power, log_power = _bregman_powers(log_p, log_q, a)
+    by_log_p = t * numerics.exp_difference(product, p_power)
+    by_log_q = -numerics.probability_difference(product, q_power, t)
+    zero = jnp.zeros_like(t)
     return (
-        jnp.where(q_zero & ~p_zero, at_q_zero, by_log_p),
-        jnp.where(p_zero & ~q_zero, jnp.exp(a * q_alone), by_log_q),
+        jnp.where(inside, by_log_p, _bregman_ends(log_p, log_q, zero, power)),
+        jnp.where(inside, by_log_q, _bregman_ends(log_p, log_q, jnp.exp(log_power), zero)),
     )
 
 

@@ -16,6 +16,7 @@ an eigenvalue, so gradients and Hessians hold for equal Gaussians and repeated e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
-from jdiv.types import Reduced, Scalar
+from jdiv.types import PerSequence, Reduced, Scalar
 
 
 class Gaussian(NamedTuple):
@@ -62,6 +63,7 @@ def from_covariance(mean: ArrayLike, covariance: ArrayLike) -> Gaussian:
     """
     mean, covariance = checks.as_float("mean", mean), checks.as_float("covariance", covariance)
     _refuse_shape("covariance", covariance, (*mean.shape, *mean.shape[-1:]))
+    covariance = checks.symmetric("covariance", covariance)
     scale_tril = jnp.linalg.cholesky(covariance)
     if not isinstance(scale_tril, jax.core.Tracer) and not np.all(np.isfinite(scale_tril)):
         raise ValueError("covariance must be positive definite")
@@ -93,7 +95,11 @@ def _checked(name: str, x: Gaussian | Diagonal) -> Gaussian | Diagonal:
             raise ValueError(f"{name}.{field} must be lower triangular; see from_covariance")
         if not np.all((np.diagonal(known, axis1=-2, axis2=-1) if full else known) > 0):
             raise ValueError(f"{name}.{field} must be positive{' on its diagonal' if full else ''}")
-    return type(x)(mean, jnp.tril(scale) if full else scale)
+        return type(x)(mean, scale)
+    if not full:
+        return type(x)(mean, jnp.where(scale > 0, scale, jnp.nan))
+    positive = jnp.diagonal(scale, axis1=-2, axis2=-1)[..., None, :] > 0
+    return type(x)(mean, jnp.tril(jnp.where(positive, scale, jnp.nan)))
 
 
 def _pair(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> tuple:
@@ -289,30 +295,35 @@ def _renyi_of_order(
     return jnp.where(definite, value, jnp.inf)
 
 
-def _order(name: str, x: ArrayLike, low: float, allowed: str) -> ArrayLike:
-    """Refuses an order that is no number above `low`."""
-    if jnp.ndim(x):
-        raise ValueError(f"{name} must be a scalar (vmap over a sweep), got shape {jnp.shape(x)}")
-    return checks.in_range(name, x, low, jnp.inf, allowed)
-
-
 def _renyi_from_half(
-    p: Gaussian | Diagonal, q: Gaussian | Diagonal, alpha: ArrayLike
-) -> tuple[Array, Array, Array, Array, Array]:
-    """`(D, order, c, alpha, swapped)`: D_alpha(p‖q), or D_{1 - alpha}(q‖p) for alpha < 1/2.
+    p: Gaussian | Diagonal, q: Gaussian | Diagonal, alpha: Array
+) -> tuple[Array, Array, Array]:
+    """`(D, order, c)` of D_alpha(p‖q), or of D_{1 - alpha}(q‖p) for alpha < 1/2.
 
     Skew symmetry, `(1 - a) D_a(p‖q) = a D_{1-a}(q‖p)`, leaves orders that do not cancel.
     """
-    p, q = _pair(p, q)
-    alpha = jnp.asarray(alpha, p.mean.dtype)
     swapped = alpha < 0.5
     order, c = jnp.where(swapped, 1 - alpha, alpha), jnp.where(swapped, alpha, 1 - alpha)
     first = jax.tree.map(lambda x, y: jnp.where(swapped, y, x), p, q)
     second = jax.tree.map(lambda x, y: jnp.where(swapped, x, y), p, q)
-    return _renyi_of_order(first, second, order, c), order, c, alpha, swapped
+    return _renyi_of_order(first, second, order, c), order, c
 
 
-def renyi(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, alpha: Scalar = 2.0) -> Reduced:
+def _with_order(
+    of: Callable[..., Array], name: str, p: Gaussian | Diagonal, q: Gaussian | Diagonal, x: Array
+) -> Array:
+    """`of(p, q, order)` for an order that is a number or one for each pair of the batch."""
+    p, q = _pair(p, q)
+    x = jnp.asarray(x, p.mean.dtype)
+    checks.per_row(name, x, p.mean)
+    for _ in range(x.ndim):
+        of = jax.vmap(of)
+    return of(p, q, x)
+
+
+def renyi(
+    p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, alpha: PerSequence | Scalar = 2.0
+) -> Reduced:
     """Renyi of order a > 0, `log(int p^a q^(1-a)) / (a - 1)`.
 
     `a/2 |S^-1/2 (mu_p - mu_q)|^2 - log(det S / (det P^(1-a) det Q^a)) / (2 (a - 1))` with
@@ -327,12 +338,18 @@ def renyi(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, alpha: Scalar = 2.0
 
     Reference: Gil, Alajaji and Linder 2013, table 2.
     """
-    _order("alpha", alpha, 0, "positive and finite")
-    value, _, _, alpha, swapped = _renyi_from_half(p, q, alpha)
+    return _with_order(_renyi, "alpha", p, q, checks.positive("alpha", alpha))
+
+
+def _renyi(p: Gaussian | Diagonal, q: Gaussian | Diagonal, alpha: Array) -> Array:
+    value, *_ = _renyi_from_half(p, q, alpha)
+    swapped = alpha < 0.5
     return jnp.where(swapped, alpha / jnp.where(swapped, 1 - alpha, 1), 1) * value
 
 
-def alpha(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, alpha: Scalar = 0.5) -> Reduced:
+def alpha(
+    p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, alpha: PerSequence | Scalar = 0.5
+) -> Reduced:
     """Cressie-Read alpha divergence, `(int p^a q^(1-a) - 1) / (a (a - 1))`, any real a.
 
     `expm1((a - 1) D) / (a (a - 1))` of the Renyi divergence D. KL(p‖q) at a = 1, KL(q‖p) at a = 0.
@@ -345,14 +362,20 @@ def alpha(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, alpha: Scalar = 0.5
 
     Reference: Cressie and Read 1984.
     """
-    _order("alpha", alpha, -jnp.inf, "a finite number")
-    value, order, c, *_ = _renyi_from_half(p, q, alpha)
+    alpha = checks.in_range("alpha", alpha, -jnp.inf, jnp.inf, "a finite number")
+    return _with_order(_alpha, "alpha", p, q, alpha)
+
+
+def _alpha(p: Gaussian | Diagonal, q: Gaussian | Diagonal, alpha: Array) -> Array:
+    value, order, c = _renyi_from_half(p, q, alpha)
     infinite = (value == jnp.inf) | (jnp.expm1(-c * value) == jnp.inf)
     value = jnp.where(infinite, 0, value)
     return jnp.where(infinite, jnp.inf, value * numerics.phi_1(-c * value) / order)
 
 
-def tsallis(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, index: Scalar = 2.0) -> Reduced:
+def tsallis(
+    p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, index: PerSequence | Scalar = 2.0
+) -> Reduced:
     """Tsallis relative entropy, `(int p^k q^(1-k) - 1) / (k - 1)` with index k > 0.
 
     KL(p‖q) at index 1, Pearson's chi2 at 2. Infinite where `k Q + (1 - k) P` is not positive
@@ -365,9 +388,8 @@ def tsallis(p: Gaussian | Diagonal, q: Gaussian | Diagonal, *, index: Scalar = 2
 
     Reference: Tsallis 1998.
     """
-    _order("index", index, 0, "positive and finite")
-    value = alpha(p, q, alpha=index)
-    return jnp.asarray(index, value.dtype) * value
+    index = checks.positive("index", index)
+    return _with_order(lambda p, q, k: k * _alpha(p, q, k), "index", p, q, index)
 
 
 def pearson_chi2(p: Gaussian | Diagonal, q: Gaussian | Diagonal) -> Reduced:

@@ -18,7 +18,8 @@ The generator of every row is the centered one, `f(u) - f'(1) (u - 1)`: it gives
 divergence, is nowhere negative, and has f(1) = f'(1) = 0. `slope_at_one` is what was taken out:
 f'(1) of the customary generator, which the docstring of each row states.
 
-Your own divergence is a class in your own file, with nothing to register:
+Your own divergence is a class in your own file, with nothing to register. Its f is enough: a
+convex function of u with f(1) = f'(1) = 0, written in JAX, and its three ends.
 
 >>> @row
 ... class Cubic(Generator):
@@ -26,31 +27,28 @@ Your own divergence is a class in your own file, with nothing to register:
 ...
 ...     at_zero, slope_at_zero, slope_at_infinity = 1 / 3, -0.5, jnp.inf
 ...
-...     def perspective(self, log_p, log_q, t):
-...         return jnp.exp(log_q) * (jnp.exp(t) - 1) ** 2 * (jnp.exp(t) + 2) / 6
-...
-...     def perspective_p(self, log_p, log_q, t):
-...         return jnp.exp(log_p) * jnp.expm1(2 * t) / 2
-...
-...     def perspective_q(self, log_p, log_q, t):
-...         return self.perspective(log_p, log_q, t) - self.perspective_p(log_p, log_q, t)
-...
-...     def shift(self, t, step):
-...         square = jnp.exp(2 * t) + 2 * step
-...         return jnp.where(square > 0, jnp.log(jnp.where(square > 0, square, 1)) / 2, -jnp.inf)
->>> from jdiv import divergences, regularized
+...     def f(self, u):
+...         return (u**3 - 3 * u + 2) / 6
+>>> from jdiv import divergences, generators, regularized
 >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
 >>> print(f"{divergences.f_divergence(Cubic(), p, q):.4f}")
 1.9424
->>> best = regularized.greedy(jnp.array([1.0, 0.0]), jnp.zeros(2), 1.0, generator=Cubic())
->>> [f"{x:.4f}" for x in jnp.exp(best.log_policy)]
+>>> greedy = jax.jit(lambda v: regularized.greedy(v, jnp.zeros(2), 1.0, generator=Cubic()))
+>>> [f"{x:.4f}" for x in jnp.exp(greedy(jnp.array([1.0, 0.0])).log_policy)]
 ['0.7500', '0.2500']
+
+`generators.from_f` makes such a row of a function, and centers it. The slope follows by automatic
+differentiation, `shift` by a search, and where p and q are close f is the integral of its second
+derivative, so that nothing cancels. Beyond log-ratios of 87 (708 in double precision) u is no
+number: there it counts as 0 or as infinity. A row that writes `perspective` itself has no such
+limit, `perspective_p` and `perspective_q` then follow from it, and one that writes these and
+`shift` too, as those of the table do, is faster and right to the last digits.
 """
 
 from __future__ import annotations
 
-import abc
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -61,7 +59,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import checks, numerics
+from jdiv import checks, numerics, roots
 
 
 class Parameter(NamedTuple):
@@ -91,17 +89,23 @@ def parameter(
 
 
 def row(cls: type) -> type:
-    """Decorator of a row: a frozen dataclass that is a pytree of its parameters."""
+    """Decorator of a row: a frozen dataclass that is a pytree of its parameters.
+
+    A field with the metadata `{"static": True}` is no parameter: it is a part of the structure.
+    """
     cls = dataclasses.dataclass(frozen=True)(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
+    fields = dataclasses.fields(cls)
+    static = [field.name for field in fields if field.metadata.get("static")]
+    names = [field.name for field in fields if field.name not in static]
 
     def flatten(generator):
-        return [(jax.tree_util.GetAttrKey(n), getattr(generator, n)) for n in names], None
+        leaves = [(jax.tree_util.GetAttrKey(n), getattr(generator, n)) for n in names]
+        return leaves, tuple(getattr(generator, n) for n in static)
 
-    def unflatten(_, leaves):
+    def unflatten(fixed, leaves):
         # Not by the constructor: leaves of a pytree may be anything, ranges hold for numbers.
         generator = object.__new__(cls)
-        for name, leaf in zip(names, leaves, strict=True):
+        for name, leaf in zip((*names, *static), (*leaves, *fixed), strict=True):
             object.__setattr__(generator, name, leaf)
         return generator
 
@@ -109,15 +113,13 @@ def row(cls: type) -> type:
     return cls
 
 
-class Generator(abc.ABC):
+class Generator:
     """An f-divergence: what every row provides, and what follows. All arrays are elementwise."""
 
     name: ClassVar[str]
     """The class's name in lower case, as errors, figures and `generators.get` say it."""
     invertible: ClassVar[bool] = True
     """Whether the slope f' has an inverse, so that a reward can be read off a policy."""
-    unbounded: ClassVar[bool] = False
-    """Whether the slope takes every value from -inf to inf, whatever the parameters are."""
 
     at_zero: ArrayLike
     """f(0); a zero of p under mass q costs q f(0)."""
@@ -146,6 +148,7 @@ class Generator(abc.ABC):
         Where one parameter is an array the numbers among the others become arrays of its shape, so
         that `jax.vmap` over the row maps over all of them.
         """
+        self._refuse_without_f()
         for name, known in self.parameters().items():
             value = checks.in_range(name, getattr(self, name), known.low, known.high, known.allowed)
             object.__setattr__(self, name, number_or_array(value))
@@ -155,6 +158,18 @@ class Generator(abc.ABC):
             for field in dataclasses.fields(self):
                 value = jax.tree.map(repeat, getattr(self, field.name))
                 object.__setattr__(self, field.name, value)
+
+    def _refuse_without_f(self) -> None:
+        """Refuses a row that gives neither f nor perspective, and an f that is not centered."""
+        cls = type(self)
+        if cls.perspective is not Generator.perspective:
+            return
+        if cls.f is Generator.f:
+            raise TypeError(f"{cls.__name__} must have a method f or perspective")
+        at_one = jax.jvp(self.f, (jnp.ones(()),), (jnp.ones(()),))
+        for what, value in zip(("f(1)", "f'(1)"), at_one, strict=True):
+            if not isinstance(value, jax.core.Tracer) and not np.all(np.abs(value) < 1e-5):
+                raise ValueError(f"{what} must be 0 for {cls.__name__}, got {value}")
 
     @classmethod
     def parameters(cls) -> dict[str, Parameter]:
@@ -183,21 +198,56 @@ class Generator(abc.ABC):
 
         return jax.tree_util.tree_map_with_path(expanded, self.astype(rows.dtype))
 
-    @abc.abstractmethod
+    def f(self, u: Array) -> Array:
+        """f(u) with `f(1) = f'(1) = 0`: what a row gives that does not give its `perspective`.
+
+        Twice differentiable and convex. Not called where `perspective` is given.
+        """
+        raise NotImplementedError
+
     def perspective(self, log_p: Array, log_q: Array, t: Array) -> Array:
         """`q f(p/q)` for finite logarithms."""
+        larger = jnp.exp(jnp.maximum(log_p, log_q))
+        ends = numerics.weigh(log_q, self.at_zero), numerics.weigh(log_p, self.slope_at_infinity)
+        return _of_f(t, lambda t: larger * _value_of(self, t), *ends)
 
-    @abc.abstractmethod
     def perspective_p(self, log_p: Array, log_q: Array, t: Array) -> Array:
         """`p f'(p/q)` for finite logarithms."""
+        if type(self).perspective is Generator.perspective:
+            end = numerics.weigh(log_p, self.slope_at_infinity)
+            return _of_f(t, lambda t: jnp.exp(log_p) * _slope_of(self, t), jnp.zeros_like(t), end)
+        one, zero = jnp.ones_like(t), jnp.zeros_like(t)
+        return jax.jvp(self.perspective, (log_p, log_q, t), (one, zero, one))[1]
 
-    @abc.abstractmethod
     def perspective_q(self, log_p: Array, log_q: Array, t: Array) -> Array:
         """`q f(p/q) - p f'(p/q)` for finite logarithms."""
+        if type(self).perspective is Generator.perspective:
+            rest = lambda t: (
+                jnp.exp(jnp.maximum(log_p, log_q)) * _value_of(self, t)
+                - (jnp.exp(log_p) * _slope_of(self, t))
+            )
+            return _of_f(t, rest, numerics.weigh(log_q, self.at_zero), jnp.zeros_like(t))
+        one, zero = jnp.ones_like(t), jnp.zeros_like(t)
+        return jax.jvp(self.perspective, (log_p, log_q, t), (zero, one, -one))[1]
 
-    @abc.abstractmethod
     def shift(self, t: Array, step: Array) -> Array:
         """The log-ratio whose slope is `slope(t) + step`: -inf below f'(0), inf above f'(inf)."""
+        return _searched_shift(self, *jnp.broadcast_arrays(t, step))
+
+    def rise(self, t: Array, end: Array) -> Array:
+        """`f'(e^end) - f'(e^t)`, which `shift` inverts.
+
+        Beyond u = 1 it is the difference of what both lack to a finite f'(inf), if the row says
+        that: the slopes themselves may be the same number.
+        """
+        plain = self.slope(end) - self.slope(t)
+        if type(self).rest_p is Generator.rest_p:
+            return plain
+        finite = jnp.isfinite(jnp.asarray(self.slope_at_infinity)) & jnp.isfinite(t + end)
+        saturated = finite & (t > 0) & (end > 0)
+        lacks = [jnp.where(saturated, x, 1) for x in (end, t)]
+        rests = [self.rest_p(jnp.zeros_like(x), -x, x) for x in lacks]
+        return jnp.where(saturated, rests[0] - rests[1], plain)
 
     def rest_p(self, log_p: Array, log_q: Array, t: Array) -> Array:
         """`p f'(p/q) - p f'(inf)`, for a finite f'(inf).
@@ -230,6 +280,7 @@ class Generator(abc.ABC):
     def slope(self, t: Array) -> Array:
         """`f'(e^t)`: the score of f-DPO, minus the pseudo-reward of f-DPG."""
         ends = self.slope_at_zero, self.slope_at_infinity
+        t = _rounded(t) if type(self).perspective is Generator.perspective else t
         return _at_ends(t, *ends, lambda t: self.perspective_p(jnp.zeros_like(t), -t, t))
 
     def inverse_slope(self, s: Array) -> Array:
@@ -241,6 +292,109 @@ class Generator(abc.ABC):
         t = self.inverse_slope(s)
         of_finite = lambda t: -self.perspective_q(t, jnp.zeros_like(t), t)
         return _at_ends(t, -jnp.asarray(self.at_zero), jnp.inf, of_finite)
+
+
+# Gauss and Legendre's nodes and weights on [0, 1].
+_NODES, _WEIGHTS = (np.polynomial.legendre.leggauss(10) + np.array([[1.0], [0.0]])) / 2
+
+
+def _rounded(t: Array) -> Array:
+    """t as far as e^t is a number with a reciprocal, and infinite beyond."""
+    limit = math.log(float(jnp.finfo(t.dtype).max)) - 1
+    return jnp.where(t > limit, jnp.inf, jnp.where(t < -limit, -jnp.inf, t))
+
+
+def _integral(generator: Generator, t: Array, weight: Callable) -> Array:
+    """`int_0^1 weight(s) f''(1 + s (u - 1)) ds` for u near 1, which loses nothing."""
+    excess = jnp.expm1(t)
+    at = lambda s: weight(s) * _curvature(generator, 1 + s * excess)
+    nodes, weights = jnp.asarray(_NODES, t.dtype), jnp.asarray(_WEIGHTS, t.dtype)
+    return jnp.tensordot(weights, jax.vmap(at)(nodes), 1, precision="highest")
+
+
+def _curvature(generator: Generator, u: Array) -> Array:
+    """f''(u)."""
+    derivative = lambda g: lambda u: jax.jvp(g, (u,), (jnp.ones_like(u),))[1]
+    return derivative(derivative(generator.f))(u)
+
+
+def _plain_value(generator: Generator, t: Array) -> Array:
+    """`f(u)/max(u, 1)` of `u = e^t`: near 1 `(u - 1)^2 int (1 - s) f''(1 + s (u - 1)) ds`."""
+    near = jnp.abs(t) < 0.5
+    close, far = jnp.where(near, t, 0), jnp.where(near, 1, t)
+    excess = jnp.expm1(close)
+    value = excess * (excess * _integral(generator, close, lambda s: 1 - s))
+    value = jnp.where(near, value, generator.f(jnp.exp(far)))
+    return value * jnp.exp(-jnp.maximum(t, 0))
+
+
+def _plain_slope(generator: Generator, t: Array) -> Array:
+    """`f'(u)` of `u = e^t`: near 1 `(u - 1) int f''(1 + s (u - 1)) ds`."""
+    near = jnp.abs(t) < 0.5
+    close, far = jnp.where(near, t, 0), jnp.exp(jnp.where(near, 1, t))
+    value = jnp.expm1(close) * _integral(generator, close, jnp.ones_like)
+    return jnp.where(near, value, jax.jvp(generator.f, (far,), (jnp.ones_like(far),))[1])
+
+
+def _by_hand(plain: Callable, derivative: Callable) -> Callable:
+    """`plain(generator, t)` with its derivative by t: that of the integral would be dear."""
+
+    def rule(primals, tangents):
+        (generator, t), (dgenerator, dt) = primals, tangents
+        _, by_generator = jax.jvp(lambda g: plain(g, t), (generator,), (dgenerator,))
+        return differentiated(generator, t), by_generator + derivative(generator, t) * dt
+
+    differentiated = jax.custom_jvp(plain)
+    differentiated.defjvp(rule)
+    return differentiated
+
+
+_slope_of = _by_hand(_plain_slope, lambda g, t: jnp.exp(t) * _curvature(g, jnp.exp(t)))
+_value_of = _by_hand(
+    _plain_value,
+    lambda g, t: (
+        _slope_of(g, t) * jnp.exp(jnp.minimum(t, 0)) - jnp.where(t > 0, _value_of(g, t), 0)
+    ),
+)
+
+
+def _of_f(t: Array, inside: Callable, low: Array, high: Array) -> Array:
+    """A function of t, and what it is where u is no number any more."""
+    ends = _rounded(t)
+    value = inside(jnp.where(jnp.isinf(ends), 0, t))
+    return jnp.where(ends == -jnp.inf, low, jnp.where(ends == jnp.inf, high, value))
+
+
+def _searched_shift(generator: Generator, t: Array, step: Array) -> Array:
+    """The end of a rise of the slope by `step` from t: a bracket by doubling, then its root.
+
+    A step that leads out of the range of the slope leads to -inf or inf.
+    """
+    fixed, start, taken = jax.lax.stop_gradient((generator, t, step))
+    start = jnp.where(jnp.isinf(start), 0, start)
+    sign = jnp.where(taken < 0, -1, jnp.ones_like(taken))
+    end = lambda distance: start + sign * distance
+    short = lambda distance: sign * (fixed.rise(start, end(distance)) - taken) < 0
+
+    def unfinished(state):
+        _, is_short, count = state
+        return jnp.any(is_short) & (count < 20)
+
+    def double(state):
+        distance, is_short, count = state
+        distance = jnp.where(is_short, 2 * distance, distance)
+        return distance, short(distance), count + 1
+
+    one = jnp.ones_like(start)
+    distance, beyond, _ = jax.lax.while_loop(unfinished, double, (one, short(one), 0))
+    ends = end(distance), jnp.where(distance > 1, end(distance / 2), start)
+    low, high = jnp.minimum(*ends), jnp.maximum(*ends)
+    origin = jnp.where(beyond | jnp.isinf(t), start, t)
+    rest = lambda x: jnp.where(beyond, x - low, generator.rise(origin, x) - step)
+    root = roots.implicit(rest, (low + high) / 2, low, high).x
+    lost = jnp.isnan(t + step) | jnp.isnan(fixed.rise(start, root))
+    found = jnp.where(lost, jnp.nan, jnp.where(beyond, sign * jnp.inf, root))
+    return jnp.where(jnp.isinf(t), t, found)
 
 
 def _at_ends(t: Array, at_minus_inf: ArrayLike, at_inf: ArrayLike, f: Callable) -> Array:

@@ -21,7 +21,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from jdiv import checks, numerics, roots
+from jdiv import checks, numerics
 from jdiv.divergences.generator import Generator, checked_row, number_or_array, parameter, row
 
 TABLE: dict[str, type[Generator]] = {}
@@ -128,7 +128,6 @@ class KL(Generator):
     Reference: Kullback and Leibler 1951.
     """
 
-    unbounded = True
     at_zero = 1.0
     slope_at_zero = -jnp.inf
     slope_at_infinity = jnp.inf
@@ -219,7 +218,6 @@ class Jeffreys(Generator):
     Reference: Jeffreys 1946.
     """
 
-    unbounded = True
     at_zero = jnp.inf
     slope_at_zero = -jnp.inf
     slope_at_infinity = jnp.inf
@@ -318,7 +316,8 @@ class SkewKL(Generator):
     """Skew Kullback-Leibler, `KL(p‖(1-s) p + s q)`, 0 < s < 1: f(u) = u log(u / ((1-s) u + s)).
 
     Finite always; tends to KL(p‖q) as s -> 1. Range: 0 to -log(1 - s), reached for disjoint
-    supports.
+    supports. s is the weight of q: the skew of .1 in DistiLLM (arXiv:2402.03898) is the weight of p
+    in the mixture, `skew=0.9` here.
 
     >>> from jdiv import divergences as dv
     >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
@@ -374,8 +373,7 @@ class SkewKL(Generator):
         """`f'(inf) - f' = e^y - 1 - y` with `y = log((1-s) p/m)`."""
 
         def move(y, step):
-            rest = numerics.exp_residual(y) - step
-            return jnp.where(rest > 0, numerics.exp_residual_root(jnp.maximum(rest, 0)), 0)
+            return numerics.exp_residual_root(numerics.exp_residual(y) - step)
 
         return _logistic_shift(t, step, move, 1 - self.skew, self.skew)
 
@@ -394,7 +392,7 @@ def _logistic_shift(
     """
     k = _log_odds(other, weight, t)
     y = move(-jax.nn.softplus(k - t), step)
-    inside = y < 0
+    inside = ~(y >= 0)  # NaN stays NaN
     moved = k - numerics.log_expm1(-jnp.where(inside, y, -1))
     # A step down cannot lead to infinity: where y underflows, the log-ratio stays.
     return jnp.where(inside, moved, jnp.where(step > 0, jnp.inf, t))
@@ -490,7 +488,7 @@ class _CressieRead(Generator):
     def perspective(self, log_p, log_q, t):
         """`(p^a q^(1-a) - a p + (a - 1) q) / (a (a - 1))`."""
         log_p, log_q, t, log_mean = self._with_mean(log_p, log_q, t)
-        return self.scale * t * (t * numerics.exp_difference_2(log_q, log_p, log_mean))
+        return self.scale * numerics.exp_difference_2(log_q, log_p, log_mean, t * t)
 
     def perspective_p(self, log_p, log_q, t):
         """`(p^a q^(1-a) - p) / (a - 1)`."""
@@ -654,13 +652,13 @@ class LeCam(Generator):
     def _shift_near(self, t, step):
         """`u' = (u + 1 - r)/r`, `r^2 = 1 - step (1 + u)^2 / 2`; a negative u' is below f'(0)."""
         taken = step / 2 * (1 + jnp.exp(t)) * (1 + jnp.exp(t))
-        inside = taken < 1
+        inside = ~(taken >= 1)  # NaN stays NaN
         taken = jnp.where(inside, taken, 0)
         gain = taken / (1 + jnp.sqrt(1 - taken))  # 1 - r
         small = t < -1  # u and the gain are added, else their ratio to 1
         ratio = gain * jnp.exp(-jnp.where(small, 0, t))
         total = jnp.exp(jnp.where(small, t, 0)) + gain
-        positive = jnp.where(small, total > 0, ratio > -1)
+        positive = ~jnp.where(small, total <= 0, ratio <= -1)
         by_sum = jnp.log(jnp.where(small & positive, total, 1))
         by_ratio = t + jnp.log1p(jnp.where(positive & ~small, ratio, 0))
         moved = jnp.where(small, by_sum, by_ratio) - jnp.log1p(-taken) / 2
@@ -719,6 +717,56 @@ class Power(_CressieRead):
     scale: ArrayLike = 1.0
 
 
+# ------------------------------------------------------------------------------ a row from f alone
+
+
+@row
+class FromF(Generator):
+    """A row that is made of its f; made by `from_f`."""
+
+    function: Callable[[Array], Array] = dataclasses.field(metadata={"static": True})
+    at_zero: ArrayLike
+    slope_at_zero: ArrayLike
+    slope_at_infinity: ArrayLike
+    slope_at_one: ArrayLike
+
+    def f(self, u):
+        """The function, centered."""
+        return self.function(u) - self.slope_at_one * (u - 1)
+
+
+def from_f(
+    f: Callable[[Array], Array],
+    *,
+    at_zero: ArrayLike,
+    slope_at_zero: ArrayLike,
+    slope_at_infinity: ArrayLike,
+) -> Generator:
+    """The row of a convex function with f(1) = 0, given with its ends f(0), f'(0) and f'(inf).
+
+    f takes u = p/q to an array of the same shape and is twice differentiable; it is centered here,
+    with the slope f'(1) that it has. All follows from it, see `generator`, which also says how a
+    row with parameters is written.
+
+    >>> from jdiv import divergences as dv
+    >>> own = from_f(lambda u: 1 - jnp.sqrt(u), at_zero=1.0, slope_at_zero=-jnp.inf,
+    ...              slope_at_infinity=0.0)
+    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+    >>> print(f"{dv.f_divergence(own, p, q):.4f} {dv.squared_hellinger(p, q):.4f}")
+    0.1056 0.1056
+    """
+    ends = at_zero, slope_at_zero, slope_at_infinity
+    for name, x in zip(("at_zero", "slope_at_zero", "slope_at_infinity"), ends, strict=True):
+        checks.in_range(name, x, -jnp.inf, jnp.inf, "a number or infinite", closed="both")
+    slope = jax.grad(f)(1.0)
+    at_zero, slope_at_zero, slope_at_infinity = (
+        at_zero + slope,
+        slope_at_zero - slope,
+        (slope_at_infinity - slope),
+    )
+    return FromF(f, at_zero, slope_at_zero, slope_at_infinity, slope)
+
+
 # ------------------------------------------------------------------------------------ sums of rows
 
 Penalties = Sequence[tuple[ArrayLike, Generator]]
@@ -726,22 +774,24 @@ Penalties = Sequence[tuple[ArrayLike, Generator]]
 
 
 class _Sum(Generator):
-    """A weighted sum of rows, one of them kl or jeffreys, whose slopes take every value.
-
-    Rows of weight zero do not count, traced ones too.
-    """
-
-    unbounded = True
+    """A weighted sum of rows. Rows of weight zero do not count, traced ones too."""
 
     weights: tuple[ArrayLike, ...]
     rows: tuple[Generator, ...]
 
     def _sum(self, of: Callable[[Generator], ArrayLike]) -> ArrayLike:
-        return sum(weight * of(one) for weight, one in zip(self.weights, self.rows, strict=True))
+        def weighted(weight, x):
+            return weight * jnp.where((weight == 0) & jnp.isinf(x), 0, x)
+
+        values = (
+            (weight, jnp.asarray(of(one)))
+            for weight, one in zip(self.weights, self.rows, strict=True)
+        )
+        return sum(weighted(*pair) for pair in values)
 
     at_zero = property(lambda self: self._sum(lambda one: one.at_zero))
-    slope_at_zero = -jnp.inf
-    slope_at_infinity = jnp.inf
+    slope_at_zero = property(lambda self: self._sum(lambda one: one.slope_at_zero))
+    slope_at_infinity = property(lambda self: self._sum(lambda one: one.slope_at_infinity))
     slope_at_one = property(lambda self: self._sum(lambda one: one.slope_at_one))
 
     def perspective(self, log_p, log_q, t):
@@ -764,23 +814,9 @@ class _Sum(Generator):
         """The sum of theirs."""
         return self._sum(lambda one: one.rest_q(log_p, log_q, t))
 
-    def shift(self, t, step):
-        """Between the least and the most of what the rows do with all the weight.
-
-        A bounded slope may have no answer to that; what an unbounded row does alone is enough.
-        """
-        t, step = jnp.broadcast_arrays(t, step)
-        together = jnp.stack([one.shift(t, step / sum(self.weights)) for one in self.rows])
-        low, high = jnp.min(together, axis=0), jnp.max(together, axis=0)
-        for weight, one in zip(self.weights, self.rows, strict=True):
-            if one.unbounded:
-                alone = one.shift(t, step / jnp.where(weight > 0, weight, 1))
-                counts = jnp.asarray(weight) > 0
-                low = jnp.where(counts & (step < 0), jnp.maximum(low, alone), low)
-                high = jnp.where(counts & (step > 0), jnp.minimum(high, alone), high)
-        low, high = jax.lax.stop_gradient((low, high))
-        target = self.slope(t) + step
-        return roots.implicit(lambda x: self.slope(x) - target, (low + high) / 2, low, high).x
+    def rise(self, t, end):
+        """The sum of theirs."""
+        return self._sum(lambda one: one.rise(t, end))
 
 
 @row
@@ -806,11 +842,9 @@ def weighted_sum(penalties: Penalties) -> Generator:
     >>> print(f"{both.slope(jnp.log(2.0)):.4f}")  # half of jeffreys: (log 2 + 1 - 1/2) / 2
     0.5966
     """
+    if not penalties:
+        raise ValueError("penalties must have at least one row, got none")
     weights, rows = zip(*penalties, strict=True)
-    if not any(one.unbounded for one in rows):
-        raise ValueError(
-            "penalties must have kl or jeffreys among them, whose slopes are unbounded"
-        )
     for one in rows:
         checked_row(one, invertible=True)
     return WeightedSum(weights, rows)

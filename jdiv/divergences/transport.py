@@ -22,7 +22,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdiv import checks, numerics
-from jdiv.types import Categories, Logits, Reduced, Scalar, Square
+from jdiv.types import Categories, Logits, PerSequence, Reduced, Scalar, Square
 
 
 def _difference(p_logits: Array, q_logits: Array) -> Array:
@@ -38,11 +38,7 @@ def _square(name: str, x: ArrayLike, n: int, dtype) -> Array:
     x = checks.as_float(name, x)
     if x.shape != (n, n):
         raise ValueError(f"{name} must have shape {(n, n)} for {n} categories, got {x.shape}")
-    if not isinstance(x, jax.core.Tracer):
-        known = np.asarray(x)
-        if np.any(np.abs(known - known.T) > 1e-5 * np.max(np.abs(known))):
-            raise ValueError(f"{name} must be symmetric")
-    return x.astype(dtype)
+    return checks.symmetric(name, x).astype(dtype)
 
 
 # ---------------------------------------------------------------------------------- one dimension
@@ -170,7 +166,7 @@ def sinkhorn(
     q_logits: Logits,
     cost: Square,
     *,
-    epsilon: Scalar,
+    epsilon: PerSequence | Scalar,
     threshold: float = 1e-5,
     max_iterations: int = 2000,
     axis: int = -1,
@@ -200,19 +196,18 @@ def sinkhorn(
 
     Reference: Feydy, Sejourne, Vialard, Amari, Trouve and Peyre 2019, equation 3.
     """
-    checks.positive("threshold", threshold)
+    threshold = checks.positive("threshold", threshold)
     if not isinstance(max_iterations, int) or max_iterations < 1:
         raise ValueError(f"max_iterations must be a positive integer, got {max_iterations}")
-    if jnp.ndim(checks.positive("epsilon", epsilon)):
-        raise ValueError(
-            f"epsilon must be a scalar (vmap over a sweep), got shape {jnp.shape(epsilon)}"
-        )
     p_logits, q_logits = checks.logits_pair(p_logits, q_logits, axis, where)
     n, dtype = p_logits.shape[-1], p_logits.dtype
-    problem = _square("cost", cost, n, dtype), jnp.asarray(epsilon, dtype)
+    cost = _square("cost", cost, n, dtype)
+    epsilon = checks.positive("epsilon", epsilon, rows=p_logits)
+    epsilon = jnp.broadcast_to(epsilon, (*p_logits.shape[:-1], 1)).reshape(-1)
     solver = functools.partial(_solve, threshold=threshold, max_iterations=max_iterations)
     rows = [numerics.log_softmax(logits).reshape(-1, n) for logits in (p_logits, q_logits)]
-    outputs = jax.vmap(lambda log_p, log_q: _debiased(solver, problem, log_p, log_q))(*rows)
+    each = lambda log_p, log_q, epsilon: _debiased(solver, (cost, epsilon), log_p, log_q)
+    outputs = jax.vmap(each)(*rows, epsilon)
     value, iterations, residual = (x.reshape(p_logits.shape[:-1]) for x in outputs)
     return SinkhornDivergence(value, residual <= threshold, iterations, residual)
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from jdiv import divergences as dv
 from jdiv import generators
 from tests import high_precision
-from tests.checks import PARAMETERS, raises
+from tests.checks import PARAMETERS, raises, silent
+from tests.search import divergences as divergence_search
 
 ROWS = json.loads((pathlib.Path(__file__).parents[1] / "data" / "divergences.json").read_text())
 
@@ -450,6 +451,73 @@ def test_disjoint_supports_reach_the_bounds():
         np.testing.assert_allclose(value, bounds.get(name, np.inf), rtol=1e-13, err_msg=name)
 
 
+def test_nan_in_is_nan_out():
+    p, q = np.random.default_rng(9).normal(size=(2, 3))
+    silent(*((function(name), {"p_logits": p, "q_logits": q}, ("p_logits", "q_logits"))
+             for name in EVERY))  # fmt: skip
+
+
+# -------------------------------------------------------------------------- float32 against float64
+
+
+def test_random_pairs_in_float32():
+    """Offsets to 1e4, spreads from 1e-8 to 1e4, all parameters; a small instance of the search."""
+    names = ("kl", "jensen_shannon", "skew_kl", "alpha", "le_cam", "renyi", "bregman")
+    for name, (value, gradient, double) in divergence_search.search(400, 1, 4, names).items():
+        assert value.max() < 1e-4, name
+        assert gradient.max() < 1e-4, name
+        assert double < 1e-11, name
+
+
+def test_offsets_cost_nothing():
+    """Policies 1e-3 apart at offsets of 30 and 1e4; logits as large as they can be."""
+    rng = np.random.default_rng(0)
+    p = rng.normal(size=(3, 6))
+    q = p + 1e-3 * rng.normal(size=(3, 6))
+    p, q = (np.float32(x + np.array([[0.0], [30.0], [1e4]])) for x in (p, q + 7.0))
+    huge = np.float32([[3e38, 3e38, 0.0]]), np.float32([[-3e38, -3e38, -3e38]])
+
+    @jax.jit
+    def of(p, q):
+        return {name: getattr(dv, name)(p, q) for name in ("kl", "jensen_shannon", "reverse_kl")}
+
+    for name, found in of(p, q).items():
+        with mp.workdps(60):
+            exact = [high_precision.divergence(name, *map(high_precision.softmax, x), weight=0.5)
+                     for x in zip(p.tolist(), q.tolist(), strict=True)]  # fmt: skip
+        np.testing.assert_allclose(found, np.array(exact, float), rtol=1e-5)
+    expected = {"kl": np.log(1.5), "reverse_kl": np.inf, "jensen_shannon": 0.1323}
+    for name, found in of(*huge).items():
+        if name != "reverse_kl":
+            np.testing.assert_allclose(found, expected[name], rtol=1e-3)
+
+
+def test_bregman_at_shared_zeros_and_of_itself():
+    """For a <= 0 shared zeros count nothing, and neither does a p that is q."""
+    shared = np.array([[0.0, 1.0, -np.inf], [0.0, 0.0, -np.inf]])
+    same = np.array([[0.0, -50.0, -1.0]] * 2)
+    alpha = np.array([-2.0, -0.5, 0.0, 1.0])
+    repeat = lambda x: np.repeat(x[:, None], 4, axis=1)
+
+    @jax.jit
+    def of(p, q):
+        value, pullback = jax.vjp(lambda p, q: dv.bregman(p, q, alpha=alpha), p, q)
+        return value, *pullback(jnp.ones_like(value))
+
+    value, *gradients = of(*repeat(shared))
+    with mp.workdps(60):
+        for a, found in zip(alpha, value, strict=True):
+            pair = map(high_precision.softmax, shared[:, :2].tolist())
+            exact = high_precision.divergence("bregman", *pair, alpha=a + mp.mpf(10) ** -25)
+            np.testing.assert_allclose(found, float(exact), rtol=1e-9)
+    for gradient in gradients:
+        assert np.all(gradient[:, 2] == 0)
+        np.testing.assert_allclose(gradient[:, 0], -gradient[:, 1], rtol=1e-12)
+    value, *gradients = of(*repeat(same))
+    assert np.all(value == 0)
+    assert all(np.all(gradient == 0) for gradient in gradients)
+
+
 # ---------------------------------------------------------------------------- programs and dtypes
 
 
@@ -587,7 +655,8 @@ def test_refusals_name_the_argument(name):
     f = function(name)
     x = jnp.zeros(3)
     with raises(
-        ValueError, match=r"^p_logits and q_logits must have the same shape, got .*\(3,\).*\(4,\)$"
+        ValueError,
+        match=r"^p_logits and q_logits must have the same shape .*broadcast_to.*\(3,\).*\(4,\)$",
     ):
         f(x, jnp.zeros(4))
     with raises(TypeError, match=r"^p_logits must be a floating-point array, got dtype int64$"):

@@ -769,12 +769,12 @@ def test_refusals_name_the_argument(name, p, q, error, message):
         ("renyi", 0.0, "positive and finite, got 0.0"),
         ("renyi", -1.0, "positive and finite, got -1.0"),
         ("renyi", math.nan, "positive and finite, got nan"),
-        ("renyi", np.ones(2), "a scalar (vmap over a sweep), got shape (2,)"),
+        ("renyi", np.ones(2), "a number, got (2,)"),
         ("alpha", math.inf, "a finite number, got inf"),
         ("alpha", "half", "a finite number, got half"),
-        ("alpha", np.ones((1, 1)), "a scalar (vmap over a sweep), got shape (1, 1)"),
+        ("alpha", np.ones((1, 1)), "a number, got (1, 1)"),
         ("tsallis", 0.0, "positive and finite, got 0.0"),
-        ("tsallis", np.ones(2), "a scalar (vmap over a sweep), got shape (2,)"),
+        ("tsallis", np.ones(2), "a number, got (2,)"),
     ],
 )
 def test_orders_out_of_range(name, bad, message):

@@ -325,6 +325,108 @@ def test_a_row_of_a_user_needs_no_registration():
     assert "halved" not in generators.TABLE
 
 
+@row
+class OwnLeCam(Generator):
+    """Le Cam's divergence by its f alone."""
+
+    scale: float = 1.0
+
+    at_zero, slope_at_zero, slope_at_infinity = 0.5, -1.5, 0.5
+
+    def f(self, u):
+        return self.scale * (u - 1) ** 2 / (2 * (u + 1))
+
+
+@row
+class OwnHellinger(Generator):
+    """Squared Hellinger by its perspective alone."""
+
+    at_zero, slope_at_zero, slope_at_infinity = 0.5, -jnp.inf, 0.5
+
+    def perspective(self, log_p, log_q, t):
+        return (jnp.exp(log_p / 2) - jnp.exp(log_q / 2)) ** 2 / 2
+
+
+def test_a_row_from_f_alone():
+    """Values, gradients, slope, shift and greedy of rows that say nothing but f or perspective."""
+    ends = {"at_zero": 1.0, "slope_at_zero": -jnp.inf, "slope_at_infinity": 0.0}
+    of_function = generators.from_f(lambda u: 1 - jnp.sqrt(u), **ends)
+    own = of_function, OwnLeCam(), OwnHellinger()
+    known = [getattr(generators, x)() for x in ("squared_hellinger", "le_cam", "squared_hellinger")]
+    p, q = np.random.default_rng(2).normal(size=(2, 5))
+    p, q, near = np.append(p, -np.inf), np.append(q, 1.0), np.append(p, 0.0) + 1e-7 * np.arange(6)
+    t = jnp.array([-9.0, -0.7, -0.3, 1e-6, 0.2, 3.0, 9.0])
+
+    @jax.jit
+    def of(rows):
+        def one(row):
+            f = lambda p, q: dv.f_divergence(row, p, q)
+            by_p, by_q = jax.grad(f, (0, 1))(p, q)
+            return f(p, q), by_p, by_q, row.slope(t), row.shift(t, jnp.flip(t) / 40)
+
+        best = regularized.greedy(near, q, 0.3, generator=rows[1])
+        by_scale = jax.value_and_grad(lambda row: dv.f_divergence(row, p[:5], q[:5]))(rows[1])
+        nearby = [dv.f_divergence(row, near, jnp.append(p[:5], 0.0)) for row in rows[:2]]
+        return list(map(one, rows)), best.log_policy, nearby, jax.tree.leaves(by_scale)
+
+    found, expected = of(own), of(known)
+    chex.assert_trees_all_close(found[:2], expected[:2], rtol=1e-9, atol=1e-12)
+    chex.assert_trees_all_close(found[2], expected[2], rtol=1e-9)
+    np.testing.assert_allclose(*found[3], rtol=1e-12)
+    with pytest.raises(ValueError, match=r"^f\(1\) must be 0 for FromF, got "):
+        generators.from_f(jnp.sqrt, **ends)
+
+
+def test_sums_of_rows_with_bounded_slopes():
+    """pearson + neyman: chi2 both ways; and le_cam + neyman, whose slopes end above."""
+    chi2, bounded = (
+        generators.weighted_sum(((1.0, generators.neyman_chi2()), (0.5, generators.get(name))))
+        for name in ("pearson_chi2", "le_cam")
+    )
+    values, ref = np.random.default_rng(4).normal(size=(2, 5))
+    t = jnp.array([-60.0, -5.0, 0.0, 5.0, 60.0])
+
+    @jax.jit
+    def of():
+        out = []
+        for one in (chi2, bounded):
+            best = regularized.greedy(4 * values, ref, 0.3, generator=one)
+            slope = one.slope(best.log_policy - jax.nn.log_softmax(ref))
+            back = one.shift(t, one.rise(t, 0.9 * t))
+            out.append((slope - (4 * values - best.normalizer) / 0.3, best.residual, back))
+        return out, bounded.shift(t, jnp.array([0.0, 0.0, jnp.nan, 10.0, 10.0]))
+
+    rows, ends = of()
+    for gap, residual, back in rows:
+        np.testing.assert_allclose(gap, 0, atol=1e-8)
+        assert residual < 1e-12
+        np.testing.assert_allclose(back, 0.9 * t, atol=1e-9)
+    np.testing.assert_allclose(ends, [-60.0, -5.0, np.nan, np.inf, np.inf], rtol=1e-14)
+
+
+def test_shifts_far_out_in_float32():
+    """From log-ratios of 100 on, steps from 1e-30 to 1e30: against float64."""
+    t = np.array([-100, -60, -20, -1, 0, 1, 20, 48, 60, 100], np.float32)
+    sizes = 10.0 ** np.array([-30, -20, -10, -2, 0, 2, 10, 20, 30])
+    t, step = (x.ravel() for x in np.meshgrid(t, np.append(sizes, -sizes).astype(np.float32)))
+
+    @jax.jit
+    def of(t, step):
+        return {x: generators.get(x).astype(t.dtype).shift(t, step) for x in SMOOTH}
+
+    doubled = np.float64(t), np.float64(step)
+    single, double = (jax.tree.map(np.asarray, of(*x)) for x in ((t, step), doubled))
+    nearby = of(doubled[0], doubled[1] * (1 + 1e-5))  # where the step leads next to an end
+    for name in SMOOTH:
+        size = np.maximum(1, np.abs(double[name]))
+        inside = np.isfinite(double[name]) & (np.abs(nearby[name] - double[name]) < 1e-3 * size)
+        off = np.abs(single[name] - double[name]) / size
+        assert np.max(off[inside]) < 1e-5, name
+        ends = np.isinf(double[name]) & (nearby[name] == double[name])
+        np.testing.assert_array_equal(single[name][ends], double[name][ends])
+        assert np.sum(inside | ends) > 150
+
+
 def test_same_under_every_transformation(same_everywhere):
     rows = {name: both(name)[0] for name in CUSTOMARY}
 

@@ -390,7 +390,7 @@ def test_wrong_input_is_refused():
     refused(
         ValueError, ("P + P^T",), lambda: self_play.sppo(three, 0.5 * np.eye(3), step_size=0.5)
     )  # fmt: skip
-    refused(ValueError, ("kl",), lambda: generators.weighted_sum(((1.0, generators.le_cam()),)))
+    refused(ValueError, ("penalties",), lambda: generators.weighted_sum(()))
     refused(
         TypeError, ("total_variation",), lambda: generators.weighted_sum(((1.0, kl), (1.0, tv)))
     )
