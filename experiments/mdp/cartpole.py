@@ -5,6 +5,11 @@ that any regularization beats DQN over a wide range; Zhu et al. 2023 (arXiv:2301
 entropy by Tsallis'. Numbers, grids and steps of the papers are unknown. Only orders are checked,
 and of returns only that moderate regularization is no worse: at the quick scale most differences
 are within their standard errors.
+
+A network that chooses what it learns from is chaotic: a difference of one rounding becomes another
+episode. XLA does not compile the same arithmetic for one device and for a part of several, nor for
+a few lanes and for many. So the curves of one seed are others on another number of devices, and no
+claim is about a curve: they are about orders and means over all seeds, by their standard errors.
 """
 
 import functools
