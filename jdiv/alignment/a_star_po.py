@@ -30,8 +30,8 @@ def optimal_value_estimate(rewards: Values, beta: ArrayLike) -> Array:
 
     Reference: A*-PO, V_hat of the released code (ZhaolinGao/A-PO), which has n = 8, beta = 1/2.
     """
-    checks.positive("beta", beta)
-    rewards = checks.as_float("rewards", rewards)
+    beta = checks.positive("beta", beta)
+    rewards = checks.as_rewards("rewards", rewards)
     if rewards.ndim == 0 or rewards.shape[-1] < 1:
         raise ValueError(f"rewards must have at least one answer, got shape {rewards.shape}")
     return greedy(rewards, jnp.zeros_like(rewards), beta, generator=_KL).value
@@ -60,8 +60,10 @@ def binary_value(accuracy: PerSequence, beta: ArrayLike, *, n: int) -> BinaryVal
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    checks.positive("beta", beta)
+    beta = checks.positive("beta", beta)
     accuracy = checks.as_float("accuracy", accuracy)
+    allowed = "probabilities from 0 to 1"
+    accuracy = jnp.asarray(checks.in_range("accuracy", accuracy, 0, 1, allowed, closed="both"))
     right = jnp.arange(n + 1, dtype=accuracy.dtype)
     right = jnp.broadcast_to(right, (*accuracy.shape, n + 1))
 
@@ -95,7 +97,8 @@ def a_star_po_loss(
 
     Reference: A*-PO, the loss of the released code (ZhaolinGao/A-PO), which has beta = 1/1000.
     """
-    checks.positive("beta", beta)
+    beta = checks.positive("beta", beta)
+    rewards = checks.as_rewards("rewards", rewards, jnp.asarray(value).dtype)
     log_probs, ref_log_probs, rewards, value = checks.alike(
         log_probs=log_probs, ref_log_probs=ref_log_probs, rewards=rewards, value=value
     )

@@ -41,12 +41,12 @@ def renyi_cross_entropy(p_logits: Logits, q_logits: Logits, order: ArrayLike) ->
 
     Reference: Yang et al. 2024 (arXiv:2404.01730), cumulants and Rényi cross-entropy.
     """
-    checks.in_range("order", order, -jnp.inf, jnp.inf, "finite")
+    order = checks.finite("order", order)
     q_logits = numerics.log_softmax(checks.as_float("q_logits", q_logits))
     log_q, log_p = checked_answers(p_logits, q_logits=q_logits)
     s = jnp.broadcast_to(jnp.asarray(order, log_p.dtype) - 1, log_p.shape[:-1])
-    both = (log_p > -jnp.inf) & (log_q > -jnp.inf)
-    missing = jnp.any((log_p > -jnp.inf) & (log_q == -jnp.inf), axis=-1)
+    both = (log_p != -jnp.inf) & (log_q != -jnp.inf)
+    missing = jnp.any((log_p != -jnp.inf) & (log_q == -jnp.inf), axis=-1)
     safe = jnp.where(both, log_q, 0)
     log_sum = jax.nn.logsumexp(jnp.where(both, log_p + s[..., None] * safe, -jnp.inf), axis=-1)
     # Near order 1 the sum is near 1: log(1 + s x) / s with x = sum p (q^s - 1)/s.
@@ -66,5 +66,8 @@ def rate_function(rewards: Values, ref_logits: Logits, level: ArrayLike) -> Mome
 
     Reference: Yang et al. 2024 (arXiv:2404.01730), J(t) of the large deviations principle.
     """
-    rewards = checks.as_float("rewards", rewards)
+    rewards = checks.as_rewards("rewards", rewards)
+    if rewards.ndim != 1:
+        raise ValueError(f"rewards must be [n], got shape {rewards.shape}: vmap for more")
+    level = checks.finite("level", level)
     return with_moments(ref_logits, rewards[:, None], jnp.asarray(level, rewards.dtype)[None])

@@ -42,6 +42,8 @@ def interpolate(start: Model, end: Model, share: ArrayLike) -> Model:
     Reference: Rame et al. 2024, WARP (arXiv:2406.16768), sections 3.1 and 3.3.
     """
 
+    share = checks.finite("share", share)
+
     def of_leaf(a, b):
         checks.same_shape(start=a, end=b)
         return a + jnp.asarray(share, a.dtype) * (b - a)
@@ -68,12 +70,15 @@ def angle(a: ArrayLike, b: ArrayLike) -> Array:
 
     Reference: Kahan 2006, How futile are mindless assessments of roundoff, section 12.
     """
-    apart, together = _chords(checks.as_float("a", a), checks.as_float("b", b))
+    apart, together = _chords(*checks.alike(a=a, b=b))
     return 2 * jnp.arctan2(apart, together)
 
 
 def _chords(a: Array, b: Array) -> tuple[Array, Array]:
     """`‖u - v‖` and `‖u + v‖` of the unit vectors; a zero vector has every direction."""
+    # Squares of entries of any size are representable once the largest is 1.
+    largest = [jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=0)) for x in (a, b)]
+    a, b = (x / jnp.where(most == 0, 1, most) for x, most in zip((a, b), largest, strict=True))
     lengths = [jnp.linalg.norm(x.ravel()) for x in (a, b)]
     none = (lengths[0] == 0) | (lengths[1] == 0)
     u, v = (x / jnp.where(none, 1, length) for x, length in zip((a, b), lengths, strict=True))
@@ -97,7 +102,7 @@ def slerp(a: ArrayLike, b: ArrayLike, share: ArrayLike) -> Array:
     """
     a, b = checks.alike(a=a, b=b)
     dtype = a.dtype
-    share = jnp.asarray(share, dtype)
+    share = jnp.asarray(checks.finite("share", share), dtype)
     apart, together = _chords(a, b)
     omega = 2 * jnp.arctan2(apart, together)
     # sin W = ‖u - v‖ ‖u + v‖ / 2 keeps its digits near pi, sin W / W by sinc near 0.

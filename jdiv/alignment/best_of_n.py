@@ -46,6 +46,8 @@ def ranks(rewards: Values, ref_logits: Logits) -> Ranks:
 
 def _ranks(rewards: Array, log_ref: Array) -> tuple[Array, Array, Array]:
     """`ranks` of one row, by cumulative sums in sorted order."""
+    present = log_ref != -jnp.inf
+    log_ref = jnp.where(jnp.any(present & jnp.isnan(rewards)), jnp.nan, log_ref)
     order = jnp.argsort(rewards)
     rising, mass = rewards[order], log_ref[order]
     first = jnp.searchsorted(rising, rewards, side="left")
@@ -57,7 +59,7 @@ def _ranks(rewards: Array, log_ref: Array) -> tuple[Array, Array, Array]:
     high = above < -jnp.log(2.0)
     at_most = jnp.where(high, jnp.log1p(-jnp.exp(jnp.where(high, above, -1))), upwards[last])
     most = jax.ops.segment_max(log_ref, first, num_segments=len(order))
-    most = jnp.where(most > -jnp.inf, most, 0)
+    most = jnp.where(most != -jnp.inf, most, 0)
     total = jax.ops.segment_sum(jnp.exp(log_ref - most[first]), first, num_segments=len(order))
     return at_most, (most + jnp.log(total))[first], above
 
@@ -79,7 +81,7 @@ def best_of_n(rewards: Values, ref_logits: Logits, n: ArrayLike) -> LogPolicy:
     of = ranks(rewards, ref_logits)
     rewards, log_ref = checked_answers(ref_logits, rewards=rewards)
     n = jnp.broadcast_to(_draws(n, rewards), rewards.shape[:-1])[..., None]
-    present = log_ref > -jnp.inf
+    present = log_ref != -jnp.inf
     at_most, tied = (jnp.where(present, x, 0) for x in (of.log_at_most, of.log_tied))
     drawn = _log_once(n, jnp.minimum(tied - at_most, 0))
     return jnp.where(present, log_ref - tied + n * at_most + drawn, -jnp.inf)
@@ -95,7 +97,7 @@ def worst_of_n(rewards: Values, ref_logits: Logits, n: ArrayLike) -> LogPolicy:
 
 def _draws(n: ArrayLike, like: Array) -> Array:
     """The number of draws, of the dtype of `like`."""
-    checks.in_range("n", n, 1, jnp.inf, "a finite number of at least 1", closed="low")
+    n = checks.in_range("n", n, 1, jnp.inf, "a finite number of at least 1", closed="low")
     return jnp.asarray(n).astype(like.dtype)
 
 
@@ -133,8 +135,12 @@ def kl_estimate(ref_log_probs: SequenceLogProbs, n: ArrayLike) -> Array:
     Reference: Beirami et al. 2024 (arXiv:2401.01879), the estimator next to the bound.
     """
     log_e = checks.as_float("ref_log_probs", ref_log_probs)
+    allowed = "log-probabilities, at most 0"
+    most = checks.NORMALIZED
+    log_e = checks.in_range("ref_log_probs", log_e, -jnp.inf, most, allowed, closed="low")
+    log_e = jnp.asarray(log_e)
     n = _draws(n, log_e)
-    certain = log_e == 0
+    certain = log_e >= 0
     log_e = jnp.where(certain, -1, log_e)
     log_rest = jnp.where(log_e > -0.7, jnp.log(-jnp.expm1(log_e)), jnp.log1p(-jnp.exp(log_e)))
     log_once = _log_once(n, log_e)
@@ -161,7 +167,7 @@ def pool_mean(proxy: PerSample, gold: PerSample, n: ArrayLike) -> Array:
     checks.same_shape(proxy=proxy, gold=gold)
     size = len(proxy)
     allowed = f"from 1 to the size of the pool, {size}"
-    checks.in_range("n", n, 1, size, allowed, closed="both")
+    n = checks.in_range("n", n, 1, size, allowed, closed="both")
     n = jnp.asarray(n).astype(gold.dtype)[..., None]
     order = jnp.argsort(proxy)
     rising, paid = proxy[order], gold[order]
@@ -176,8 +182,8 @@ def pool_mean(proxy: PerSample, gold: PerSample, n: ArrayLike) -> Array:
     survival = jax.lax.cumsum(factor, axis=factor.ndim - 1, reverse=True)
     survival = jnp.concatenate([survival[..., 1:], jnp.zeros_like(n)], axis=-1)
     weight = jnp.where(rank >= n, n / rank * jnp.exp(survival), 0)
-    mean = jnp.sum(weight * jnp.broadcast_to(total / count, rank.shape)[..., group], axis=-1)
-    return jnp.where(n[..., 0] <= size, mean, jnp.nan)
+    weight = jnp.where(jnp.isnan(n) | jnp.any(jnp.isnan(proxy)), jnp.nan, weight)
+    return jnp.sum(weight * jnp.broadcast_to(total / count, rank.shape)[..., group], axis=-1)
 
 
 # -------------------------------------------------------------------------------- optimal win rates
@@ -272,6 +278,6 @@ def bonbon_beta(n: ArrayLike) -> Array:
 
     Reference: Gui et al. 2024, BoNBoN (arXiv:2406.00832), beta*_n.
     """
-    checks.in_range("n", n, 1, jnp.inf, "a finite number above 1")
+    n = checks.in_range("n", n, 1, jnp.inf, "a finite number above 1")
     n = jnp.asarray(n).astype(jnp.result_type(float))
     return 1 / (2 * (n - 1) * (digamma(n) + np.euler_gamma))

@@ -89,7 +89,7 @@ def dpg_loss(
     fixed, log_target, log_proposal, baseline = jax.lax.stop_gradient(
         (log_probs, log_target, log_proposal, jnp.asarray(baseline, log_probs.dtype))
     )
-    taken = fixed > -jnp.inf
+    taken = fixed != -jnp.inf
     log_weight = jnp.where(taken, fixed, 0) - jnp.where(taken, log_proposal, 0)
     log_other = jnp.where(taken, log_target - jnp.where(taken, log_proposal, 0), 0)
     # The derivative by log u of q f(u/q) is u f'(u/q), zeros included; here u = pi/q.
@@ -185,7 +185,7 @@ class QuasiRejection(NamedTuple):
 
 def log_acceptance(log_target: PerSample, log_proposal: PerSample, beta: ArrayLike) -> PerSample:
     """`log min(1, P/(beta q))` of each sample x ~ q. Shapes: any, twice the same, to the same."""
-    checks.positive("beta", beta)
+    beta = checks.positive("beta", beta)
     log_target, log_proposal = checks.alike(log_target=log_target, log_proposal=log_proposal)
     log_beta = jnp.log(jnp.asarray(beta, log_target.dtype))
     return jnp.minimum(0, numerics.sampled_log_ratio(log_target, log_proposal) - log_beta)
@@ -208,6 +208,7 @@ def quasi_rejection(log_target: Logits, proposal_logits: Logits, beta: ArrayLike
     Reference: Eikema et al. 2022 (arXiv:2112.05702) for the sampler; the bound is derived here: the
     law is nowhere below min(P, beta q)/Z.
     """
+    beta = checks.positive("beta", beta)
     log_target, logits = checks.alike(log_target=log_target, proposal_logits=proposal_logits)
     log_proposal = numerics.log_softmax(logits)
     log_mass = log_proposal + log_acceptance(log_target, log_proposal, beta)
@@ -215,7 +216,7 @@ def quasi_rejection(log_target: Logits, proposal_logits: Logits, beta: ArrayLike
     # The share of each answer's target mass that lies above beta q.
     log_beta = jnp.log(jnp.asarray(beta, log_target.dtype))
     above = numerics.sampled_log_ratio(log_proposal, log_target) + log_beta
-    lost = jnp.where(log_target > -jnp.inf, -jnp.expm1(jnp.minimum(above, 0)), 0)
+    lost = jnp.where(log_target != -jnp.inf, -jnp.expm1(jnp.minimum(above, 0)), 0)
     bound = jnp.sum(jnp.exp(numerics.log_softmax(log_target)) * lost, axis=-1)
     return QuasiRejection(log_mass - log_accepted[..., None], jnp.exp(log_accepted), bound)
 

@@ -65,8 +65,8 @@ class Comparisons(NamedTuple):
 
 def tilt(problem: LinearProblem, rewards: Values) -> LogPolicy:
     """`log pi` of the policy `ref exp(rewards / beta)`, normalized; `[contexts, arms]`."""
-    kl = generators.kl()
-    return regularized.greedy(rewards, problem.ref_logits, problem.beta, generator=kl).log_policy
+    kl, beta = generators.kl(), checks.positive("beta", problem.beta)
+    return regularized.greedy(rewards, problem.ref_logits, beta, generator=kl).log_policy
 
 
 def regularized_regret(problem: LinearProblem, log_policy: LogPolicy) -> Array:
@@ -78,7 +78,8 @@ def regularized_regret(problem: LinearProblem, log_policy: LogPolicy) -> Array:
     Reference: Donsker and Varadhan 1975, the Gibbs variational principle.
     """
     best = jnp.broadcast_to(tilt(problem, problem.rewards), log_policy.shape)
-    return problem.beta * jnp.mean(categorical.kl(log_policy, best), axis=-1)
+    beta = checks.positive("beta", problem.beta)
+    return beta * jnp.mean(categorical.kl(log_policy, best), axis=-1)
 
 
 def compare(
@@ -89,6 +90,7 @@ def compare(
     Contexts are uniform; the first answer wins with probability `sigmoid(<weights, difference>)`.
     Shapes: `[contexts, arms]` twice.
     """
+    checks.in_range("pairs", pairs, 1, jnp.inf, "at least 1", closed="low")
     contexts = problem.features.shape[0]
     uniforms = jax.random.uniform(key, (4, pairs), problem.features.dtype)
     x = (uniforms[0] * contexts).astype(int)
@@ -109,9 +111,14 @@ def precision(differences: ArrayLike, counts: ArrayLike, ridge: ArrayLike) -> Ar
 
     Reference: GSHF, Xiong et al. 2024 (arXiv:2312.11456).
     """
-    checks.positive("ridge", ridge)
+    ridge = checks.positive("ridge", ridge)
     differences = checks.as_float("differences", differences)
-    counts = jnp.asarray(counts, differences.dtype)
+    counts = jnp.asarray(checks.not_negative("counts", counts), differences.dtype)
+    if differences.ndim != 2 or counts.shape != differences.shape[:1]:
+        raise ValueError(
+            "differences and counts must be of shapes [pairs, d] and [pairs], got"
+            f" {differences.shape} and {counts.shape}"
+        )
     eye = jnp.eye(differences.shape[1], dtype=differences.dtype)
     return ridge * eye + (differences * counts[:, None]).T @ differences
 
@@ -161,7 +168,10 @@ def pessimistic(
 
     Reference: GSHF, Xiong et al. 2024 (arXiv:2312.11456), offline learning.
     """
-    rewards = checks.as_float("rewards", rewards)
+    rewards, coefficient = (
+        checks.as_rewards("rewards", rewards),
+        checks.finite("coefficient", coefficient),
+    )
     uncertainty = width(features, center, precision).astype(rewards.dtype)
     checks.same_shape(rewards=rewards, features=uncertainty)
     return rewards - coefficient * uncertainty
@@ -213,6 +223,7 @@ def _tilt_with_bonus(
     bonus: ArrayLike,
 ) -> Array:
     """The tilt by rewards plus `bonus` times the width around a policy's mean feature."""
+    bonus = checks.finite("bonus", bonus)
     p = jnp.exp(numerics.log_softmax(center_logits))
     center = jnp.sum(p[..., None] * problem.features, axis=-2)
     seen = precision(data.differences, data.counts, ridge)

@@ -48,7 +48,7 @@ def log_transform(quantile: Values) -> Values:
 
     Shapes: any to the same; -inf at 0.
     """
-    return jnp.log(checks.as_float("quantile", quantile))
+    return jnp.log(_quantile(quantile))
 
 
 def exponential_transform(quantile: Values, exponent: ArrayLike) -> Values:
@@ -59,7 +59,14 @@ def exponential_transform(quantile: Values, exponent: ArrayLike) -> Values:
     Reconstructed: the exponents 10 and -10 are from a note on the paper.
     Reference: Balashankar et al. 2024 (arXiv:2412.19792).
     """
-    return jnp.sign(exponent) * jnp.exp(exponent * checks.as_float("quantile", quantile))
+    exponent = checks.finite("exponent", exponent)
+    return jnp.sign(exponent) * jnp.exp(exponent * _quantile(quantile))
+
+
+def _quantile(quantile: Values) -> Array:
+    """Checked quantiles."""
+    quantile = checks.as_float("quantile", quantile)
+    return jnp.asarray(checks.in_range("quantile", quantile, 0, 1, "from 0 to 1", closed="both"))
 
 
 def quantiles(cells: int, dtype: jnp.dtype | None = None) -> tuple[Values, Logits]:
@@ -211,6 +218,7 @@ def aligned(
 
     Reference: Balashankar et al. 2024 (arXiv:2412.19792); the iteration is derived here.
     """
+    beta = checks.positive("beta", beta)
 
     def respond(reward: Array) -> tuple[Array, Array]:
         found = tilts.tilted(reward, ref_logits, beta, generator=generator)
@@ -234,6 +242,7 @@ def aligned_to(
 
     Reference: Balashankar et al. 2024 (arXiv:2412.19792); the iteration is derived here.
     """
+    budget = checks.positive("budget", budget)
 
     def respond(reward: Array) -> tuple[Array, Array]:
         found = tilts.tilted_to(reward, ref_logits, budget, generator=generator)
@@ -262,6 +271,7 @@ def _fixed_point(
     iterations: int,
 ) -> AlignedPolicy:
     """Ascent: the slope of the objective along a change of the reward is the covariance with it."""
+    checks.in_range("iterations", iterations, 1, jnp.inf, "at least 1", closed="low")
     log_ref = numerics.log_softmax(checks.as_float("ref_logits", ref_logits))
 
     def look(reward: Array) -> _Round:

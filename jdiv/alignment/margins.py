@@ -132,7 +132,7 @@ def discopop(temperature: ArrayLike = 0.05) -> Margin:
 
     Reference: Lu et al. 2024 (arXiv:2406.08414), its log-ratio modulated loss.
     """
-    checks.in_range("temperature", temperature, 0, 1, "between 0 and 1, exclusive")
+    temperature = checks.in_range("temperature", temperature, 0, 1, "between 0 and 1, exclusive")
 
     def margin(x: Array) -> Array:
         z = x / temperature
@@ -146,4 +146,5 @@ def discopop(temperature: ArrayLike = 0.05) -> Margin:
 
 def clipped(margin: Margin, limit: ArrayLike) -> Margin:
     """`margin` of x clipped to [-limit, limit]: a pair beyond has no gradient."""
+    limit = checks.positive("limit", limit)
     return lambda x: margin(jnp.clip(x, -limit, limit))

@@ -39,7 +39,7 @@ def _log_ratios(
     chosen: PerPair, rejected: PerPair, ref_chosen: PerPair, ref_rejected: PerPair, beta: ArrayLike
 ) -> tuple[Array, Array, Array]:
     """`log pi/ref` of both answers, and beta in their precision."""
-    checks.positive("beta", beta)
+    beta = checks.positive("beta", beta)
     chosen, rejected, ref_chosen, ref_rejected = checks.alike(
         chosen=chosen, rejected=rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected
     )
@@ -78,7 +78,7 @@ def implicit_reward(
     Reference: Rafailov et al. 2023 (arXiv:2305.18290), equation 5; Wang et al. 2024
     (arXiv:2309.16240), Theorem 1, for every row.
     """
-    checks.positive("beta", beta)
+    beta = checks.positive("beta", beta)
     log_probs, ref_log_probs = checks.alike(log_probs=log_probs, ref_log_probs=ref_log_probs)
     beta = jnp.asarray(beta, log_probs.dtype)
     return beta * checked_row(generator, log_probs.dtype, invertible=True).slope(
@@ -92,12 +92,20 @@ def _of_difference(
     """`margin(beta f'(e^t_w) - beta f'(e^t_l))`, its limit where a slope is infinite."""
     generator = checked_row(generator, t_w.dtype, invertible=True)
     log_ratios = jnp.stack([t_w, t_l])
-    slopes = jax.lax.stop_gradient(generator.slope(log_ratios))
+    fixed, at = jax.lax.stop_gradient((generator, log_ratios))
+    slopes, steepness = jax.jvp(fixed.slope, (at,), (jnp.ones_like(at),))
     infinite = jnp.any(jnp.isinf(slopes), axis=0)
     # Two infinite slopes still have an order.
     order = jnp.where(t_w == t_l, 0, jnp.copysign(jnp.inf, t_w - t_l))
     limit = jnp.where(slopes[0] == slopes[1], order, slopes[0] - slopes[1])
-    of_w, of_l = generator.slope(jnp.where(infinite[None], 0, log_ratios))
+    # Parts of the derivative of a slope near the largest float may be beyond it, and times 0 they
+    # are NaN: there the derivative is a number, at most the largest float.
+    most = jnp.finfo(at.dtype).max
+    steepness = jnp.where(jnp.isfinite(slopes) & ~(steepness <= most), most, steepness)
+    far = jnp.isfinite(slopes) & ((jnp.abs(slopes) > most**0.75) | (steepness == most))
+    steepness = jnp.where(far, steepness, 0)
+    plain = generator.slope(jnp.where(infinite[None] | far, 0, log_ratios))
+    of_w, of_l = jnp.where(far, slopes + steepness * (log_ratios - at), plain)
     x = beta * jnp.where(infinite, jax.lax.stop_gradient(limit), of_w - of_l)
     return margin(x)
 
@@ -171,9 +179,7 @@ def _lengths(lengths: Lengths, like: Array) -> tuple[Array, Array]:
     """Checked lengths of both answers, in the precision of the log-ratios."""
     of_chosen, of_rejected = (jnp.asarray(n, like.dtype) for n in lengths)
     checks.same_shape(chosen=like, lengths_of_chosen=of_chosen, lengths_of_rejected=of_rejected)
-    for length in (of_chosen, of_rejected):
-        checks.in_range("lengths", length, 0, jnp.inf, "positive")
-    return of_chosen, of_rejected
+    return tuple(jnp.asarray(checks.positive("lengths", n)) for n in (of_chosen, of_rejected))
 
 
 def ipo(
@@ -315,7 +321,7 @@ def h_dpo(
 
     Reference: H-DPO (arXiv:2411.07595), from its code.
     """
-    checks.positive("alpha", alpha)
+    alpha = checks.positive("alpha", alpha)
     chosen, rejected = checks.as_float("chosen", chosen), checks.as_float("rejected", rejected)
     alpha = jnp.asarray(alpha, chosen.dtype)
     pair = alpha * chosen, alpha.astype(rejected.dtype) * rejected
@@ -370,6 +376,7 @@ def rpo(
 
     Reference: Liu et al. 2024 (arXiv:2405.16436).
     """
+    coefficient = checks.not_negative("coefficient", coefficient)
     loss = dpo(chosen, rejected, ref_chosen, ref_rejected, beta=beta)
     return loss + jnp.asarray(coefficient, loss.dtype) * sft(chosen).astype(loss.dtype)
 
@@ -393,6 +400,7 @@ def hypo(
     Reconstructed: the algorithm is from memory.
     Reference: Song et al. 2024 (arXiv:2406.01462), algorithm 1.
     """
+    coefficient = checks.not_negative("coefficient", coefficient)
     loss = dpo(chosen, rejected, ref_chosen, ref_rejected, beta=beta)
     sampled, ref_sampled = checks.alike(sampled=sampled, ref_sampled=ref_sampled)
     if sampled.shape[:-1] != loss.shape or sampled.ndim == 0 or sampled.shape[-1] == 0:
@@ -455,7 +463,7 @@ def bco(
     Reference: Jung et al. 2024 (arXiv:2404.04656).
     """
     w, l = _log_odds((chosen, rejected, ref_chosen, ref_rejected), beta, generator, "bco")
-    shift = jnp.asarray(shift, w.dtype)
+    shift = jnp.asarray(checks.finite("shift", shift), w.dtype)
     return margins.logistic(w - shift) + margins.logistic(shift - l)
 
 
@@ -477,7 +485,8 @@ def sppo_hard(
     Reference: Wu et al. 2024 (arXiv:2405.00675), as TRL's `sppo_hard`.
     """
     w, l = _log_odds((chosen, rejected, ref_chosen, ref_rejected), beta, generator, "sppo_hard")
-    return ((w - 0.5) ** 2 + (l + 0.5) ** 2) / jnp.asarray(beta, w.dtype) ** 2
+    beta = jnp.asarray(checks.positive("beta", beta), w.dtype)
+    return ((w - 0.5) ** 2 + (l + 0.5) ** 2) / beta**2
 
 
 def apo_zero(
@@ -605,8 +614,9 @@ def chi2_po(
     """
     pair, margin = (chosen, rejected, ref_chosen, ref_rejected), margins.logistic
     if r_max is not None:
-        checks.in_range("r_max", r_max, 0, jnp.inf, "positive and finite, or None")
+        r_max = checks.in_range("r_max", r_max, 0, jnp.inf, "positive and finite, or None")
         margin = margins.clipped(margin, 2 * r_max)
+    gamma = checks.positive("gamma", gamma)
     return f_dpo(*pair, beta=beta, generator=generators.chi2_kl(gamma), margin=margin)
 
 
@@ -620,4 +630,5 @@ def chi2_po_policy(
 
     Reference: Huang et al. 2024 (arXiv:2407.13399), equation 8.
     """
+    gamma = checks.positive("gamma", gamma)
     return regularized.greedy(values, ref_logits, beta, generator=generators.chi2_kl(gamma))

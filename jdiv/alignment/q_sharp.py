@@ -13,6 +13,7 @@ children and may come in any order, as long as there are no cycles.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -30,26 +31,66 @@ from jdiv.types import Logits, LogPolicy
 _KL = generators.kl()
 
 
-def _graph(children: ArrayLike, ref_logits: Logits) -> tuple[Array, Array, Array]:
+class _Graph(NamedTuple):
+    """A checked process with deterministic transitions."""
+
+    children: Array
+    log_ref: Array
+    terminal: Array
+    live: Array
+
+    def solved(self, backup: Callable[[Array], Array], start: Array, depth: int) -> Array:
+        """`backup` applied `depth` times; NaN where an end is further away than that."""
+        ahead = lambda known: jnp.all(known[self.children] | ~self.live, axis=-1)
+        known, value = jax.lax.fori_loop(
+            0,
+            depth,
+            lambda _, at: (self.terminal | ahead(at[0]), backup(at[1])),
+            (self.terminal, start),
+        )
+        return jnp.where(known.reshape(known.shape + (1,) * (value.ndim - 1)), value, jnp.nan)
+
+
+def _graph(children: ArrayLike, ref_logits: Logits, depth: int) -> _Graph:
     """Checked children, the normalized log-reference, and which nodes are terminal."""
-    children, ref_logits = jnp.asarray(children), checks.as_float("ref_logits", ref_logits)
+    children, ref_logits = _children(children), checks.as_float("ref_logits", ref_logits)
+    checks.same_shape(children=children, ref_logits=ref_logits)
+    checks.in_range("depth", depth, 0, jnp.inf, "at least 0", closed="low")
+    terminal = jnp.all(children < 0, axis=-1)
+    live = (children >= 0) & (ref_logits != -jnp.inf)
+    if not any(isinstance(x, jax.core.Tracer) for x in (children, ref_logits)):
+        if np.any(~np.asarray(terminal) & ~np.any(live, axis=-1)):
+            raise ValueError("ref_logits must have some action at every node with children")
+        _refuse_too_deep(np.asarray(children), np.asarray(live), depth)
+    masked = jnp.where(terminal[:, None], 0, jnp.where(children < 0, -jnp.inf, ref_logits))
+    inside = jnp.all(children < len(children), axis=-1, keepdims=True)
+    log_ref = jnp.where(inside, numerics.log_softmax(masked), jnp.nan)
+    return _Graph(children, log_ref, terminal, live)
+
+
+def _children(children: ArrayLike) -> Array:
+    """Checked indexes of nodes."""
+    children = jnp.asarray(children)
     if not jnp.issubdtype(children.dtype, jnp.integer):
         raise TypeError(f"children must be integers, got dtype {children.dtype}")
-    checks.same_shape(children=children, ref_logits=ref_logits)
     if children.ndim != 2:
         raise ValueError(f"children must be of shape [nodes, actions], got {children.shape}")
-    if not isinstance(children, jax.core.Tracer):
-        known = np.asarray(children)
-        if known.max() >= len(known):
-            raise ValueError(f"children must be below the {len(known)} nodes, got {known.max()}")
-        there = known >= 0
-        if not isinstance(ref_logits, jax.core.Tracer):
-            some = np.any(there & (np.asarray(ref_logits) > -np.inf), axis=-1)
-            if np.any(there.any(axis=-1) & ~some):
-                raise ValueError("ref_logits must have some action at every node with children")
-    terminal = jnp.all(children < 0, axis=-1)
-    masked = jnp.where(terminal[:, None], 0, jnp.where(children < 0, -jnp.inf, ref_logits))
-    return children, numerics.log_softmax(masked), terminal
+    if not isinstance(children, jax.core.Tracer) and np.max(children, initial=-1) >= len(children):
+        raise ValueError(f"children must be below the {len(children)} nodes, got {children.max()}")
+    return children
+
+
+def _refuse_too_deep(children: np.ndarray, live: np.ndarray, depth: int) -> None:
+    """Refuses a depth that does not reach the ends from everywhere, and cycles, that never do."""
+    known, longest = np.all(children < 0, axis=-1), 0
+    while not known.all():
+        ahead = known | np.all(known[children] | ~live, axis=-1)
+        if (ahead == known).all():
+            node = int(np.flatnonzero(~known)[0])
+            raise ValueError(f"children must have no cycles, got one that node {node} leads to")
+        known, longest = ahead, longest + 1
+    if depth < longest:
+        raise ValueError(f"depth must be at least {longest}, the longest way, got {depth}")
 
 
 def _matched(name: str, x: ArrayLike, nodes: Array, ndim: int) -> Array:
@@ -66,23 +107,24 @@ def return_laws(
     """The law of the return from every node under the reference, by distributional backups.
 
     `law(s) = sum_a ref(a|s) law(child(s, a))`, `depth` times, the number of actions until all is
-    over: with fewer a law sums to less than 1. Shapes: children `[nodes, actions]`, ref_logits
+    over. Fewer are refused, and so are cycles; of traced ones the laws are NaN where the ends are
+    not reached. Shapes: children `[nodes, actions]`, ref_logits
     the same, log_returns `[nodes, m]` the log-probabilities of m values of the return, read at
     terminal nodes; to `[nodes, m]`.
 
     Reference: Zhou et al. 2025 (arXiv:2502.20548), Q#, the distributional backup.
     """
-    children, log_ref, terminal = _graph(children, ref_logits)
-    log_returns = _matched("log_returns", log_returns, children, 2)
-    ended = jnp.where(terminal[:, None], log_returns, -jnp.inf)
+    graph = _graph(children, ref_logits, depth)
+    log_returns = _matched("log_returns", log_returns, graph.children, 2)
+    ended = jnp.where(graph.terminal[:, None], log_returns, -jnp.inf)
+    log_ref = graph.log_ref[..., None].astype(ended.dtype)
 
-    def backup(log_law: Array, _):
-        there = (children >= 0)[..., None]
-        following = jnp.where(there, log_law[children], -jnp.inf)
-        mixed = jax.nn.logsumexp(log_ref[..., None].astype(ended.dtype) + following, axis=1)
-        return jnp.where(terminal[:, None], ended, mixed), None
+    def backup(log_law: Array) -> Array:
+        following = jnp.where(graph.live[..., None], log_law[graph.children], -jnp.inf)
+        mixed = jax.nn.logsumexp(log_ref + following, axis=1)
+        return jnp.where(graph.terminal[:, None], ended, mixed)
 
-    return jax.lax.scan(backup, ended, length=depth)[0]
+    return graph.solved(backup, ended, depth)
 
 
 def q_values(children: ArrayLike, log_law: ArrayLike, support: ArrayLike, beta: ArrayLike) -> Array:
@@ -93,14 +135,22 @@ def q_values(children: ArrayLike, log_law: ArrayLike, support: ArrayLike, beta: 
 
     Reference: Zhou et al. 2025 (arXiv:2502.20548), Q#, Theorem on deterministic transitions.
     """
-    checks.positive("beta", beta)
-    children, log_law = jnp.asarray(children), checks.as_float("log_law", log_law)
+    beta = checks.positive("beta", beta)
+    children, log_law = _children(children), checks.as_float("log_law", log_law)
     support = checks.as_float("support", support).astype(log_law.dtype)
+    if log_law.ndim != 2 or len(log_law) != len(children):
+        raise ValueError(f"log_law must be [{len(children)}, m], got shape {log_law.shape}")
     if support.shape != log_law.shape[-1:]:
         raise ValueError(f"support must be of shape {log_law.shape[-1:]}, got {support.shape}")
     beta = jnp.asarray(beta, log_law.dtype)
     value = beta * jax.nn.logsumexp(log_law + support[None] / beta, axis=-1)
-    return jnp.where(children >= 0, value[children], -jnp.inf)
+    return _of_children(children, value)
+
+
+def _of_children(children: Array, value: Array) -> Array:
+    """The values of the children, -inf without one, and NaN for one that is none of the nodes."""
+    inside = jnp.where(children < len(children), value[children], jnp.nan)
+    return jnp.where(children >= 0, inside, -jnp.inf)
 
 
 def optimal_policy(
@@ -111,9 +161,10 @@ def optimal_policy(
     For another row than KL take the q of `regularized_values`. Terminal nodes keep the reference.
     Shapes: `[nodes, actions]` twice to the same.
     """
-    q, ref_logits = checks.as_float("q", q), checks.as_float("ref_logits", ref_logits)
-    there = q > -jnp.inf
-    none = ~jnp.any(there & (ref_logits > -jnp.inf), axis=-1, keepdims=True)
+    beta = checks.positive("beta", beta)
+    q, ref_logits = checks.alike(q=q, ref_logits=ref_logits)
+    there = q != -jnp.inf
+    none = ~jnp.any(there & (ref_logits != -jnp.inf), axis=-1, keepdims=True)
     kept = jnp.where(there | none, jnp.where(none, 0, ref_logits), -jnp.inf)
     best = greedy(jnp.where(there, q, 0), kept, beta, generator=generator).log_policy
     return jnp.where(none, numerics.log_softmax(ref_logits), best)
@@ -148,14 +199,15 @@ def regularized_values(
 
     Reference: Geist, Scherrer and Pietquin 2019 (arXiv:1901.11275), section 3, the operator.
     """
-    children, log_ref, terminal = _graph(children, ref_logits)
-    returns = _matched("returns", returns, children, 1)
-    there = children >= 0
+    beta = checks.positive("beta", beta)
+    graph = _graph(children, ref_logits, depth)
+    returns = _matched("returns", returns, graph.children, 1)
+    log_ref = graph.log_ref.astype(returns.dtype)
 
-    def backup(value: Array, _):
-        following = jnp.where(there, value[children], 0)
-        best = greedy(following, log_ref.astype(value.dtype), beta, generator=generator).value
-        return jnp.where(terminal, returns, best), None
+    def backup(value: Array) -> Array:
+        following = jnp.where(graph.live, value[graph.children], 0)
+        best = greedy(following, log_ref, beta, generator=generator).value
+        return jnp.where(graph.terminal, returns, best)
 
-    value = jax.lax.scan(backup, jnp.where(terminal, returns, 0), length=depth)[0]
-    return TreeValues(value, jnp.where(there, value[children], -jnp.inf))
+    value = graph.solved(backup, jnp.where(graph.terminal, returns, 0), depth)
+    return TreeValues(value, _of_children(graph.children, value))

@@ -70,12 +70,6 @@ def play(
 # ---------------------------------------------------------------------------------- proximal steps
 
 
-def _positive(**parameters: ArrayLike) -> None:
-    """Refuses parameters that are not positive and finite, by their names."""
-    for name, value in parameters.items():
-        checks.positive(name, value)
-
-
 def _slope(log_policy: LogPolicy, ref_logits: Logits, generator: Generator) -> Array:
     """`f'(pi/ref)`, f'(0) where the policy is zero."""
     log_policy, _, t = numerics.log_ratio(log_policy, ref_logits)
@@ -105,12 +99,14 @@ def proximal(
 
     Reference: Tiapkin et al. 2025 (arXiv:2505.19731), the step of Nash mirror prox, for KL.
     """
-    _positive(beta=beta, step_size=step_size)
+    beta = checks.positive("beta", beta)
+    step_size = checks.positive("step_size", step_size)
     values = checks.as_float("values", values)
     log_policy = checks.as_float("log_policy", log_policy).astype(values.dtype)
     ref_logits = checks.as_float("ref_logits", ref_logits).astype(values.dtype)
     checks.same_shape(values=values, log_policy=log_policy, ref_logits=ref_logits)
-    values += _slope(log_policy, ref_logits, generator) / step_size
+    per_row = checks.per_row("step_size", step_size, values)
+    values += _slope(log_policy, ref_logits, generator) / per_row
     return greedy(values, ref_logits, beta + 1 / step_size, generator=generator).log_policy
 
 
@@ -155,6 +151,12 @@ def mirror_prox(
     return step(answer_win_rates(half, preference), log_policy, ref_logits)
 
 
+def _below_one(beta: ArrayLike, step_size: ArrayLike) -> ArrayLike:
+    """`step_size beta`, a checked share of the way to the reference."""
+    beta, step_size = checks.positive("beta", beta), checks.positive("step_size", step_size)
+    return checks.in_range("step_size * beta", step_size * beta, 0, 1, "below 1")
+
+
 def nash_md(
     log_policy: LogPolicy,
     preference: Preference,
@@ -171,12 +173,19 @@ def nash_md(
 
     Reference: Munos et al. 2023 (arXiv:2312.00886), section 6, for KL.
     """
-    _positive(beta=beta, step_size=step_size)
-    checks.in_range("step_size * beta", step_size * beta, 0, 1, "below 1")
-    kept = (1 - step_size * beta) * _slope(log_policy, ref_logits, generator)
+    share = _below_one(beta, step_size)
+    slope = _slope(log_policy, ref_logits, generator)
+    kept = (1 - checks.per_row("step_size * beta", share, slope)) * slope
     mixture = greedy(kept, ref_logits, 1.0, generator=generator).log_policy
+    step_size = checks.per_row("step_size", step_size, slope)
     values = step_size * answer_win_rates(mixture, preference) + kept
     return greedy(values, ref_logits, 1.0, generator=generator).log_policy
+
+
+def _probability(win_probability: PerSequence) -> Array:
+    """Checked probabilities to win, or outcomes 0 and 1."""
+    x = checks.as_rewards("win_probability", win_probability)
+    return jnp.asarray(checks.in_range("win_probability", x, 0, 1, "from 0 to 1", closed="both"))
 
 
 def nash_md_loss(
@@ -197,7 +206,8 @@ def nash_md_loss(
 
     Reference: Munos et al. 2023 (arXiv:2312.00886), section 7, Nash-MD-PG; TRL's NashMDTrainer.
     """
-    _positive(beta=beta)
+    beta = checks.positive("beta", beta)
+    win_probability = _probability(win_probability)
     log_probs, ref_log_probs, win_probability = checks.alike(
         log_probs=log_probs, ref_log_probs=ref_log_probs, win_probability=win_probability
     )
@@ -223,9 +233,7 @@ def inpo(
 
     Reference: Zhang et al. 2024 (arXiv:2407.00617), the update.
     """
-    _positive(beta=beta, step_size=step_size)
-    checks.in_range("beta * step_size", beta * step_size, 0, 1, "below 1")
-    longer = 1 / (1 / step_size - beta)
+    longer = step_size / (1 - _below_one(beta, step_size))
     return online_mirror_descent(log_policy, preference, ref_logits, beta=beta, step_size=longer)
 
 
@@ -249,7 +257,7 @@ def inpo_loss(
     Reconstructed: from code for arXiv:2606.01382, not from the paper.
     Reference: Zhang et al. 2024 (arXiv:2407.00617).
     """
-    _positive(beta=beta, step_size=step_size)
+    share = _below_one(beta, step_size)
     chosen, rejected, ref_chosen, ref_rejected, old_chosen, old_rejected = checks.alike(
         chosen=chosen,
         rejected=rejected,
@@ -258,7 +266,7 @@ def inpo_loss(
         old_chosen=old_chosen,
         old_rejected=old_rejected,
     )
-    share = jnp.asarray(beta * step_size, chosen.dtype)
+    share = jnp.asarray(share, chosen.dtype)
     anchor = share * (ref_chosen - ref_rejected) + (1 - share) * (old_chosen - old_rejected)
     return (chosen - rejected - anchor - jnp.asarray(step_size / 2, chosen.dtype)) ** 2
 
@@ -280,7 +288,7 @@ def sppo(
 
     Reference: Wu et al. 2024 (arXiv:2405.00675), the update, for KL.
     """
-    _positive(step_size=step_size)
+    step_size = checks.positive("step_size", step_size)
     values = answer_win_rates(log_policy, preference)
     return greedy(values, log_policy, 1 / step_size, generator=generator).log_policy
 
@@ -301,12 +309,18 @@ def sppo_loss(
 
     Reference: Wu et al. 2024 (arXiv:2405.00675), the objective, from the authors' code.
     """
-    _positive(step_size=step_size)
+    step_size = checks.positive("step_size", step_size)
+    win_probability = _probability(win_probability)
     log_probs, old_log_probs, win_probability = checks.alike(
         log_probs=log_probs, old_log_probs=old_log_probs, win_probability=win_probability
     )
     target = jnp.asarray(step_size, log_probs.dtype) * (win_probability - 0.5)
     return (log_probs - old_log_probs - target) ** 2
+
+
+def _weighed(penalties: generators.Penalties) -> generators.Penalties:
+    """Penalties whose weights are checked."""
+    return tuple((checks.not_negative("penalties", weight), row) for weight, row in penalties)
 
 
 def rspo(
@@ -326,9 +340,9 @@ def rspo(
     reverse KL.
     Reference: RSPO (arXiv:2503.00030), abstract.
     """
-    _positive(step_size=step_size)
+    step_size, penalties = checks.positive("step_size", step_size), _weighed(penalties)
     values = answer_win_rates(log_policy, preference)
-    values += _slope(log_policy, ref_logits, _KL) / step_size
+    values += _slope(log_policy, ref_logits, _KL) / checks.per_row("step_size", step_size, values)
     others = tuple(penalty for penalty in penalties if not isinstance(penalty[1], KL))
     own = 1 / step_size + sum(weight for weight, row in penalties if isinstance(row, KL))
     if not others:
@@ -362,7 +376,7 @@ def rspo_loss(
         log_probs=log_probs, old_log_probs=old_log_probs, ref_log_probs=ref_log_probs
     )
     log_weights = log_probs - old_log_probs
-    for weight, row in penalties:
+    for weight, row in _weighed(penalties):
         estimate = estimators.centered_from_p(
             row, log_probs, ref_log_probs, log_weights=log_weights
         )
@@ -379,9 +393,9 @@ def geometric_mixture(log_policy: LogPolicy, ref_logits: Logits, share: ArrayLik
     With share 0 or 1 a zero of the other one does not count.
     """
     log_policy, ref_logits = checks.alike(log_policy=log_policy, ref_logits=ref_logits)
-    share = jnp.asarray(share, log_policy.dtype)
+    share = checks.in_range("share", share, 0, 1, "from 0 to 1", closed="both", rows=log_policy)
     mixed = [
-        jnp.where(weight > 0, weight * logits, 0)
+        jnp.where(weight == 0, 0, weight * jnp.where(weight == 0, 0, logits))
         for weight, logits in ((1 - share, log_policy), (share, ref_logits))
     ]
     return numerics.log_softmax(mixed[0] + mixed[1])
@@ -415,6 +429,7 @@ def spin_loss(
         ref_real=ref_real,
         ref_generated=ref_generated,
     )
+    share = checks.in_range("share", share, 0, 1, "from 0 to 1", closed="both")
     share = jnp.asarray(share, real.dtype)
     anchors = (
         old + share * (ref - old)
@@ -441,6 +456,7 @@ def spin(
 
     Reference: Chen et al. 2024 (arXiv:2401.01335), SPIN; the closed form is derived here.
     """
+    beta = checks.positive("beta", beta)
     opponent = log_policy if log_opponent is None else log_opponent
     anchor = geometric_mixture(log_policy, ref_logits, share)
     _, _, advantage = numerics.log_ratio(*checks.alike(log_data=log_data, log_opponent=opponent))

@@ -16,13 +16,14 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from jdiv import divergences, numerics
+from jdiv import checks, divergences, numerics
 from jdiv.types import PerSample, Scalar
 
 Table = Float[Array | np.ndarray, "prefixes vocabulary"]
@@ -104,12 +105,16 @@ def sequence_log_probs(logits: Table) -> Array:
 def expectation(logits: Table, values: PerSample) -> Array:
     """`E[values]` over the sequences of the model. Shapes: values `[sequences]` to `[]`."""
     log_probs = sequence_log_probs(logits)
+    if jnp.shape(values) != log_probs.shape:
+        raise ValueError(f"values must be of shape {log_probs.shape}, got {jnp.shape(values)}")
     return jnp.exp(log_probs) @ jnp.asarray(values, log_probs.dtype)
 
 
 def mean_length(logits: Table, power: Scalar = 1.0) -> Array:
     """`E[length^power]`, the end counted as a token."""
-    return expectation(logits, enumerate_sequences(logits.shape).lengths ** power)
+    power = checks.finite("power", power)
+    lengths = jnp.asarray(enumerate_sequences(logits.shape).lengths, float)
+    return expectation(logits, lengths**power)
 
 
 def kl(logits: Table, ref_logits: Table) -> Array:
@@ -119,6 +124,7 @@ def kl(logits: Table, ref_logits: Table) -> Array:
     >>> print(f"{kl(policy, jnp.log(jnp.array([[0.25, 0.75]]))):.4f}")
     0.1438
     """
+    checks.same_shape(logits=logits, ref_logits=ref_logits)
     return divergences.kl(sequence_log_probs(logits), sequence_log_probs(ref_logits))
 
 
@@ -133,9 +139,14 @@ def normal_logits(
     """Standard normal logits `[models, prefixes, V]` from NumPy's generator, for a traced seed.
 
     All of `seeds`, among which the seed has to be, are drawn ahead, so that the numbers are NumPy's
-    also inside of a compiled program.
+    also inside of a compiled program. Another seed is refused; NaN if it is traced.
     """
+    checks.in_range("models", models, 1, np.inf, "at least 1", closed="low")
     ahead = np.sort(seeds).astype(np.int32)
+    if not isinstance(seed, jax.core.Tracer) and seed not in ahead:
+        raise ValueError(f"seed must be one of seeds, {tuple(seeds)}, got {seed}")
     shape = models, *table_shape(longest, vocabulary)
     draws = np.stack([np.random.default_rng(one).standard_normal(shape) for one in ahead])
-    return jnp.asarray(draws)[jnp.searchsorted(jnp.asarray(ahead), jnp.asarray(seed, jnp.int32))]
+    place = jnp.searchsorted(jnp.asarray(ahead), jnp.asarray(seed, jnp.int32))
+    known = jnp.asarray(ahead)[place] == jnp.asarray(seed, jnp.int32)
+    return jnp.where(known, jnp.asarray(draws)[place], jnp.nan)

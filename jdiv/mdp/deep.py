@@ -20,7 +20,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics
+from jdiv import checks, numerics
 from jdiv.divergences import categorical
 from jdiv.mdp import operators
 from jdiv.types import Indices, Logits, PerSequence, RandomKey, Scalar, Values
@@ -416,6 +416,12 @@ def init(settings: Settings, environment: Environment, key: RandomKey) -> State:
     """Random networks, an empty buffer, all environments at their start."""
     if not isinstance(settings.method, Method):
         raise TypeError(f"method must be a Method, as in METHODS, got {settings.method!r}")
+    checks.in_range("discount", settings.discount, 0, 1, "from 0 to 1", closed="both")
+    checks.in_range("exploration", settings.exploration, 0, 1, "from 0 to 1", closed="both")
+    checks.positive("learning_rate", settings.learning_rate)
+    checks.not_negative("adam_epsilon", settings.adam_epsilon)
+    for name in ("environments", "capacity", "batch", "target_every"):
+        checks.in_range(name, getattr(settings, name), 1, np.inf, "at least 1", closed="low")
     if settings.capacity % settings.environments:
         raise ValueError(
             f"capacity must be a multiple of environments, got {settings.capacity} and"

@@ -74,6 +74,12 @@ def action_divergence(
 # --------------------------------------------------------------------------- correlated proxies
 
 
+def _measure(name: str, mass: Array) -> Array:
+    """Probabilities of states and actions, `[..., S, A]`, checked to sum to 1 over both."""
+    flat = mass.reshape(*mass.shape[:-2], -1)
+    return checks.probabilities(name, flat).reshape(mass.shape)
+
+
 class RewardCorrelation(NamedTuple):
     """Moments and correlation of two rewards under a reference occupancy.
 
@@ -106,7 +112,10 @@ def reward_correlation(
 
     Reference: Laidlaw et al. (arXiv:2403.03185), the definition of a correlated proxy.
     """
-    checks.same_shape(ref_occupancy=ref_occupancy, reward=reward, proxy=proxy)
+    ref_occupancy, reward, proxy = checks.alike(
+        ref_occupancy=ref_occupancy, reward=reward, proxy=proxy
+    )
+    ref_occupancy = _measure("ref_occupancy", ref_occupancy)
     mean = lambda x: jnp.sum(ref_occupancy * x)
     true_mean, proxy_mean = mean(reward), mean(proxy)
     true_deviation = jnp.sqrt(mean((reward - true_mean) ** 2))
@@ -129,6 +138,7 @@ def gain_bound(moments: RewardCorrelation, proxy_gain: ArrayLike, chi2: ArrayLik
 
     Reference: Laidlaw et al. (arXiv:2403.03185), the theorem on correlated proxies.
     """
+    chi2 = checks.in_range("chi2", chi2, 0, jnp.inf, "not negative", closed="both")
     return (proxy_gain - moments.rest * jnp.sqrt(chi2)) / moments.correlation
 
 
@@ -162,6 +172,7 @@ def penalty_reward(log_ratio: ArrayLike, temperature: Scalar, *, generator: Gene
     >>> penalty_reward(jnp.log(jnp.array([0.5, 2.0])), 1.0, generator=generators.pearson_chi2())
     Array([ 1., -2.], dtype=float32)
     """
+    temperature = checks.not_negative("temperature", temperature)
     return -temperature * generator.slope(checks.as_float("log_ratio", log_ratio))
 
 
@@ -175,7 +186,7 @@ def root_penalty_reward(log_ratio: ArrayLike, temperature: Scalar, chi2: ArrayLi
     """
     half = penalty_reward(log_ratio, temperature, generator=generators.pearson_chi2()) / 2
     chi2 = jnp.asarray(chi2, half.dtype)
-    return half / jnp.sqrt(jnp.where(chi2 > 0, chi2, 1))
+    return half / jnp.sqrt(jnp.where(chi2 <= 0, 1, chi2))
 
 
 def trimmed_mean(x: PerSample, share: float = 0.01) -> Reduced:
@@ -187,7 +198,8 @@ def trimmed_mean(x: PerSample, share: float = 0.01) -> Reduced:
     checks.in_range("share", share, 0, 0.5, "in [0, .5)", closed="low")
     x = jnp.sort(checks.as_float("x", x), axis=-1)
     cut = int(share * x.shape[-1])
-    return jnp.mean(x[..., cut : x.shape[-1] - cut], axis=-1)
+    kept = jnp.mean(x[..., cut : x.shape[-1] - cut], axis=-1)
+    return jnp.where(jnp.any(jnp.isnan(x), axis=-1), jnp.nan, kept)
 
 
 # ----------------------------------------------------------------------------- action by action
@@ -219,6 +231,8 @@ def action_regularized(
 
     Reference: Geist, Scherrer and Pietquin 2019 (arXiv:1901.11275), section 4.
     """
+    ref_logits = _like_reward(mdp, ref_logits)
+    temperature = checks.positive("temperature", temperature)
     eps = jnp.finfo(ref_logits.dtype).eps
 
     def step(state):
@@ -320,16 +334,22 @@ def _checked(
 ) -> tuple[Array, Array]:
     """The normalized reference and the temperature, in one precision."""
     generators.checked_row(generator, invertible=True)
+    ref_logits = _like_reward(mdp, ref_logits)
+    temperature = checks.positive("temperature", temperature)
+    shape = ref_logits.shape
+    ref_logits = numerics.log_softmax(ref_logits.ravel()).reshape(shape)
+    return ref_logits, jnp.asarray(temperature, ref_logits.dtype)
+
+
+def _like_reward(mdp: AnyMdp, ref_logits: ArrayLike) -> Array:
+    """Logits for all states and actions of the process."""
     ref_logits = checks.as_float("ref_logits", ref_logits)
     if ref_logits.shape != mdp.reward.shape:
         raise ValueError(
             f"ref_logits must have the reward's shape {tuple(mdp.reward.shape)},"
             f" got {tuple(ref_logits.shape)}"
         )
-    checks.positive("temperature", temperature)
-    shape = ref_logits.shape
-    ref_logits = numerics.log_softmax(ref_logits.ravel()).reshape(shape)
-    return ref_logits, jnp.asarray(temperature, ref_logits.dtype)
+    return ref_logits
 
 
 def _conditional(log_mass: Array) -> Array:
@@ -506,6 +526,7 @@ class Problem(NamedTuple):
         penalty = self.temperature * (jnp.sqrt(distance) if root else distance)
         value = jnp.sum(mass * self.mdp.reward) - penalty
         upper = (1 - self.mdp.discount) * (self.mdp.start @ point.value) + bound
+        policy, mass = (jnp.where(jnp.isnan(value), jnp.nan, x) for x in (policy, mass))
         return Solution(policy, mass, value, upper - value, distance, count)
 
 

@@ -3,8 +3,8 @@
 A greedy step maps action values `[S, A]` to a log-policy and its regularized value `[S]`. A scheme
 is `init(q)`, the first iterate, and `step(mdp, iterate, error)`, the next one, with an error
 `[S, A]` added to the action values. Temperatures and weights may be traced, also where they are 0:
-a step without a regularizer is the greedy one. But for `regularized_greedy` and its like nothing
-is checked: arrays have to be floating-point, and policies normalized logarithms.
+a step without a regularizer is the greedy one. Negative ones are refused, and give NaN if they are
+traced. Arrays have to be floating-point, and policies normalized logarithms.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdiv import numerics, regularized
+from jdiv import checks, numerics, regularized
 from jdiv.divergences import generators
 from jdiv.divergences.generator import Generator
 from jdiv.divergences.generators import KL
@@ -46,14 +46,23 @@ def greedy(q: Values) -> Step:
     >>> greedy(jnp.array([[1.0, 3.0]])).log_policy
     Array([[-inf,   0.]], dtype=float32)
     """
-    actions = q.shape[-1]
-    chosen = jax.nn.one_hot(jnp.argmax(q, axis=-1), actions, dtype=bool)
-    return Step(jnp.where(chosen, 0.0, -jnp.inf).astype(q.dtype), jnp.max(q, axis=-1))
+    value = jnp.max(q, axis=-1)
+    chosen = jax.nn.one_hot(jnp.argmax(q, axis=-1), q.shape[-1], dtype=bool)
+    log_policy = jnp.where(chosen, 0.0, -jnp.inf).astype(q.dtype)
+    return Step(jnp.where(jnp.isnan(value)[..., None], jnp.nan, log_policy), value)
 
 
 def _unless_greedy(hard: Array, q: Array, step: Step) -> Step:
     """The step, and the greedy one where `hard`."""
     return jax.tree.map(lambda greedy_x, x: jnp.where(hard, greedy_x, x), greedy(q), step)
+
+
+def _weights(kl_weight: Scalar, entropy_weight: Scalar) -> tuple[Scalar, Scalar]:
+    """Checked weights of KL and entropy."""
+    return tuple(
+        checks.not_negative(name, weight)
+        for name, weight in (("kl_weight", kl_weight), ("entropy_weight", entropy_weight))
+    )
 
 
 def soft(q: Values, old_log_policy: LogPolicy, kl_weight: Scalar, entropy_weight: Scalar) -> Step:
@@ -67,6 +76,7 @@ def soft(q: Values, old_log_policy: LogPolicy, kl_weight: Scalar, entropy_weight
 
     Reference: Vieillard et al. 2020 (arXiv:2003.14089), section 3.
     """
+    kl_weight, entropy_weight = _weights(kl_weight, entropy_weight)
     temperature = jnp.asarray(kl_weight + entropy_weight, q.dtype)
     hard = temperature == 0
     scale = jnp.where(hard, 1, temperature)
@@ -122,7 +132,7 @@ def mellowmax(q: Values, temperature: Scalar) -> Reduced:
 
     Reference: Asadi and Littman 2017 (arXiv:1612.05628), equation 4.
     """
-    temperature = jnp.asarray(temperature, q.dtype)
+    temperature = jnp.asarray(checks.not_negative("temperature", temperature), q.dtype)
     hard = temperature == 0
     scale = jnp.where(hard, 1, temperature)
     log_count = jnp.log(jnp.asarray(q.shape[-1], q.dtype))
@@ -141,7 +151,9 @@ def tsallis(q: Values, temperature: Scalar, index: Scalar) -> Step:
 
     Reference: Lee et al. 2019 (arXiv:1902.00137), section IV; Zhu et al. 2023 (arXiv:2301.11476).
     """
-    temperature, index = jnp.asarray(temperature, q.dtype), jnp.asarray(index, q.dtype)
+    temperature = jnp.asarray(checks.not_negative("temperature", temperature), q.dtype)
+    index = jnp.asarray(checks.positive("index", index), q.dtype)
+    temperature = jnp.where(jnp.isnan(index), jnp.nan, temperature)
     hard = temperature == 0
     scale = jnp.where(hard, 1, temperature)
     power = (1 - index) * jnp.log(jnp.asarray(q.shape[-1], q.dtype))
@@ -214,6 +226,7 @@ def modified_policy_iteration(greedy_step: GreedyStep, evaluations: int = 1) -> 
 
     Reference: Geist, Scherrer and Pietquin 2019 (arXiv:1901.11275), section 4, Regularized MPI.
     """
+    checks.in_range("evaluations", evaluations, 1, jnp.inf, "at least 1", closed="low")
 
     def step(mdp: AnyMdp, at: Iterate, error: ArrayLike) -> Iterate:
         best = greedy_step(at.q, at.log_policy)
@@ -239,6 +252,7 @@ def md_vi(kl_weight: Scalar, entropy_weight: Scalar, evaluations: int = 1) -> Sc
 
     Reference: Vieillard et al. 2020 (arXiv:2003.14089), equation 2.
     """
+    kl_weight, entropy_weight = _weights(kl_weight, entropy_weight)
     return modified_policy_iteration(
         lambda q, old_log_policy: soft(q, old_log_policy, kl_weight, entropy_weight), evaluations
     )
@@ -253,6 +267,7 @@ def da_vi(kl_weight: Scalar, entropy_weight: Scalar) -> Scheme:
 
     Reference: Vieillard et al. 2020 (arXiv:2003.14089), equation 4.
     """
+    kl_weight, entropy_weight = _weights(kl_weight, entropy_weight)
 
     def init(q: Array) -> AveragedIterate:
         return AveragedIterate(*_start(q), total=q)
@@ -284,6 +299,7 @@ def munchausen(alpha: Scalar, temperature: Scalar) -> Scheme:
 
     Reference: Vieillard, Pietquin and Geist 2020 (arXiv:2007.14430), equation 3.
     """
+    temperature = checks.not_negative("temperature", temperature)
     return gap_increasing(lambda q: soft(q, jnp.zeros_like(q), 0.0, temperature), alpha)
 
 
@@ -311,6 +327,7 @@ def cvi(alpha: Scalar, temperature: Scalar) -> Scheme:
     Reference: Kozuno, Uchibe and Doya 2019, equation 4.
     Reconstructed: the equation, from the note on it in Vieillard et al. 2020 (arXiv:2003.14089).
     """
+    temperature = checks.not_negative("temperature", temperature)
 
     def averaged(q: Array) -> Step:
         step = soft(q, jnp.zeros_like(q), 0.0, temperature)
@@ -328,6 +345,8 @@ def mvi(alpha: Scalar, temperature: Scalar, index: Scalar) -> Scheme:
     Reference: Zhu et al. 2023 (arXiv:2301.11476).
     Reconstructed: the bonus, from a secondary source.
     """
+    temperature = checks.not_negative("temperature", temperature)
+    index = checks.positive("index", index)
     return gap_increasing(lambda q: tsallis(q, temperature, index), alpha, expected=True)
 
 
@@ -335,6 +354,7 @@ def gap_increasing(
     soft_step: Callable[[Array], Step], alpha: Scalar, *, expected: bool = False
 ) -> Scheme:
     """`q' = r + alpha (q - b) + discount P v`: b is the soft maximum v, or the mean `<pi, q>`."""
+    alpha = checks.in_range("alpha", alpha, 0, 1, "from 0 to 1", closed="both")
 
     def step(mdp: AnyMdp, at: Iterate, error: ArrayLike) -> Iterate:
         best = soft_step(at.q)
@@ -351,6 +371,7 @@ def conservative_iteration(share: Scalar) -> Scheme:
 
     Reference: Kakade and Langford 2002, section 4.
     """
+    share = checks.in_range("share", share, 0, 1, "from 0 to 1", closed="both")
 
     def step(mdp: AnyMdp, at: Iterate, error: ArrayLike) -> Iterate:
         policy = jnp.exp(at.log_policy)
@@ -376,6 +397,8 @@ def policy_mirror_descent(
 
     Reference: Cen et al. 2022 (arXiv:2007.06558), algorithm 1 and equation 17.
     """
+    step_size = checks.positive("step_size", step_size)
+    entropy_weight = checks.not_negative("entropy_weight", entropy_weight)
     by_kl = generator is None or isinstance(generator, KL)
     if not by_kl and (isinstance(entropy_weight, jax.core.Tracer) or entropy_weight != 0):
         raise ValueError(f"entropy_weight must be 0 for rows other than KL, got {entropy_weight}")
@@ -399,5 +422,6 @@ def soft_policy_action_values(
     The entropy of the present state is not in them.
     """
     policy = jnp.exp(log_policy)
+    entropy_weight = checks.not_negative("entropy_weight", entropy_weight)
     bonus = -entropy_weight * jnp.sum(policy * jnp.where(policy > 0, log_policy, 0), axis=-1)
     return action_values(mdp, policy_value(mdp, policy, bonus))

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jdiv import checks
 from jdiv.mdp.model import AnyMdp, SparseMdp, optimum, policy_action_values
 from jdiv.mdp.operators import AnyIterate, Scheme
 from jdiv.types import RandomKey, StateActions
@@ -50,6 +51,7 @@ def run(
     expectation over next states is a mean over so many, drawn with the key. `measure` maps an
     iterate to what is kept of it, such as `suboptimality(mdp)`; by default that is nothing.
     """
+    checks.in_range("iterations", iterations, 0, jnp.inf, "at least 0", closed="low")
     if errors is not None and errors.shape != (iterations, *mdp.reward.shape):
         raise ValueError(
             f"errors must have shape {(iterations, *mdp.reward.shape)}, got {errors.shape}"
@@ -85,6 +87,7 @@ def policy_suboptimality(mdp: AnyMdp) -> Callable[[Array], Array]:
 
 def sampled(mdp: AnyMdp, samples: int, key: RandomKey) -> SparseMdp:
     """The same process with `samples` next states drawn for each state and action, all alike."""
+    checks.in_range("samples", samples, 1, jnp.inf, "at least 1", closed="low")
     sparse = isinstance(mdp, SparseMdp)
     rows = jnp.log(mdp.probability if sparse else mdp.transition)[:, :, None]
     drawn = jax.random.categorical(key, rows, shape=(*mdp.reward.shape, samples))

@@ -143,3 +143,11 @@ def test_refusals():
     refused(ValueError, ["a", "b"], lambda: averaging.slerp(np.ones(2), np.ones(3), 0.5))
     refused(TypeError, ["leaf"], lambda: averaging.average({"step": np.arange(3)}))
     refused(ValueError, ["models", "[M, ...]"], lambda: averaging.merge(np.ones(2), np.ones(2)))
+
+
+def test_angles_of_vectors_of_any_size():
+    """Single precision, whose squares of 1e-30 and of 1e30 are no floats."""
+    a, b = jnp.eye(2, dtype=jnp.float32) * jnp.float32(1e-30)
+    for scale in (1.0, 1e30, 1e15):
+        np.testing.assert_allclose(averaging.angle(a * scale, 1e30 * b), np.pi / 2, rtol=1e-6)
+    assert averaging.angle(0 * a, b) == 0

@@ -478,3 +478,34 @@ def test_refusals():
             functools.partial(loss, *four, beta=1.0, generator=fkl),
         )
         assert loss(*four, beta=1.0, generator=kl).shape == (3,)
+
+
+def test_gradients_where_the_derivative_of_a_slope_overflows():
+    """Single precision: a finite loss has a finite gradient, 0 where the loss is."""
+    single = np.float32
+    at = {
+        "neyman_chi2": np.linspace(-44.5, -43, 16),
+        "pearson_chi2": np.linspace(85, 89, 16),
+        "alpha": np.linspace(43, 45, 16),
+    }
+    rows = generators.neyman_chi2(), generators.pearson_chi2(), generators.alpha(3.0)
+
+    @jax.jit
+    def losses(at):
+        def of(t, row, better):
+            zero = jnp.zeros_like(t)
+            pair = (t, zero, zero, zero) if better else (zero, t, zero, zero)
+            return preference.f_dpo(*pair, beta=0.1, generator=row)
+
+        both = jax.vmap(jax.value_and_grad(of), (0, None, None))
+        return [[both(t, row, better) for better in (True, False)]
+                for t, row in zip(at, rows, strict=True)]  # fmt: skip
+
+    seen = 0
+    for pair in losses([x.astype(single) for x in at.values()]):
+        for loss, slope in pair:
+            finite = np.isfinite(loss)
+            assert np.isfinite(slope[finite]).all()
+            np.testing.assert_array_equal(slope[loss == 0], 0)
+            seen += finite.sum()
+    assert seen > 60

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,9 +51,31 @@ def test_laws_and_values_by_enumeration_of_paths():
         if tilted.any():
             np.testing.assert_allclose(policy[node], tilted / tilted.sum(), rtol=1e-12)
     assert (np.asarray(q)[CHILDREN < 0] == -np.inf).all()
-    # Too few backups do not hide: the mass that is still on its way is missing.
-    early = np.exp(q_sharp.return_laws(CHILDREN, LOG_REF, LOG_RETURNS, depth=1))
-    assert early[ROOT].sum() == pytest.approx(REFERENCE[ROOT, 2], rel=1e-14)
+
+
+def test_ends_out_of_reach_are_refused_or_nan():
+    """Too small a depth and a cycle: by law and by value."""
+    cycle = CHILDREN.copy()
+    cycle[CHILDREN[ROOT].max(), 0] = ROOT
+    both = (
+        functools.partial(q_sharp.return_laws, log_returns=LOG_RETURNS),
+        functools.partial(
+            q_sharp.regularized_values, returns=np.ones(7), beta=1.0, generator=generators.kl()
+        ),
+    )
+
+    @functools.partial(jax.jit, static_argnames="depth")
+    def traced(children, depth):
+        return [jax.tree.leaves(f(children, LOG_REF, depth=depth))[0] for f in both]
+
+    for f, good in zip(both, traced(CHILDREN, DEPTH), strict=True):
+        assert not np.isnan(good).any()
+        refused(
+            ValueError, ["depth", str(DEPTH), "got 1"], lambda f=f: f(CHILDREN, LOG_REF, depth=1)
+        )
+        refused(ValueError, ["children", "cycles"], lambda f=f: f(cycle, LOG_REF, depth=9))
+    for found in (*traced(CHILDREN, DEPTH - 1), *traced(cycle, 9), *traced(CHILDREN + 7, DEPTH)):
+        assert np.isnan(found[ROOT]).all()
 
 
 def test_the_recursion_agrees_with_the_law_for_kl_and_with_a_grid_for_another_row():

@@ -60,6 +60,19 @@ def test_random_games_against_a_solver_of_scipy():
             np.testing.assert_allclose(special.softmax(log_ref + root.x / beta), policy, atol=1e-9)
 
 
+def test_equilibria_at_small_weights():
+    """Le Cam's slope saturates, and Newton's method alone does not find these, nor KL's below."""
+    row = generators.le_cam()
+    solve = jax.jit(
+        jax.vmap(lambda p, r, b: preferences.nash(p, r, b, generator=row), (0, 0, None))
+    )
+    small, large = games(12, 3), games(100, 20)
+    runs = [solve(*small, beta) for beta in (0.1, 0.01, 0.001)]
+    for found in (*runs, *(solve_all(*large, beta) for beta in (0.001, 1e-4))):
+        assert found.converged.all()
+        assert (found.residual < 1e-11).all()
+
+
 def test_quadratic_penalties_against_a_linear_system_and_with_dropped_answers():
     solve = jax.jit(
         jax.vmap(lambda p, r, b: preferences.nash(p, r, b, generator=generators.pearson_chi2()))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jdiv import checks
 from jdiv.mdp.model import SparseMdp
 from jdiv.types import RandomKey
 
@@ -26,6 +27,8 @@ def garnet(
     Reference: Archibald, McKinnon and Thomas 1995, with rewards as in the reference values of
     Vieillard et al. 2020.
     """
+    for name, count in (("states", states), ("actions", actions)):
+        checks.in_range(name, count, 1, jnp.inf, "at least 1", closed="low")
     if not 1 <= branches <= states:
         raise ValueError(f"branches must be in [1, {states}], got {branches}")
     of_successors, of_cuts, of_rewards = jax.random.split(key, 3)

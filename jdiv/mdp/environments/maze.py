@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from jdiv import checks
 from jdiv.mdp.model import Mdp
 
 MAZE = ("SOOO", "O###", "OOOO", "O#RO")
@@ -25,6 +26,7 @@ def maze(*, walls: str = "S", slip: float = 0.1, discount: float = 0.99) -> Mdp:
     Reference: ShinRL (Kitamura and Yonetani 2021, arXiv:2112.04123), case study 2 of its
     reproduction of Vieillard et al. 2020, and its released environment.
     """
+    checks.in_range("slip", slip, 0, 0.2, "from 0 to 1/5", closed="both")
     if not set(walls) <= set("SO#R"):
         raise ValueError(f"walls must be of the maze's letters S, O, # and R, got {walls!r}")
     moves = ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0))
