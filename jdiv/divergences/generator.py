@@ -29,13 +29,15 @@ convex function of u with f(1) = f'(1) = 0, written in JAX, and its three ends.
 ...
 ...     def f(self, u):
 ...         return (u**3 - 3 * u + 2) / 6
->>> from jdiv import divergences, generators, regularized
+>>> from jdiv import divergences
 >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
 >>> print(f"{divergences.f_divergence(Cubic(), p, q):.4f}")
 1.9424
->>> greedy = jax.jit(lambda v: regularized.greedy(v, jnp.zeros(2), 1.0, generator=Cubic()))
->>> [f"{x:.4f}" for x in jnp.exp(greedy(jnp.array([1.0, 0.0])).log_policy)]
-['0.7500', '0.2500']
+>>> jax.jit(Cubic().inverse_slope)(jnp.array(1.5)).round(4)  # u^2 = 1 + 2 * 1.5
+Array(0.6931, dtype=float32)
+
+So has `regularized.greedy(values, ref_logits, temperature, generator=Cubic())`, and whatever else
+takes a row.
 
 `generators.from_f` makes such a row of a function, and centers it. The slope follows by automatic
 differentiation, `shift` by a search, and where p and q are close f is the integral of its second

@@ -388,19 +388,17 @@ def test_sums_of_rows_with_bounded_slopes():
 
     @jax.jit
     def of():
-        out = []
-        for one in (chi2, bounded):
-            best = regularized.greedy(4 * values, ref, 0.3, generator=one)
-            slope = one.slope(best.log_policy - jax.nn.log_softmax(ref))
-            back = one.shift(t, one.rise(t, 0.9 * t))
-            out.append((slope - (4 * values - best.normalizer) / 0.3, best.residual, back))
-        return out, bounded.shift(t, jnp.array([0.0, 0.0, jnp.nan, 10.0, 10.0]))
+        best = regularized.greedy(4 * values, ref, 0.3, generator=chi2)
+        slope = chi2.slope(best.log_policy - jax.nn.log_softmax(ref))
+        out = slope - (4 * values - best.normalizer) / 0.3, best.residual
+        back = [one.shift(t, one.rise(t, 0.9 * t)) for one in (chi2, bounded)]
+        return *out, back, bounded.shift(t, jnp.array([0.0, 0.0, jnp.nan, 10.0, 10.0]))
 
-    rows, ends = of()
-    for gap, residual, back in rows:
-        np.testing.assert_allclose(gap, 0, atol=1e-8)
-        assert residual < 1e-12
-        np.testing.assert_allclose(back, 0.9 * t, atol=1e-9)
+    gap, residual, back, ends = of()
+    np.testing.assert_allclose(gap, 0, atol=1e-8)
+    assert residual < 1e-12
+    for found in back:
+        np.testing.assert_allclose(found, 0.9 * t, atol=1e-9)
     np.testing.assert_allclose(ends, [-60.0, -5.0, np.nan, np.inf, np.inf], rtol=1e-14)
 
 

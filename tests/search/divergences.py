@@ -126,7 +126,12 @@ def exact(name: str, p, q, parameters: dict) -> mp.mpf:
     if NAMES[name]:
         value = float(parameters[NAMES[name]])
         given = {NAMES[name]: value if value not in (0.0, 1.0) else value + mp.mpf(10) ** -60}
-    return high_precision.divergence(name, *rows, **given)
+    # Categories that neither has count nothing; a zero of q alone has no negative power.
+    rows = zip(*((x, y) for x, y in zip(*rows, strict=True) if x or y), strict=True)
+    try:
+        return high_precision.divergence(name, *map(list, rows), **given)
+    except ZeroDivisionError:
+        return mp.inf
 
 
 def check_double(name: str, p, q, parameters: dict, truth: np.ndarray) -> float:
