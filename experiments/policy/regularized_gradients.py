@@ -111,17 +111,17 @@ def eight_losses(config: ConfigDict, point: dict, normal: Array) -> dict[str, La
     """Expected gradients of the losses, and minus those of the objectives."""
     logits, old, rewards = normal
     log_old = numerics.log_softmax(old)
-    beta = point["sign"] * config.beta
-    mask = jnp.full(rewards.shape, True)
+    # The other sign of the divergence, in a control: no loss takes a negative coefficient.
+    sign, mask = point["sign"], jnp.full(rewards.shape, True)
 
     log_p, by_logits = jax.vjp(numerics.log_softmax, logits)
 
     def of_loss(form, generator, total):
         def loss(log_p):
             log_q = log_old + (0.0 if total is None else np.log(total))
-            return jnp.exp(log_old) @ form(
-                log_p, weighed(point, log_p, log_q), rewards, mask,
-                coefficient=beta, generator=generator, total=total,
+            return sign * jnp.exp(log_old) @ form(
+                log_p, weighed(point, log_p, log_q), sign * rewards, mask,
+                coefficient=config.beta, generator=generator, total=total,
             ).loss  # fmt: skip
 
         return jax.grad(loss)(log_p)
@@ -245,9 +245,9 @@ def descents(config: ConfigDict, point: dict, normal: Array, key: Array) -> dict
         total = None if normalized else config.total
         log_q = log_old + (0.0 if normalized else np.log(config.total))
         form = rpg.rpg_reinforce_clip if clipped else rpg.rpg
-        return frequency @ form(
-            log_p, weighed(point, log_p, log_q), rewards, mask,
-            coefficient=point["sign"] * config.beta, generator=row(config, generator), total=total,
+        return point["sign"] * frequency @ form(
+            log_p, weighed(point, log_p, log_q), point["sign"] * rewards, mask,
+            coefficient=config.beta, generator=row(config, generator), total=total,
         ).loss  # fmt: skip
 
     def losses(logits: Array, frequency: Array) -> Array:
