@@ -402,6 +402,39 @@ def test_sums_of_rows_with_bounded_slopes():
     np.testing.assert_allclose(ends, [-60.0, -5.0, np.nan, np.inf, np.inf], rtol=1e-14)
 
 
+def test_what_slopes_lack_to_their_ends():
+    """`rest_p` and `rest_q`: the derivatives without f'(inf) and f(0), where these are finite."""
+    log_q, t = (
+        jnp.linspace(-3.0, 0.0, 9),
+        jnp.array([-4.0, -2.0, -1.0, -0.1, 0.0, 0.1, 1.0, 2.0, 4.0]),
+    )
+
+    @jax.jit
+    def of():
+        out = {}
+        for name in CUSTOMARY:
+            row, _ = both(name)
+            pairs = zip(
+                (row.rest_p, row.rest_q),
+                (Generator.rest_p, Generator.rest_q),
+                (row.slope_at_infinity, row.at_zero),
+                strict=True,
+            )
+            out[name] = [
+                (end, ours(log_q + t, log_q, t), plain(row, log_q + t, log_q, t))
+                for ours, plain, end in pairs
+            ]
+        return out
+
+    finite = 0
+    for name, found in of().items():
+        for end, ours, plain in found:
+            if np.isfinite(end):
+                finite += 1
+                np.testing.assert_allclose(ours, plain, rtol=1e-9, atol=1e-14, err_msg=name)
+    assert finite == 18
+
+
 def test_shifts_far_out_in_float32():
     """From log-ratios of 100 on, steps from 1e-30 to 1e30: against float64."""
     t = np.array([-100, -60, -20, -1, 0, 1, 20, 48, 60, 100], np.float32)
