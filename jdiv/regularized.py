@@ -181,7 +181,7 @@ def _closed_form_total_variation(
     scaled = (values - top[..., None]) / temperature[..., None]
     unknown = jnp.isnan(jnp.sum(scaled, axis=-1, keepdims=True) + log_ref)
     present = competing != -jnp.inf
-    best = present & (scaled == 0)
+    best = _best(scaled, present)
     dropped = (log_ref != -jnp.inf) & ((scaled < -1) | ~present)
     gained, share = (
         jax.nn.logsumexp(jnp.where(chosen, log_ref, -jnp.inf), axis=-1, keepdims=True)
@@ -191,6 +191,17 @@ def _closed_form_total_variation(
     log_ratio = jnp.where(unknown, jnp.nan, log_ratio)
     log_policy = jnp.where(present, competing + log_ratio, -jnp.inf)
     return log_ratio, log_policy, top - temperature / 2, top, *_no_solver(log_policy[..., 0])
+
+
+def _best(scaled: Array, present: Array) -> Array:
+    """The best actions: those at 0, and the first of the highest for certain.
+
+    A compiled program that computes values twice, fused with what they are made of, may round them
+    differently, so that none of them equals their maximum.
+    """
+    highest = jnp.argmax(jnp.where(present, scaled, -jnp.inf), axis=-1)
+    first = jax.nn.one_hot(highest, scaled.shape[-1], dtype=bool)
+    return present & ((scaled == 0) | first)
 
 
 def _no_solver(row: Array):
@@ -312,7 +323,7 @@ def _search(generator: Generator, values, temperature, competing, top):
         previous = jnp.where(changes, jnp.inf, jnp.abs(here.log_total))
         return following, anchor, low, high, previous, resting, iteration + 1
 
-    best = (competing != -jnp.inf) & (scaled == 0)
+    best = _best(scaled, competing != -jnp.inf)
     high = -jax.nn.logsumexp(jnp.where(best, competing, -jnp.inf), axis=-1)
     high = jnp.maximum(high, 0)
     # The answers for KL and, where no slope has an end above, for actions that all keep mass.
