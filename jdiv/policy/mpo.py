@@ -92,7 +92,7 @@ def e_step(
         log_policy=checks.spread_nan(log_policy, farthest, radius),
         temperature=eta,
         divergence=jnp.where(active, kl, farthest),
-        dual=eta * radius + mean(best[..., 0] + eta * log_sum),
+        dual=eta * radius + mean(best[..., 0] + jnp.where(eta == 0, 0, eta * log_sum)),
         active=active,
     )
 

@@ -88,6 +88,7 @@ def test_reweighting_scales_ties_and_zeros():
     assert not cases["equal"].active
     np.testing.assert_allclose(cases["equal"].log_policy, REF, atol=1e-14)
     assert cases["equal"].divergence == pytest.approx(0, abs=1e-14)
+    assert cases["equal"].dual == pytest.approx(2.0, rel=1e-14)
     # What has no mass gets none, and the radius is met by the others.
     forbidden = VALUES.max(axis=1, keepdims=True) == VALUES
     assert (cases["zeros"].log_policy[forbidden] == -np.inf).all()
