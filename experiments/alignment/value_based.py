@@ -80,8 +80,11 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labell
     depth = max(length for _, length in config.graphs)
     beta, uniform = point["beta"], jnp.zeros(children.shape)
     log_returns = jnp.log(jnp.stack([1 - returns, returns], axis=-1))
+    # With too few backups what comes from the ends of longer arms has not arrived.
+    arms = np.repeat([length for _, length in config.graphs], np.diff([*roots, len(children)]))
+    arrived = (arms <= depth - config.missing_backups)[:, None]
     law = q_sharp.return_laws(
-        children, uniform, log_returns, depth=max(depth - config.missing_backups, 0)
+        children, uniform, jnp.where(arrived, log_returns, -jnp.inf), depth=depth
     )
     q = q_sharp.q_values(children, law, jnp.array([0.0, 1.0]), beta)
     policy = jnp.exp(q_sharp.optimal_policy(q, uniform, beta))
