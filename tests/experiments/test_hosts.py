@@ -1,5 +1,6 @@
 """Two processes of one run on this machine: whatever happens to one, both end alike."""
 
+import functools
 import os
 import pathlib
 import re
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -231,15 +233,19 @@ def test_an_unforeseen_error_of_one_process_has_its_traceback(capsys):
 
 
 def test_what_the_user_has_set_is_kept(monkeypatch):
-    assert parallel.cpu_devices_set() == 8
+    """By a stand-in for JAX's settings, which nobody may change once there are devices."""
+    config = types.SimpleNamespace(jax_num_cpu_devices=-1)
+    config.update = functools.partial(setattr, config)
+    monkeypatch.setattr(parallel, "jax", types.SimpleNamespace(config=config))
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert parallel.cpu_devices_set() is None
     monkeypatch.setenv("XLA_FLAGS", "--xla_a=1 --xla_force_host_platform_device_count=3 --xla_b=2")
-    assert parallel.cpu_devices_set() == 8
-    jax.config.update("jax_num_cpu_devices", -1)
-    try:
-        parallel.divide_cpu(5)
-        assert (parallel.cpu_devices_set(), jax.config.jax_num_cpu_devices) == (3, -1)
-    finally:
-        jax.config.update("jax_num_cpu_devices", 8)
+    parallel.divide_cpu(5)
+    assert (parallel.cpu_devices_set(), config.jax_num_cpu_devices) == (3, -1)
+    monkeypatch.delenv("XLA_FLAGS")
+    for devices in (5, 7):
+        parallel.divide_cpu(devices)
+        assert parallel.cpu_devices_set() == 5
 
 
 def test_help_lists_every_flag():
