@@ -38,17 +38,6 @@ def write_text(path: files.Path, text: str) -> None:
     files.write(path, text.encode())
 
 
-def write_json(path: files.Path, value: Any) -> None:
-    """A value as JSON."""
-    files.write(path, files.as_json(value))
-
-
-def read_json(path: files.Path) -> Any:
-    """The value, or None if there is no such file."""
-    contents = files.read(path)
-    return None if contents is None else json.loads(contents)
-
-
 # ------------------------------------------------------------------------------------ what was run
 
 

@@ -75,8 +75,7 @@ def read(folders: Iterable[pathlib.Path], start: pathlib.Path) -> list[Run]:
     runs = []
     for folder in folders:
         config, environment, claims = (
-            records.read_json(folder / f"{name}.json")
-            for name in ("config", "environment", "claims")
+            records.Folder(folder).read(name) for name in ("config", "environment", "claims")
         )
         links = linked([folder / name for name in FILES], start)
         links |= sources(config["experiment"], start)
@@ -90,7 +89,7 @@ FILES = ("results.nc", "claims.json", "config.json", "environment.json", "metric
 
 
 def _figures(folder: pathlib.Path, start: pathlib.Path) -> list[Figure]:
-    captions = records.read_json(folder / "figures" / "captions.json") or {}
+    captions = records.Folder(folder / "figures").read("captions") or {}
     found = []
     for name, caption in captions.items():
         stem = folder / "figures" / name

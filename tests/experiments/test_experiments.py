@@ -63,7 +63,7 @@ def test_every_experiment_runs_and_every_control_refutes_its_claim(stem, tmp_pat
     assert entries
     assert len({entry["name"] for entry in entries}) == len(entries)
     assert [entry["name"] for entry in entries if not sound(entry)] == []
-    captions = records.read_json(tmp_path / "figures" / "captions.json")
+    captions = records.Folder(tmp_path / "figures").read("captions")
     assert captions
     assert all(caption.endswith(".") for caption in captions.values())
     for name in captions:

@@ -283,7 +283,7 @@ def test_what_raises_leaves_the_results_and_the_others(tmp_path, monkeypatch):
             "positive": "supported", "raises": "not tested",
         }  # fmt: skip
         assert entries[1]["reason"] == "raised KeyError: 'beta'"
-        assert records.read_json(tmp_path / "claims.json") == entries
+        assert records.Folder(tmp_path).read("claims") == entries
         monkeypatch.delattr(run.engine, "compute", raising=False)
     entries, _ = again(tmp_path)
     assert [entry["verdict"] for entry in entries] == ["supported"]

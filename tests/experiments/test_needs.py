@@ -141,7 +141,7 @@ def test_any_field_of_the_config_can_be_swept(toy_file, tmp_path):
     assert results.sizes["sign"] == 2
     assert results["deep.er"].values.tolist() == [3.0]
     np.testing.assert_array_equal(results.total.sel(sign=-1), -results.total.sel(sign=1))
-    captions = records.read_json(tmp_path / "run" / "figures" / "captions.json")
+    captions = records.Folder(tmp_path / "run" / "figures").read("captions")
     said = "(Said of the config as its file has it.)"
     assert captions == {
         "blank_1": f"Nothing. Here deep.er = 3.0, sign = -1.0. {said}",

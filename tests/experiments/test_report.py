@@ -15,7 +15,7 @@ import urllib.parse
 import pytest
 from PIL import Image
 
-from experiments.lab import claim_cards, records, report
+from experiments.lab import claim_cards, files, records, report
 from experiments.lab import html as words
 
 CHROMIUM = shutil.which("chromium")
@@ -99,12 +99,12 @@ def make_run(folder, experiment, claims):
     }
     (folder / "figures").mkdir(parents=True)
     for name, value in (("config", config), ("environment", environment), ("claims", claims)):
-        records.write_json(folder / f"{name}.json", value)
+        records.Folder(folder).write(name, value)
     for name, size in FIGURES.items():
         (folder / "figures" / f"{name}.png").write_bytes(png(*size, "#0072b2"))
     (folder / "figures" / "tall.pdf").write_bytes(b"%PDF")
     captions = {name: f"What `{name}` shows: {AWKWARD} {WORD}" for name in FIGURES}
-    records.write_json(folder / "figures" / "captions.json", captions)
+    records.Folder(folder / "figures").write("captions", captions)
     return folder
 
 
@@ -453,3 +453,10 @@ def test_the_browser_finds_what_is_wrong(tmp_path):
         for what in ("broken image cut", "overflowing P an_unbroken", "contrast 2.3 of faint"):
             assert what in found
     assert "page is" in " ".join(results[0]["found"])
+
+
+def test_a_run_whose_claims_are_damaged_has_no_report(tmp_path):
+    folder = make_run(tmp_path / "run", *next(iter(CLAIMS.items())))
+    (folder / "claims.json").write_text("[]")
+    with pytest.raises(files.Damaged, match="claims.json is damaged"):
+        report.write(tmp_path, [folder])

@@ -445,7 +445,7 @@ def test_experiments_run_side_by_side(tmp_path):
     found = {job.folder.path.name: entries for job, entries in
              reproduce.side_by_side(plans, 2, 1, lambda: False)}  # fmt: skip
     assert found["c"] is None
-    assert found["a"] == found["b"] == records.read_json(tmp_path / "b" / "claims.json")
+    assert found["a"] == found["b"] == records.Folder(tmp_path / "b").read("claims")
     with pytest.raises(records.Stopped):
         list(reproduce.side_by_side(plans, 2, 1, lambda: True))
 
