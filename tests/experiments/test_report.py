@@ -458,5 +458,5 @@ def test_the_browser_finds_what_is_wrong(tmp_path):
 def test_a_run_whose_claims_are_damaged_has_no_report(tmp_path):
     folder = make_run(tmp_path / "run", *next(iter(CLAIMS.items())))
     (folder / "claims.json").write_text("[]")
-    with pytest.raises(files.Damaged, match="claims.json is damaged"):
+    with pytest.raises(files.Damaged, match=r"claims\.json is damaged"):
         report.write(tmp_path, [folder])
