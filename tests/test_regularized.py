@@ -548,12 +548,18 @@ def test_edges_of_values_and_masks():
 
 def test_le_cam_on_a_wide_reference():
     """The best action's reference below e^-44 in single precision; solved with 50 digits."""
-    values = np.array([[1, 0, 0.5], [1, 0.2, -0.5], [1, 0.2, -0.5]], np.float32)
-    ref = np.array([[-48, 0, -1], [-50, 0, 1], [-60, 0, 1]], np.float32)
-    best = solver("le_cam")(values, ref, np.array([1, 0.5, 0.5], np.float32))
+    values = np.array(
+        [[1, 0, 0.5], [1, 0.2, -0.5], [1, 0.2, -0.5], [0.53501874, 0.03295746, -1.2521106]],
+        np.float32,
+    )
+    ref = np.array(
+        [[-48, 0, -1], [-50, 0, 1], [-60, 0, 1], [-9.852736, 22.947744, 23.225494]], np.float32
+    )
+    best = solver("le_cam")(values, ref, np.array([1, 0.5, 0.5, 0.30778986], np.float32))
     assert np.all(best.converged)
     np.testing.assert_allclose(np.exp(best.log_policy[0]), [0.428, 0.303, 0.269], atol=5e-4)
-    assert np.all(best.value[1:] >= 0.5)  # of all mass on the first action
+    np.testing.assert_allclose(np.exp(best.log_policy[3]), [0.95375477, 0.04624523, 0], atol=2e-6)
+    assert np.all(best.value[1:3] >= 0.5)  # of all mass on the first action
 
 
 @pytest.mark.parametrize(

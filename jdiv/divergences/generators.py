@@ -637,8 +637,8 @@ class LeCam(Generator):
         t, step = jnp.broadcast_arrays(t, step)
         size = jnp.abs(step) / 2
         log_size = jnp.log(jnp.where(size > 0, size, 1)) + 2 * jax.nn.softplus(t)
-        # Where f' has hardly anything left the step counts alone.
-        far = (size > 0) & (log_size > 60)
+        # Where f' has hardly anything left the step counts alone; its square must not overflow.
+        far = (size > 0) & (log_size > -2.5 * math.log(jnp.finfo(t.dtype).eps))
         # A step of 0 stays, also where u^2 overflows.
         stays = (size == 0) & (t > _largest_exponent(t) / 2)
         near = self._shift_near(jnp.where(far | stays, 0, t), jnp.where(far, 0, step))
