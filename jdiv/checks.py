@@ -30,6 +30,14 @@ def _short(x: object) -> str:
     return text if len(text) <= 40 and "\n" not in text else f"a {type(x).__name__}"
 
 
+def floating(name: str, x: ArrayLike) -> Array:
+    """`x` as an array of floating-point numbers in its own precision; other types are refused."""
+    x = _as_array(name, x, "a floating-point array")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name} must be a floating-point array, got dtype {x.dtype}")
+    return x
+
+
 def as_float(name: str, x: ArrayLike) -> Array:
     """`x` as an array of float32 or float64; half precision is widened, other types are refused.
 
@@ -37,9 +45,7 @@ def as_float(name: str, x: ArrayLike) -> Array:
     Traceback (most recent call last):
     TypeError: values must be a floating-point array, got three
     """
-    x = _as_array(name, x, "a floating-point array")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{name} must be a floating-point array, got dtype {x.dtype}")
+    x = floating(name, x)
     return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
 
 
@@ -255,6 +261,40 @@ def _distribution(name: str, x: ArrayLike, allowed: str, *, logarithms: bool) ->
 
 
 # -------------------------------------------------------------------------------- names and logits
+
+
+def as_integers(name: str, x: ArrayLike) -> Array:
+    """`x` as an array of integers; other types are refused."""
+    x = _as_array(name, x, "an array of integers")
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"{name} must be an array of integers, got dtype {x.dtype}")
+    return x
+
+
+def categories(name: str, x: ArrayLike, size: int | None = None) -> Array:
+    """Refuses indices `[..., k]` that are no different categories, of so many that there are.
+
+    Which they are is not known yet of traced ones: those that are none become `size`, where
+    nothing is. That traced ones differ is not checked.
+
+    >>> categories("indices", [3, 1, 3], 5)
+    Traceback (most recent call last):
+    ValueError: indices must differ within each row, got 3 twice
+    """
+    x = as_integers(name, x)
+    if x.ndim == 0:
+        raise ValueError(f"{name} must be [..., k], got a scalar")
+    if isinstance(x, jax.core.Tracer):
+        return x if size is None else jnp.where(x < 0, size, x)
+    ordered = np.sort(np.asarray(x), axis=-1)
+    outside = (ordered < 0) | (ordered >= (np.inf if size is None else size))
+    if outside.any():
+        allowed = "not negative" if size is None else f"from 0 to {size - 1}"
+        raise ValueError(f"{name} must be {allowed}, got {ordered[outside][0]}")
+    again = ordered[..., 1:][ordered[..., 1:] == ordered[..., :-1]]
+    if again.size:
+        raise ValueError(f"{name} must differ within each row, got {again[0]} twice")
+    return x
 
 
 def known(where: str, name: str, allowed: Collection[str]) -> None:

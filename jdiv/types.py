@@ -38,6 +38,10 @@ PerPair = Float[Array | np.ndarray, "*batch"]
 """One number for each pair of a chosen and a rejected answer."""
 PerSample = Float[Array | np.ndarray, "*samples"]
 """One number for each sample: log-probabilities, weights, estimates."""
+Hidden = Float[Array | np.ndarray, "*batch tokens width"]
+"""States of a language model after its last layer."""
+Head = Float[Array | np.ndarray, "vocabulary width"]
+"""The matrix that makes logits of hidden states; tied, it is the embedding."""
 Rewards = Shaped[Array | np.ndarray, "*batch"]
 """One reward for each sequence, sample or answer: a number, a boolean, or an integer 0 or 1."""
 

@@ -54,6 +54,7 @@ VOCABULARY = {
     "networks": """
         hyper settings environment batch q_next layers sizes models train end state number
         vocabulary longest power shape""",
+    "language models": "tile token_weights indices",
     "randomness": "key keys seed seeds",
     "numerics and checks": """
         rows name closed allowed cls default example dtype f start newton tolerance kept expected a

@@ -2,8 +2,9 @@
 
 `kl(p_logits, q_logits)` and every other row of the table, `f_divergence` of any row, and what is no
 f-divergence are here. `generator` is the contract of a row, `generators` the table, `categorical`
-the exact values on logits, `gaussian` the closed forms between Gaussians, `transport` the distances
-that know a geometry.
+the exact values on logits, `vocabulary` those of language models from hidden states, `sparse` those
+of which k categories are known, `gaussian` the closed forms between Gaussians, `transport` the
+distances that know a geometry.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from collections.abc import Callable
 
 from jax import Array
 
-from jdiv.divergences import categorical, gaussian, generator, generators, transport
+from jdiv.divergences import (
+    categorical,
+    gaussian,
+    generator,
+    generators,
+    sparse,
+    transport,
+    vocabulary,
+)
 from jdiv.divergences.categorical import (
     bhattacharyya,
     bregman,
@@ -35,7 +44,9 @@ __all__ = [
     "generator",
     "generators",
     "renyi",
+    "sparse",
     "transport",
+    "vocabulary",
     *categorical.TABLE,
 ]
 

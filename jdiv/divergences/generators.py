@@ -850,6 +850,56 @@ def weighted_sum(penalties: Penalties) -> Generator:
     return WeightedSum(weights, rows)
 
 
+@row
+class Swapped(Generator):
+    """The divergence of a row with its sides exchanged; made by `swapped`."""
+
+    swapped: Generator
+
+    invertible = False
+    slope_at_zero = jnp.nan  # unknown, and nobody asks a row without an inverse
+    at_zero = property(lambda self: self.swapped.slope_at_infinity)
+    slope_at_infinity = property(lambda self: self.swapped.at_zero)
+    slope_at_one = property(lambda self: -jnp.asarray(self.swapped.slope_at_one))
+
+    def perspective(self, log_p, log_q, t):
+        """That of the row, its arguments exchanged."""
+        return self.swapped.perspective(log_q, log_p, -t)
+
+    def perspective_p(self, log_p, log_q, t):
+        """The row's `perspective_q`."""
+        return self.swapped.perspective_q(log_q, log_p, -t)
+
+    def perspective_q(self, log_p, log_q, t):
+        """The row's `perspective_p`."""
+        return self.swapped.perspective_p(log_q, log_p, -t)
+
+    def customary(self, log_p, log_q, t):
+        """That of the row, its arguments exchanged."""
+        return self.swapped.customary(log_q, log_p, -t)
+
+    def rest_p(self, log_p, log_q, t):
+        """The row's `rest_q`."""
+        return self.swapped.rest_q(log_q, log_p, -t)
+
+    def rest_q(self, log_p, log_q, t):
+        """The row's `rest_p`."""
+        return self.swapped.rest_p(log_q, log_p, -t)
+
+
+def swapped(generator: Generator) -> Generator:
+    """The row of `D(q, p)`, for functions that take the one that learns first: u f(1/u).
+
+    Its slope is not inverted.
+
+    >>> from jdiv import divergences as dv
+    >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
+    >>> print(f"{dv.f_divergence(swapped(SkewKL(0.5)), p, q):.4f} {dv.skew_kl(q, p, skew=0.5):.4f}")
+    0.1163 0.1163
+    """
+    return Swapped(checked_row(generator))
+
+
 @listed
 class Chi2KL(_Sum):
     """Half of Pearson's chi2 plus gamma KL: f(u) = (u^2 - 1)/2 + gamma (u log u - u + 1).
