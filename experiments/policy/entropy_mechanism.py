@@ -1,7 +1,9 @@
 """The entropy mechanism: what a step does to the entropy, and what entropy says of the reward.
 
 Cui et al. 2025 (arXiv:2505.22617) in tables instead of language models. The reference numbers are
-an independent recomputation of these tables, with one run each as far as is known.
+an independent recomputation of these tables, with one run each as far as is known. The sampled runs
+are in single precision: on another number of devices their entropies differ by some 1e-5, which is
+rounding that their updates have carried on.
 """
 
 from typing import NamedTuple
