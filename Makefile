@@ -13,7 +13,7 @@ setup: .venv/installed
 	touch $@
 
 test: setup
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist=loadgroup
 
 reproduce: setup
 	$(BIN)/python -m experiments.reproduce

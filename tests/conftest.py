@@ -8,17 +8,19 @@ import sys
 
 import chex
 import jax
+import numpy as np
 import pytest
 
 from jdiv import parallel
 
 # Most of the time goes into compiling. XLA's older code generator is faster at it; jaxlib 0.11 does
-# not have it, and an unknown flag ends the process.
-FLAGS = ["backend_optimization_level=0", "llvm_disable_expensive_passes=true",
-         "cpu_parallel_codegen_split_count=1"]  # fmt: skip
+# not have it, and an unknown flag ends the process. Experiments may ask for more: XLA_FLAGS would
+# not let them.
+FLAGS = ["cpu_parallel_codegen_split_count=1"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS.append("cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{flag}" for flag in FLAGS))
+jax.config.update("jax_disable_most_optimizations", True)
 
 # A second run on the same machine finds its programs compiled.
 CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
@@ -42,6 +44,18 @@ def resident():
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+APART = {"test_every_experiment_runs_and_every_control_refutes_its_claim"}
+"""Long tests that share no programs with others of their file."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """The tests of a file share programs: one process runs them all, so each is made once."""
+    for item in items:
+        if getattr(item, "originalname", item.name) not in APART:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
 def pytest_collection_finish(session):
     """What is imported stays: the garbage collector need not look at it, nor look that often."""
     gc.collect()
@@ -49,13 +63,23 @@ def pytest_collection_finish(session):
     gc.set_threshold(50_000, 20, 50)
 
 
+@pytest.fixture(scope="session")
+def forget():
+    """Drops the programs that there are, if they take much memory."""
+
+    def forget():
+        if resident() > ENOUGH:
+            jax.clear_caches()
+            gc.collect()
+
+    return forget
+
+
 @pytest.fixture(autouse=True, scope="module")
-def forget_programs():
-    """Programs of earlier files are dropped when they take much memory."""
+def forget_programs(forget):
+    """Programs of earlier files are not needed any more."""
     yield
-    if resident() > ENOUGH:
-        jax.clear_caches()
-        gc.collect()
+    forget()
 
 
 @pytest.fixture(autouse=True)
@@ -67,16 +91,19 @@ def double_precision():
 
 @pytest.fixture
 def same_everywhere():
-    """Asserts that f of `[8, ...]` arrays is the same eagerly, jitted, vmapped and pmapped.
+    """Asserts that f of `[8, ...]` arrays is the same eagerly, jitted, and vmapped and pmapped.
 
-    f maps over the leading axis by itself; vmap and pmap take it away. What vmap makes of f is
-    compiled as one program: eagerly each operation of it would be one. The jitted f is what vmap
-    and pmap transform: f is traced once. Many functions in one f cost less than one at a time.
+    f maps over the leading axis by itself; pmap over four devices and vmap over two places on each
+    take it away. The jitted f is what they transform: it is traced once. Many functions in one f
+    cost less than one at a time.
     """
 
     def check(f, *arrays, rtol=1e-12):
         eager, jitted = f(*arrays), jax.jit(f)
-        for transformed in (jitted, jax.jit(jax.vmap(jitted)), jax.pmap(jitted)):
-            chex.assert_trees_all_close(transformed(*arrays), eager, rtol=rtol, atol=rtol)
+        mapped = jax.pmap(jax.vmap(jitted), devices=jax.local_devices()[:4])
+        shared = mapped(*(np.asarray(x).reshape(4, 2, *x.shape[1:]) for x in arrays))
+        shared = jax.tree.map(lambda x: np.asarray(x).reshape(8, *x.shape[2:]), shared)
+        for transformed in (jitted(*arrays), shared):
+            chex.assert_trees_all_close(transformed, eager, rtol=rtol, atol=rtol)
 
     return check

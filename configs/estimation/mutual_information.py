@@ -16,7 +16,7 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Steps, widths and seeds by scale; batch and dimension are those of the reference values."""
     config = defaults.get_config("estimation/mutual_information", scale)
-    config.optimized = scale != "smoke"
+    config.optimized = True
     config.precision = "float32"
     config.dimension = 20
     config.pairs = 64

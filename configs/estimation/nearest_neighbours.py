@@ -15,7 +15,7 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Sizes by scale; 2000 samples in two dimensions are those of the reference values."""
     config = defaults.get_config("estimation/nearest_neighbours", scale)
-    config.optimized = scale != "smoke"
+    config.optimized = True
     config.precision = "float32"
     # Or "gio", the score that is none, or "densities", which knows both.
     config.estimator = "knn"

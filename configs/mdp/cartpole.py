@@ -20,7 +20,7 @@ def get_config(scale: str = "quick") -> ConfigDict:
     At the smoke scale more moves and target updates have to make up for fewer steps.
     """
     config = defaults.get_config("mdp/cartpole", scale)
-    config.optimized = scale != "smoke"
+    config.optimized = True
     config.precision = "float32"
     steps = {"smoke": 2000, "quick": 4000, "full": 60_000}[scale]
     config.training = defaults.training(

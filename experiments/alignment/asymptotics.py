@@ -5,7 +5,10 @@ Delta, and the best of N blocks of m letters. A law over blocks is one over type
 each letter, as reward and reference depend on nothing else.
 """
 
+from __future__ import annotations
+
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,6 @@ import numpy as np
 import xarray as xr
 from jax import Array
 from jax.scipy.special import gammaln
-from matplotlib.axes import Axes
 from ml_collections import ConfigDict
 
 from experiments.lab.axes import count, non_negative, positive, seeds
@@ -22,6 +24,9 @@ from experiments.lab.plots import MARKERS, Picture, curve, panels, style, ticks
 from experiments.lab.results import Labelled, labelled
 from jdiv import divergences, generators
 from jdiv.alignment import asymptotics, best_of_n, tilts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 AXES = {"seed": seeds}
 FIELDS = {

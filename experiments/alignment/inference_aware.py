@@ -4,12 +4,15 @@ Balashankar et al. 2024, InfAlign (arXiv:2412.19792). The paper's tables are not
 objective is rederived, and the reference numbers are an independent computation of it.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax import Array
-from matplotlib.axes import Axes
 from ml_collections import ConfigDict
 
 from experiments.lab.axes import above, positive
@@ -18,6 +21,9 @@ from experiments.lab.plots import Picture, curve, panels, pick, style, ticks
 from experiments.lab.results import Labelled, labelled
 from jdiv import divergences, generators
 from jdiv.alignment import inference_aware, tilts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 AXES = {"budget": positive}
 FIELDS = {"cells": above(1)}

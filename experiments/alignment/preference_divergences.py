@@ -5,14 +5,16 @@ Wang et al. 2024 (arXiv:2309.16240), Theorem 1 with its failing case, chi2-PO's 
 the reference numbers are an independent computation of this toy.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from jax import Array
 from jax.typing import ArrayLike
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from experiments.lab import axes
@@ -22,6 +24,9 @@ from experiments.lab.results import Labelled, labelled
 from jdiv import divergences, regularized, roots
 from jdiv.alignment import margins, preference
 from jdiv.divergences import generators
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FAMILIES = {
     "power": lambda exponent: generators.Power(exponent),
@@ -256,6 +261,8 @@ def frontier_figure(config: ConfigDict, at: xr.Dataset) -> Figure:
 
 def failure_figure(small: xr.Dataset) -> Figure:
     """Optima and fits of chi2 and chi2-PO."""
+    import matplotlib.pyplot as plt
+
     figure, axis = plt.subplots(figsize=(6.4, 4.0))
     looks = ((COLORS[0], ""), (COLORS[1], "//"), (COLORS[2], ""), (COLORS[4], "//"))
     bars = [

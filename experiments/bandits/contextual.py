@@ -14,7 +14,6 @@ import numpy as np
 import xarray as xr
 from jax import Array
 from jax.typing import ArrayLike
-from matplotlib import ticker
 from ml_collections import ConfigDict
 
 from experiments.lab.axes import between, each, positive, real, seeds
@@ -200,6 +199,8 @@ def _regret(results: xr.Dataset) -> Picture:
 
 def _preferences(results: xr.Dataset) -> Picture:
     """Regularized regret over the number of comparisons."""
+    from matplotlib import ticker
+
     figure, axis = panels(1, width=6.4, height=4.2)
     learners = {
         "offline, pessimistic": (ASKED, results.offline.sel(bonus=-1.0)),

@@ -7,15 +7,16 @@ a hundred times too large (Chen and Orabona 2023). The papers' own settings are 
 settings are chosen here or by the reference's recomputation.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax import Array
-from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
 from ml_collections import ConfigDict
 
 from experiments.lab.axes import non_negative, positive, seeds
@@ -23,6 +24,9 @@ from experiments.lab.claims import Finding, at_least, at_most, between, claim, e
 from experiments.lab.plots import COLORS, Picture, curve, legend_above, panels, style, ticks
 from experiments.lab.results import Labelled, labelled
 from jdiv.bandits import adversarial
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 AXES = {"seed": seeds}
 FIELDS = {"noise": non_negative, "step_factor": positive}
@@ -196,6 +200,8 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
 
 def _rounds(axis: Axes, **labels: str) -> None:
     """Logarithmic on both axes, with plain numbers."""
+    from matplotlib.ticker import NullFormatter
+
     axis.set(xscale="log", yscale="log", **labels)
     for side in (axis.xaxis, axis.yaxis):
         side.set_major_formatter("{x:g}")

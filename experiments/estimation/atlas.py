@@ -3,11 +3,13 @@
 It reproduces no paper; its claims are the textbook order relations between the rows.
 """
 
+from __future__ import annotations
+
 import functools
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from jax import Array
@@ -18,6 +20,9 @@ from experiments.lab.claims import Finding, at_least, at_most, claim, equals
 from experiments.lab.plots import COLORS, GREY, Picture, style
 from experiments.lab.results import Labelled, labelled
 from jdiv import divergences, generators
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 AXES = {}
 FIELDS = {
@@ -193,6 +198,8 @@ def _of_pairs(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
 
 
 def _small_multiples(names: tuple[str, ...], *, columns: int, sharey: bool):
+    import matplotlib.pyplot as plt
+
     rows = -(-len(names) // columns)
     figure, grid = plt.subplots(
         rows, columns, figsize=(2.4 * columns, 2.2 * rows), sharex=True, sharey=sharey
@@ -206,7 +213,7 @@ def _small_multiples(names: tuple[str, ...], *, columns: int, sharey: bool):
     return figure, grid.flat[: len(names)]
 
 
-def _family(xs, curves, x_label, y_label, y_range, x_range=None) -> plt.Figure:
+def _family(xs, curves, x_label, y_label, y_range, x_range=None) -> Figure:
     figure, panels = _small_multiples(ROWS, columns=5, sharey=True)
     for x, curve, axis in zip(xs, curves, panels, strict=True):
         axis.plot(xs.T, curves.T, color=GREY, linewidth=0.6)
@@ -217,7 +224,7 @@ def _family(xs, curves, x_label, y_label, y_range, x_range=None) -> plt.Figure:
     return figure
 
 
-def _pairs(data: xr.DataArray, x: str, names: list[str], x_label: str) -> plt.Figure:
+def _pairs(data: xr.DataArray, x: str, names: list[str], x_label: str) -> Figure:
     figure, panels = _small_multiples(BETWEEN, columns=5, sharey=False)
     for pair, axis in zip(data.where(np.isfinite(data)), panels, strict=True):
         for number, curve in enumerate(pair):

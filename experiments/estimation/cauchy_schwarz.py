@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax import Array
-from matplotlib.ticker import LogLocator, NullFormatter
 from ml_collections import ConfigDict
 
 from experiments.lab.axes import at_least, count, each, one_of, positive, seeds
@@ -278,6 +277,8 @@ def _curves(config: ConfigDict, results: xr.Dataset) -> Picture:
 
 
 def _bandwidth(config: ConfigDict, results: xr.Dataset) -> Picture:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure, axis = panels(1, width=5.8, height=4.2)
     estimate = results.estimate.stack(draw=("seed", "repeat"))
     across = np.linspace(0, max(config.bandwidths) * 1.05, 200)

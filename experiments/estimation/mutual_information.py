@@ -15,13 +15,14 @@ these two, at high levels InfoNCE's too, is another trajectory on another number
 `best`, about ceilings that hold for every critic, and about means that are nats from their bounds.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import xarray as xr
@@ -32,6 +33,9 @@ from experiments.lab import axes
 from experiments.lab.claims import Finding, at_least, at_most, between, claim, equals
 from experiments.lab.plots import COLORS, GREY, Picture, curve, legend_above, marks, panels, style
 from jdiv import estimators, generators
+
+if TYPE_CHECKING:
+    pass
 
 REFERENCES = {
     "infonce": {2: (1.82, 0.19), 4: (3.07, 0.19), 6: (3.74, 0.12), 8: (4.02, 0.07),
@@ -289,6 +293,8 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
 
 
 def _learning(config: ConfigDict, results: xr.Dataset) -> Picture:
+    import matplotlib.pyplot as plt
+
     names = [str(name) for name in results.estimator.values]
     rows = -(-len(names) // 2)
     figure, plots = plt.subplots(

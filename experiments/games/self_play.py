@@ -6,14 +6,16 @@ independent computation of this toy. RSPO's penalties are a share of KL(pi‖ref
 alpha divergence: exponent 0 is forward KL, 1 reverse KL, in the field's names.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax import Array
-from matplotlib.axes import Axes
 from ml_collections import ConfigDict
 
 from experiments.lab.axes import (
@@ -31,6 +33,9 @@ from experiments.lab.plots import COLORS, GREY, MARKERS, Picture, panels, pick, 
 from experiments.lab.results import Labelled, labelled
 from jdiv import generators, regularized
 from jdiv.games import preferences, self_play
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 AXES = {
     "penalty": labels,

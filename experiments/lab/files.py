@@ -186,6 +186,69 @@ def faults(folder: Path, expected: Iterable[str] = ()) -> Iterator[tuple[str, st
             yield name, f"{folder / name} is missing"
 
 
+class Journal:
+    """A file that grows by whole lines, with its checksum after each.
+
+    On a disk lines are appended: what is written is linear in what is noted. A process that is
+    killed may leave a part of a line, which is cut off (`cut_torn_line`). A bucket has no append:
+    there the file is written anew, but only every `EVERY` seconds and at `flush`; who is stopped
+    loses the lines since.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        cut_torn_line(path)
+        self._lines = [kept(path) or b""]
+        self._digest = hashlib.sha256(self._lines[0])
+        self._written = time.monotonic()
+
+    def add(self, line: bytes) -> None:
+        """One more line."""
+        before = self._digest.hexdigest()
+        self._digest.update(line)
+        if remote(self.path):
+            self._lines.append(line)
+            if time.monotonic() - self._written >= EVERY:
+                self.flush()
+            return
+        sums = _sums(self.path.parent) | {self.path.name: [before, self._digest.hexdigest()]}
+        write(self.path.parent / SUMS, as_json(sums))
+        append(self.path, line)
+
+    def flush(self) -> None:
+        """Writes what a bucket does not have yet."""
+        if len(self._lines) > 1:
+            self._lines = [b"".join(self._lines)]
+            keep(self.path, self._lines[0])
+            self._written = time.monotonic()
+
+
+EVERY = 60.0
+"""Seconds in which a journal in a bucket is written once at most."""
+
+
+def append(path: pathlib.Path, line: bytes) -> None:
+    """Adds to the end of a file on a disk."""
+    try:
+        with path.open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cuts off the end of a journal that is no whole line, if the lines before it are whole."""
+    contents = read(path)
+    if contents is None or remote(path):
+        return
+    whole = contents[: contents.rfind(b"\n") + 1]
+    sums = _sums(path.parent).get(path.name, [])
+    if whole != contents and hashlib.sha256(whole).hexdigest() in sums:
+        os.truncate(path, len(whole))
+
+
 def delete(path: Path) -> None:
     """Deletes a file, or a folder with all that is in it."""
     if remote(path):

@@ -3,14 +3,17 @@
 Colours are told apart by every kind of color vision, and each goes with a line style and a marker.
 """
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-import matplotlib.pyplot as plt
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
 import xarray as xr
 from cycler import cycler
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito 2008."""
@@ -55,6 +58,8 @@ def panels(count: int, *, width: float = 4.8, height: float = 3.8, **options: An
 
     `options` go to `subplots`: `sharey=True`.
     """
+    import matplotlib.pyplot as plt
+
     return plt.subplots(1, count, figsize=(width * count, height), **options)
 
 

@@ -112,6 +112,7 @@ class Folder:
 
     def __init__(self, path: files.Path):
         self.path = path
+        self._journal: files.Journal | None = None
 
     @property
     def _first(self) -> bool:
@@ -154,8 +155,14 @@ class Folder:
     def note(self, **entry: Any) -> None:
         """One more line of the journal metrics.jsonl, with the time in front."""
         if self._first:
-            line = json.dumps({"time": now(), **entry}) + "\n"
-            self._keep(JOURNAL, (self._kept(JOURNAL) or b"") + line.encode())
+            self._journal = self._journal or files.Journal(self.path / JOURNAL)
+            self._journal.add((json.dumps({"time": now(), **entry}) + "\n").encode())
+
+    def _close_journal(self) -> None:
+        """All lines are in the folder then, also in a bucket."""
+        if self._journal:
+            self._journal.flush()
+        self._journal = None
 
     def results(self) -> xr.Dataset | None:
         """The dataset, in memory; None if it is not there."""
@@ -169,6 +176,7 @@ class Folder:
 
     def save_results(self, results: xr.Dataset | None) -> None:
         """The dataset as netCDF; the pieces it was made of are deleted."""
+        self._close_journal()
         if self._first:
             # By way of memory: HDF5 crashes the process when a disk is full.
             contents = io.BytesIO()
@@ -282,10 +290,12 @@ class Folder:
             if parallel.on_any_host(refused is not None):
                 raise refused or Refused("refused by the first host")
             yield
+            self._close_journal()  # not by a process that lost its lock
 
     def _make_ready(
         self, config: ConfigDict, code: Code, overwrite: bool, report: Callable[[str], Any]
     ) -> None:
+        self._journal = None
         conflict = self.disagreement(config, code)
         if conflict and (conflict.startswith(FOREIGN) or not overwrite):
             raise Refused(f"workdir {self.path} {advised(conflict)}")
@@ -299,6 +309,8 @@ class Folder:
 
         Damaged results stay: they are refused where they are read.
         """
+        for folder in (self.path, *self._glob("controls/*")):
+            files.cut_torn_line(folder / JOURNAL)
         for folder, name, fault in list(self._faults()):
             path = self.path / name
             if folder != self.path:

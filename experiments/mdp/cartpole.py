@@ -12,9 +12,11 @@ a few lanes and for many. So the curves of one seed are others on another number
 claim is about a curve: they are about orders and means over all seeds, by their standard errors.
 """
 
-import functools
+from __future__ import annotations
 
-import matplotlib.pyplot as plt
+import functools
+from typing import TYPE_CHECKING
+
 import numpy as np
 import xarray as xr
 from jax import Array
@@ -33,6 +35,9 @@ from experiments.lab.axes import (
 from experiments.lab.claims import Finding, at_least, at_most, claim
 from experiments.lab.plots import MARKERS, Picture, curve, legend_above, panels, pick, style
 from jdiv.mdp import deep
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 AXES = {
     "environment": one_of(("CartPole-v1", "Acrobot-v1")),
@@ -160,8 +165,10 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture | str]
     }
 
 
-def _maps(score: xr.DataArray) -> plt.Figure:
+def _maps(score: xr.DataArray) -> Figure:
     """A map for each environment and algorithm, with a colour bar for each environment."""
+    import matplotlib.pyplot as plt
+
     environments, algorithms = score.environment.values, score.algorithm.values
     shape = len(environments), len(algorithms)
     figure, axes = plt.subplots(
@@ -196,7 +203,7 @@ def _maps(score: xr.DataArray) -> plt.Figure:
     return figure
 
 
-def _curves(score: xr.DataArray) -> plt.Figure:
+def _curves(score: xr.DataArray) -> Figure:
     """DQN, entropy alone, and all algorithms with weight 0.9."""
     figure, axes = panels(score.sizes["environment"], squeeze=False)
     algorithms = score.algorithm.values
@@ -226,7 +233,7 @@ def _curves(score: xr.DataArray) -> plt.Figure:
     return figure
 
 
-def _gaps(gap: xr.DataArray) -> plt.Figure:
+def _gaps(gap: xr.DataArray) -> Figure:
     """Ratio to weight 0 by weight, with the factor of the exact fixed point."""
     ratio = _over_weight_0(gap)
     figure, axis = panels(1, width=6.4, height=4.4)

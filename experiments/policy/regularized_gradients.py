@@ -16,7 +16,6 @@ import numpy as np
 import xarray as xr
 from jax import Array
 from jax.typing import ArrayLike
-from matplotlib.colors import LogNorm, Normalize
 from ml_collections import ConfigDict
 
 from experiments.lab.axes import (
@@ -324,6 +323,8 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
 
 
 def _placements(results: xr.Dataset) -> Picture:
+    from matplotlib.colors import LogNorm, Normalize
+
     seed = pick(results.seed, 0)
     at = results.sel(seed=seed)
     figure, axes = panels(2, width=5.2, height=4.9, sharey=True)

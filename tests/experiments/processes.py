@@ -13,7 +13,9 @@ from typing import NamedTuple
 from tests.experiments import toys
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.experiments.toys"])
+FORKS.set_forkserver_preload(
+    ["tests.experiments.toys", "h5netcdf", "matplotlib.pyplot", "orbax.checkpoint"]
+)
 
 
 class Started(NamedTuple):

@@ -140,6 +140,22 @@ def test_damage_in_a_bucket_is_noticed(bucket):
     assert list(bucket.glob("*")) == []
 
 
+def test_a_journal_in_a_bucket_is_written_once_a_minute_and_at_the_end(bucket, monkeypatch):
+    folder = records.Folder(bucket)
+    lines = lambda: (files.kept(bucket / records.JOURNAL) or b"").count(b"\n")
+    folder.note(number=0)
+    assert lines() == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "EVERY", 0.0)
+        folder.note(number=1)
+    folder.note(number=2)
+    assert lines() == 2
+    folder.save_results(xr.Dataset({"x": 1.0}))
+    assert lines() == 3
+    records.Folder(bucket).note(number=3)  # of a process that is killed
+    assert lines() == 3
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -5,7 +5,6 @@ import inspect
 import itertools
 import pathlib
 
-import jax
 import matplotlib.pyplot as plt
 import pytest
 
@@ -20,10 +19,10 @@ STEMS = [str(path.relative_to(records.ROOT / "configs").with_suffix("")) for pat
 
 
 @pytest.fixture(autouse=True)
-def _at_the_root(monkeypatch):
+def _at_the_root(monkeypatch, forget):
     monkeypatch.chdir(records.ROOT)
     yield
-    jax.clear_caches()  # experiments share no programs
+    forget()  # experiments share no programs
 
 
 def test_every_experiment_has_a_config_and_the_other_way_round():

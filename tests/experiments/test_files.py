@@ -211,6 +211,69 @@ def test_a_process_may_be_killed_between_a_checksum_and_its_file(tmp_path, monke
     assert files.kept(path) == b"new"
 
 
+def noted(folder):
+    """What stands in the journal of a folder, whole."""
+    contents = files.kept(folder / records.JOURNAL)
+    return [json.loads(line)["number"] for line in contents.splitlines()]
+
+
+def test_a_line_that_a_kill_tore_is_cut_off_and_the_others_stay(tmp_path):
+    """Killed at any byte of a line, or between its checksum and the line; also twice."""
+    folder, path = records.Folder(tmp_path), tmp_path / records.JOURNAL
+    for number in range(3):
+        folder.note(number=number)
+    whole, sums = path.read_bytes(), (tmp_path / files.SUMS).read_bytes()
+    assert noted(tmp_path) == [0, 1, 2]
+    start = whole[:-1].rfind(b"\n") + 1
+    for end in (start, start + 1, len(whole) - 1):
+        (tmp_path / files.SUMS).write_bytes(sums)
+        path.write_bytes(whole[:end])
+        again = records.Folder(tmp_path)
+        again.note(number=3)
+        assert noted(tmp_path) == [0, 1, 3]
+        path.write_bytes(whole[:start])  # killed before the line was there
+        records.Folder(tmp_path).note(number=4)
+        assert noted(tmp_path) == [0, 1, 4]
+    path.write_bytes(whole[: start - 5])
+    with pytest.raises(files.Damaged):
+        records.Folder(tmp_path).note(number=5)
+
+
+def test_the_first_line_may_be_torn_too(tmp_path):
+    records.Folder(tmp_path).note(number=0)
+    (tmp_path / records.JOURNAL).write_bytes(b'{"time": "20')
+    records.Folder(tmp_path).note(number=1)
+    assert noted(tmp_path) == [1]
+
+
+def test_what_a_journal_writes_is_linear_in_its_lines(tmp_path, monkeypatch):
+    written = []
+    for name in ("write", "append"):
+        real = getattr(files, name)
+        counted = lambda path, contents, real=real: (
+            written.append(len(contents)), real(path, contents),
+        )  # fmt: skip
+        monkeypatch.setattr(files, name, counted)
+    folder, totals = records.Folder(tmp_path), []
+    for _ in range(2):
+        for number in range(10, 30):
+            folder.note(number=number)
+        totals.append(sum(written))
+    # The first sums are of a file without a name or two: a few bytes.
+    assert abs(totals[1] - 2 * totals[0]) < 100
+    assert len(noted(tmp_path)) == 40
+
+
+def test_a_run_whose_journal_was_torn_goes_on_with_it(copied):
+    path = copied / records.JOURNAL
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines)[:-2])
+    assert not finished(copied)
+    assert len(again(copied)[1]) == 0
+    assert path.read_bytes() == b"".join(lines[:-1])
+    assert finished(copied)
+
+
 @pytest.mark.parametrize("name", ["²", "٣", "007", "-1", "1.0"])
 def test_steps_are_numbers_as_they_are_written(name, tmp_path):
     (tmp_path / name).mkdir()

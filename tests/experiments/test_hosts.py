@@ -177,10 +177,14 @@ def test_a_run_on_many_hosts_needs_to_know_them(start):
     assert line.startswith("--distributed: JAX finds no cluster here; --coordinator_address, --num")
 
 
-def test_platforms_that_are_not_here_are_refused():
-    command = [sys.executable, "-m", "experiments.run", "--config=configs/mdp/maze.py:smoke"]
+LATER = {"fsspec", "gymnax", "h5netcdf", "h5py", "matplotlib", "optax", "orbax", "ott", "seaborn"}
+"""What a run imports when it draws, saves or needs it; together they take seconds."""
+
+
+def test_platforms_that_are_not_here_are_refused_before_much_is_imported():
+    command = [sys.executable, "-X", "importtime"]
     done = subprocess.run(
-        command,
+        [*command, "-m", "experiments.run", "--config=configs/mdp/maze.py:smoke"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -188,8 +192,12 @@ def test_platforms_that_are_not_here_are_refused():
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("JAX_PLATFORMS=cuda: no device is found (")
-    assert done.stderr.count("\n") == 1
+    said = done.stderr.splitlines()
+    (refusal,) = (line for line in said if not line.startswith("import time:"))
+    assert refusal.startswith("JAX_PLATFORMS=cuda: no device is found (")
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in said}
+    assert {"jax", "xarray", "experiments"} <= imported
+    assert imported & LATER == set()
 
 
 def test_ctrl_c_while_modules_are_imported_is_one_line():

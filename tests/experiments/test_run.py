@@ -16,15 +16,20 @@ from experiments import reproduce, run
 from experiments.lab import claims, commands, job, records, settings, source
 from experiments.lab.job import from_config
 from jdiv import checkpoints
-from tests.experiments import toys
+from tests.experiments import processes, toys
 
 ROOT = pathlib.Path(__file__).parents[2]
 ATLAS = "configs/estimation/atlas.py"
 AVERAGING = "--config=configs/mdp/averaging.py:smoke"
 
 
-def start(kind, folder, *arguments, limit=""):
-    """The command of the toys in a process of its own."""
+def start(kind, folder, *arguments):
+    """The command of the toys in a process of its own, which need not import anything."""
+    return processes.start(kind, str(folder), *arguments)
+
+
+def started_anew(kind, folder, *arguments, limit=""):
+    """The command of the toys as a shell starts it."""
     toys_command = [sys.executable, "tests/experiments/toys.py", kind, str(folder), *arguments]
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_"))
@@ -61,23 +66,21 @@ def pieces(folder):
 @pytest.mark.parametrize(("kind", "delay"), [("sweep", 1_500_000), ("training", 100_000)])
 def test_killed_five_times_the_results_are_the_same_to_the_bit(kind, delay, tmp_path):
     chance = random.Random(0)
-    arguments = ("--cpu_devices=1", f"--delay={delay}")
+    seeds = {"sweep": 10, "training": 5}[kind]  # a checkpoint takes a tenth of a second
+    arguments = ("--cpu_devices=1", f"--delay={delay}", f"--seeds={seeds}")
     undisturbed = start(kind, tmp_path / "whole", *arguments)
     folder = tmp_path / "killed"
     for _ in range(5):
         before = pieces(folder)
         process = start(kind, folder, *arguments)
-        while pieces(folder) == before and process.poll() is None:
-            time.sleep(0.002)
+        process.wait_for(lambda before=before: pieces(folder) != before)
         time.sleep(chance.uniform(0, 0.15))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        process.kill()
+        assert process.ended()[0] == -signal.SIGKILL
         assert not (folder / "results.nc").exists()
     assert pieces(folder) > (0, 0)
-    code, _, _ = finished(start(kind, folder, *arguments))
-    assert code == 0
-    assert finished(undisturbed)[0] == 0
+    assert start(kind, folder, *arguments).ended()[0] == 0
+    assert undisturbed.ended()[0] == 0
     xr.testing.assert_identical(results(tmp_path / "whole"), results(folder))
     left = sorted(path.name for path in folder.iterdir())
     assert left == [
@@ -88,10 +91,9 @@ def test_killed_five_times_the_results_are_the_same_to_the_bit(kind, delay, tmp_
 
 def test_sigterm_saves_and_exits(tmp_path):
     process = start("training", tmp_path / "run", "--cpu_devices=1", "--delay=100000")
-    while pieces(tmp_path / "run") == (0, 0) and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    code, said, _ = finished(process)
+    process.wait_for(lambda: pieces(tmp_path / "run") != (0, 0))
+    process.kill(signal.SIGTERM)
+    code, said = process.ended()
     assert code == 143
     assert said[-1] == "stopped; the same command goes on from here"
     assert pieces(tmp_path / "run") > (0, 0)
@@ -107,7 +109,7 @@ def test_one_device_eight_and_two_hosts_of_four_agree(kind, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = ("--cpu_devices=4", "--distributed", f"--coordinator_address=127.0.0.1:{port}")
-    processes = {
+    running = {
         "one": start(kind, tmp_path / "one", "--cpu_devices=1"),
         "eight": start(kind, tmp_path / "eight", "--cpu_devices=8"),
         **{
@@ -117,9 +119,8 @@ def test_one_device_eight_and_two_hosts_of_four_agree(kind, tmp_path):
             for i in range(2)
         },
     }
-    assert {name: finished(process)[0] for name, process in processes.items()} == dict.fromkeys(
-        processes, 0
-    )
+    codes = {name: command.ended()[0] for name, command in running.items()}
+    assert codes == dict.fromkeys(running, 0)
     # 30 points of a group in lanes of 5, and of 4 on eight devices.
     one, eight, hosts = (results(tmp_path / name) for name in ("one", "eight", "hosts"))
     xr.testing.assert_allclose(one, eight, rtol=1e-6)
@@ -366,7 +367,8 @@ def test_a_folder_in_use_is_refused(tmp_path):
 @pytest.mark.parametrize("kind", ["sweep", "training"])
 def test_a_full_disk_is_one_line(kind, tmp_path):
     """A limit on the size of files fails the same calls as a disk without room."""
-    limited = start(kind, tmp_path / "run", "--cpu_devices=1", limit="ulimit -f 5; ")
+    arguments = kind, tmp_path / "run", "--cpu_devices=1", "--seeds=2"
+    limited = started_anew(*arguments, limit="ulimit -f 5; ")
     code, said, _ = finished(limited)
     assert code == 2
     assert "File too large" in said[-1]
@@ -375,7 +377,7 @@ def test_a_full_disk_is_one_line(kind, tmp_path):
     assert not (tmp_path / "run" / "results.nc").exists()
     assert not list((tmp_path / "run").glob("**/*.saving*"))
     assert not list((tmp_path / "run").glob("**/.writing-*"))
-    assert finished(start(kind, tmp_path / "run", "--cpu_devices=1"))[0] == 0
+    assert start(*arguments).ended()[0] == 0
 
 
 # ----------------------------------------------------------------------------------------- records
