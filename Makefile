@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup test reproduce docs lint clean
+.PHONY: setup test reproduce benchmark docs lint clean
 
 setup: .venv/installed
 
@@ -18,6 +18,18 @@ test: setup
 reproduce: setup
 	$(BIN)/python -m experiments.reproduce
 
+# Beside other libraries, which have an environment of their own; about a quarter of an hour.
+benchmark: .venv-benchmark/installed
+	.venv-benchmark/bin/python -m benchmarks.run_all
+
+# PyTorch's sympy wants an older mpmath than the tests.
+.venv-benchmark/installed: pyproject.toml constraints.txt
+	test -x .venv-benchmark/bin/python || $(PYTHON) -m venv .venv-benchmark
+	grep -v '^mpmath==' constraints.txt > .venv-benchmark/constraints.txt
+	.venv-benchmark/bin/python -m pip install --quiet --constraint .venv-benchmark/constraints.txt \
+		--editable ".[deep,experiments,benchmark]"
+	touch $@
+
 # Without warnings and without a network, into docs/_build/html.
 docs: setup
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
@@ -27,4 +39,4 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv .cache runs docs/_build
+	rm -rf .venv .venv-benchmark .cache runs docs/_build

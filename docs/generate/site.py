@@ -3,7 +3,7 @@
 import pathlib
 import shutil
 
-from docs.generate import api, markdown, pages, papers, results
+from docs.generate import api, benchmarks, markdown, pages, papers, results
 
 
 def write(folder: pathlib.Path) -> None:
@@ -13,5 +13,6 @@ def write(folder: pathlib.Path) -> None:
     results.write(folder / "results", records)
     markdown.save(folder / "papers.md", papers.page(records))
     pages.write(folder / "_generated")
+    benchmarks.write(folder / "_generated")
     notebook = folder / "tutorials" / "quickstart.ipynb"
     shutil.copyfile(folder.parent / "examples" / "quickstart.ipynb", notebook)
