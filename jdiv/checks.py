@@ -21,10 +21,10 @@ def _as_array(name: str, x: ArrayLike, allowed: str) -> Array:
     if not isinstance(x, str):  # JAX takes some for names of types
         with contextlib.suppress(TypeError, ValueError):
             return jnp.asarray(x)
-    raise TypeError(f"{name} must be {allowed}, got {_short(x)}")
+    raise TypeError(f"{name} must be {allowed}, got {short(x)}")
 
 
-def _short(x: object) -> str:
+def short(x: object) -> str:
     """A value in one line, or what kind of thing it is."""
     text = str(x)
     return text if len(text) <= 40 and "\n" not in text else f"a {type(x).__name__}"
@@ -46,7 +46,12 @@ def as_float(name: str, x: ArrayLike) -> Array:
     TypeError: values must be a floating-point array, got three
     """
     x = floating(name, x)
-    return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
+    return x.astype(wide(x.dtype))
+
+
+def wide(dtype: DTypeLike) -> DTypeLike:
+    """float64 and float32 themselves, and float32 for half precision."""
+    return dtype if dtype in (jnp.float32, jnp.float64) else jnp.float32
 
 
 def as_mask(name: str, x: ArrayLike) -> Array:
@@ -138,7 +143,7 @@ def in_range(
         return x if rows is None else per_row(name, x, rows)
     value = np.asarray(x)
     if value.dtype.kind not in "fiuV":
-        raise ValueError(f"{name} must be {allowed}, got {_short(x)}")
+        raise ValueError(f"{name} must be {allowed}, got {short(x)}")
     inside = above(value, low) & below(value, high)
     if not np.all(inside):
         found = x if value.ndim == 0 else f"{np.broadcast_to(value, inside.shape)[~inside][0]}"
@@ -196,7 +201,7 @@ def whole(name: str, x: int, low: int, high: int, allowed: str) -> int:
     try:
         x = operator.index(x)
     except (TypeError, jax.errors.JAXTypeError):
-        raise TypeError(f"{name} must be an integer, got {_short(repr(x))}") from None
+        raise TypeError(f"{name} must be an integer, got {short(repr(x))}") from None
     if not low <= x <= high:
         raise ValueError(f"{name} must be {allowed}, got {x}")
     return x
@@ -319,7 +324,18 @@ def logits_pair(
     A row with nothing left by `where` becomes twice the same distribution, so that every
     divergence of it is 0 and so is its gradient.
     """
-    p_logits, q_logits = as_float("p_logits", p_logits), as_float("q_logits", q_logits)
+    p_logits, q_logits = narrow_logits_pair(p_logits, q_logits, axis, where)
+    return as_float("p_logits", p_logits), as_float("q_logits", q_logits)
+
+
+def narrow_logits_pair(
+    p_logits: ArrayLike, q_logits: ArrayLike, axis: int, where: ArrayLike | None
+) -> tuple[Array, Array]:
+    """The same pair, of which half precision is not widened if both are of one type."""
+    p_logits, q_logits = floating("p_logits", p_logits), floating("q_logits", q_logits)
+    if p_logits.dtype != q_logits.dtype:
+        dtype = jnp.promote_types(wide(p_logits.dtype), wide(q_logits.dtype))
+        p_logits, q_logits = p_logits.astype(dtype), q_logits.astype(dtype)
     if p_logits.shape != q_logits.shape:
         shapes = f"p_logits {tuple(p_logits.shape)}, q_logits {tuple(q_logits.shape)}"
         raise ValueError(

@@ -10,11 +10,15 @@ Probabilities are kept as logarithms and `-inf` is an exact zero. Two ideas carr
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 # ------------------------------------------------------------------------------ log-probabilities
@@ -34,74 +38,155 @@ def log_softmax(logits: Array) -> Array:
 
 @log_softmax.defjvp
 def _log_softmax_jvp(primals, tangents):
-    (logits,), (dlogits,) = primals, tangents
-    log_p = log_softmax(logits)
+    log_p = log_softmax(*primals)
+    return log_p, _log_softmax_tangent(log_p, *primals, *tangents)
+
+
+def _log_softmax_tangent(log_p: Array, logits: Array, dlogits: Array) -> Array:
+    """What log p changes by when logits do: relative to the mode, so that nothing cancels there."""
     is_mode = logits == jnp.max(logits, axis=-1, keepdims=True)
     modes = jnp.sum(jnp.where(is_mode, 1, jnp.zeros_like(logits)), axis=-1, keepdims=True)
     at_mode = jnp.sum(jnp.where(is_mode, dlogits, 0), axis=-1, keepdims=True)
     relative = dlogits - at_mode / jnp.maximum(modes, 1)
-    return log_p, relative - jnp.sum(jnp.exp(log_p) * relative, axis=-1, keepdims=True)
+    return relative - jnp.sum(jnp.exp(log_p) * relative, axis=-1, keepdims=True)
 
 
 def _exact_difference(a: Array, b: Array) -> tuple[Array, Array]:
     """`a - b` as a rounded number and what was rounded away (Knuth's sum of two numbers)."""
     difference = a - b
-    back = difference + b
-    lost = (a - back) + ((back - difference) - b)
-    return difference, jnp.where(jnp.isfinite(lost), lost, 0)
+    back = difference - a
+    return difference, (a - (difference - back)) - (b + back)
+
+
+class Normalizers(NamedTuple):
+    """What turns two `[..., n]` arrays of logits into probabilities, `[..., 1]` each.
+
+    Fields:
+        p_max: The largest logit of p.
+        q_max: The largest logit of q.
+        p_log_sum: `log sum exp(p_logits - p_max)`.
+        q_log_sum: The same of q.
+        log_ratio: `q_log_sum - p_log_sum`, without cancellation.
+    """
+
+    p_max: Array
+    q_max: Array
+    p_log_sum: Array
+    q_log_sum: Array
+    log_ratio: Array
+
+
+def log_normalizers(p_logits: Array, q_logits: Array) -> Normalizers:
+    """The normalizers of two `[..., n]` arrays of logits, as constants.
+
+    With weights a = exp(p_logits - max), b = exp(q_logits - max) and d = log a/b, the ratio
+    `log(sum b / sum a)` is `log1p(sum a expm1(-d) / sum a)`: no rounded numbers are subtracted.
+    """
+    p_logits, q_logits = jax.lax.stop_gradient((p_logits, q_logits))
+    p_max, q_max = (jnp.max(x, axis=-1, keepdims=True) for x in (p_logits, q_logits))
+    a, b = jnp.exp(p_logits - p_max), jnp.exp(q_logits - q_max)
+    a_sum, b_sum = (jnp.sum(x, axis=-1, keepdims=True) for x in (a, b))
+    plain = jnp.log(b_sum) - jnp.log(a_sum)
+    d = _difference_below(p_logits, q_logits, p_max, q_max)
+    close = jnp.abs(d) < 1
+    excess = jnp.where(close, a * jnp.expm1(jnp.where(close, -d, 0)), b - a)
+    excess = jnp.sum(excess, axis=-1, keepdims=True)
+    small = jnp.abs(excess) < a_sum / 2
+    ratio = jnp.where(small, jnp.log1p(jnp.where(small, excess / a_sum, 0)), plain)
+    return Normalizers(p_max, q_max, jnp.log(a_sum), jnp.log(b_sum), ratio)
+
+
+def _difference_below(p_logits: Array, q_logits: Array, p_max: Array, q_max: Array) -> Array:
+    """`(p_logits - p_max) - (q_logits - q_max)`, rounded once however large the logits are."""
+    offset, offset_lost = _exact_difference(p_max, q_max)
+    difference, lost = _exact_difference(p_logits, q_logits)
+    exact = (difference - offset) + (lost - offset_lost)
+    # Not finite at zeros, and for logits whose difference overflows.
+    return jnp.where(jnp.isfinite(exact), exact, (p_logits - p_max) - (q_logits - q_max))
+
+
+@jax.custom_jvp
+def normalized(
+    p_logits: Array, q_logits: Array, normalizers: Normalizers
+) -> tuple[Array, Array, Array]:
+    """`(log p, log q, log p/q)` of logits with their normalizers; the last is 0 outside both.
+
+    The derivatives are those of functions of the logits alone.
+    """
+    log_p = (p_logits - normalizers.p_max) - normalizers.p_log_sum
+    log_q = (q_logits - normalizers.q_max) - normalizers.q_log_sum
+    both = (log_p != -jnp.inf) & (log_q != -jnp.inf)
+    t = (
+        _difference_below(p_logits, q_logits, normalizers.p_max, normalizers.q_max)
+        + normalizers.log_ratio
+    )
+    return log_p, log_q, jnp.where(both, t, 0)
+
+
+def _normalized_jvp(primals, tangents):
+    *logits, _ = primals
+    *logs, t = normalized(*primals)
+    dlogs = [
+        jnp.zeros_like(t)
+        if isinstance(dlogits, SymbolicZero)
+        else _log_softmax_tangent(log_p, logits, dlogits)
+        for log_p, logits, dlogits in zip(logs, logits, tangents[:2], strict=True)
+    ]
+    both = (logs[0] != -jnp.inf) & (logs[1] != -jnp.inf)
+    return (*logs, t), (*dlogs, jnp.where(both, dlogs[0] - dlogs[1], 0))
+
+
+normalized.defjvp(_normalized_jvp, symbolic_zeros=True)
 
 
 def log_ratio(p_logits: Array, q_logits: Array) -> tuple[Array, Array, Array]:
     """`(log p, log q, log p/q)` of two `[..., n]` arrays of logits; the last is 0 outside both.
 
-    With weights a = exp(p_logits - max), b = exp(q_logits - max) the ratio is `log a/b + k`. Here
-    `d = log a/b` is a difference of logits below their maxima, to which their rounding is added, so
-    that it depends on no offset and is exact for close ones; `k = log(sum b / sum a)` is
-    `log1p(sum a expm1(-d) / sum a)`: no rounded log-probabilities are subtracted. So log p/q keeps
-    its relative accuracy however small it is, and is exactly 0 for identical logits.
+    The ratio is the difference of the logits below their maxima, which depends on no offset and is
+    exact for close ones, and the logarithm of the ratio of their normalizers: no rounded
+    log-probabilities are subtracted. So log p/q keeps its relative accuracy however small it is,
+    and is exactly 0 for identical logits.
     """
-    log_p, log_q = log_softmax(p_logits), log_softmax(q_logits)
-    both = (log_p != -jnp.inf) & (log_q != -jnp.inf)
-    p_below, p_lost = _exact_difference(p_logits, jnp.max(p_logits, axis=-1, keepdims=True))
-    q_below, q_lost = _exact_difference(q_logits, jnp.max(q_logits, axis=-1, keepdims=True))
-    d, d_lost = _exact_difference(*(jnp.where(both, x, 0) for x in (p_below, q_below)))
-    d += jnp.where(both, d_lost + (p_lost - q_lost), 0)
-    a, b = jnp.exp(p_below), jnp.exp(q_below)
-    close = both & (jnp.abs(d) < 1)
-    excess = jnp.where(close, a * jnp.expm1(jnp.where(close, -d, 0)), b - a)
-    a_sum, b_sum, excess = (jnp.sum(x, axis=-1, keepdims=True) for x in (a, b, excess))
-    small = jnp.abs(excess) < a_sum / 2
-    k = jnp.where(
-        small, jnp.log1p(jnp.where(small, excess / a_sum, 0)), jnp.log(b_sum) - jnp.log(a_sum)
-    )
-    # The derivative is that of the plain difference; only the rounding error is taken out.
-    plain = jnp.where(both, log_p - log_q, 0)
-    t = jax.lax.stop_gradient(jnp.where(both, d + k, 0)) + (plain - jax.lax.stop_gradient(plain))
-    return log_p, log_q, t
+    return normalized(p_logits, q_logits, log_normalizers(p_logits, q_logits))
 
 
-def _log_mixture_over_q(t: Array, weight: ArrayLike, other: ArrayLike) -> Array:
-    """`log(weight e^t + other)`, the mixture's logarithm over q; the weights sum to 1.
-
-    The sum itself where little of both is left, else what it has more than 1.
-    """
-    far, little = t > 60, (t < -0.7) & (jnp.asarray(weight) > 0.5)
-    middle = jnp.log1p(weight * jnp.expm1(jnp.where(far | little, 0, t)))
-    low = jnp.log(other + weight * jnp.exp(jnp.where(little, t, 0)))
-    high = t + jnp.log(weight + other * jnp.exp(-jnp.where(far, t, 0)))
-    return jnp.where(far, high, jnp.where(little, low, middle))
-
-
-def log_mixture(
-    log_p: Array, log_q: Array, t: Array, weight: ArrayLike, other: ArrayLike
-) -> tuple[Array, Array, Array]:
-    """`(log m, log p/m, log q/m)` of `m = weight p + other q`; `t = log p/q`.
+@jax.custom_jvp
+def mixture_over(t: Array, weight: ArrayLike, other: ArrayLike) -> tuple[Array, Array]:
+    """`(log m/p, log m/q)` of `m = weight p + other q`; `t = log p/q`.
 
     The weights sum to 1; both are given, for a small one is lost in the difference of the other
-    from 1.
+    from 1. m is `log1p(w expm1(s))` from the one of larger weight, w the smaller weight and s the
+    other's log-ratio to it; from that other one it is s less, until m is nothing but that.
     """
-    over_p, over_q = _log_mixture_over_q(-t, other, weight), _log_mixture_over_q(t, weight, other)
-    return jnp.where(t > 0, log_p + over_p, log_q + over_q), -over_p, -over_q
+    p_is_larger, small = jnp.asarray(weight > other), jnp.minimum(weight, other)
+    log_small = jnp.log(small)
+    s = jnp.where(p_is_larger, -t, t)
+    far = s > largest_exponent(t)
+    over_larger = jnp.log1p(small * jnp.expm1(jnp.where(far, 0, s)))
+    over_larger = jnp.where(far, s + log_small, over_larger)
+    alone = s > -math.log(jnp.finfo(t.dtype).eps) - log_small
+    over_smaller = jnp.where(alone, log_small, over_larger - s)
+    return (
+        jnp.where(p_is_larger, over_larger, over_smaller),
+        jnp.where(p_is_larger, over_smaller, over_larger),
+    )
+
+
+@mixture_over.defjvp
+def _mixture_over_jvp(primals, tangents):
+    """`dm = w p dt` next to q and `-(1 - w) q dt` next to p, and `(p - q) dw` next to both."""
+    (t, weight, other), (dt, dweight, _) = primals, tangents
+    over_p, over_q = mixture_over(*primals)
+    by_weight = probability_difference(-over_p, -over_q, t) * dweight
+    return (over_p, over_q), (
+        by_weight - other * jnp.exp(-over_q) * dt,
+        by_weight + weight * jnp.exp(-over_p) * dt,
+    )
+
+
+def largest_exponent(x: Array) -> float:
+    """The largest x with a finite e^x, less 1."""
+    return math.log(float(jnp.finfo(x.dtype).max)) - 1
 
 
 def sampled_log_ratio(log_p: Array, log_q: Array) -> Array:
@@ -128,20 +213,26 @@ def weigh(log_mass: Array, cost: ArrayLike) -> Array:
 # --------------------------------------------------------- differences of exponentials without loss
 
 
-def _terms(dtype) -> int:
-    """Taylor terms of e^x that matter for |x| <= 1."""
-    return 10 if jnp.finfo(dtype).eps > 1e-10 else 19
+def _terms(dtype, ends: float = 1.0) -> int:
+    """Taylor terms of e^x that matter for |x| <= 1, or 1/2."""
+    single = jnp.finfo(dtype).eps > 1e-10
+    return (10 if single else 19) if ends == 1.0 else (8 if single else 14)
+
+
+def _phi_2_near(x: Array) -> Array:
+    """`(e^x - 1 - x) / x^2` for |x| <= 1/2, as a series."""
+    series = jnp.zeros_like(x)
+    for k in reversed(range(_terms(x.dtype, 0.5))):
+        series = series * x + 1 / math.factorial(k + 2)
+    return series
 
 
 def phi_2(x: Array) -> Array:
     """`(e^x - 1 - x) / x^2`, with value 1/2 at 0."""
-    near = jnp.abs(x) < 1
+    near = jnp.abs(x) < 0.5
     small, large = jnp.where(near, x, 0), jnp.where(near, 1, x)
-    series = jnp.zeros_like(x)
-    for k in reversed(range(_terms(x.dtype))):
-        series = series * small + 1 / math.factorial(k + 2)
     # expm1(x)/x - 1 first: x^2 may overflow where the quotient does not.
-    return jnp.where(near, series, (jnp.expm1(large) / large - 1) / large)
+    return jnp.where(near, _phi_2_near(small), (jnp.expm1(large) / large - 1) / large)
 
 
 @jax.custom_jvp
@@ -160,7 +251,13 @@ def _phi_1_jvp(primals, tangents):
 
 def exp_residual(x: Array) -> Array:
     """`e^x - 1 - x >= 0`, relatively accurate near 0."""
-    return x * (x * phi_2(x))
+    near = jnp.abs(x) < 0.5
+    return jnp.where(near, exp_residual_near(jnp.where(near, x, 0)), jnp.expm1(x) - x)
+
+
+def exp_residual_near(x: Array) -> Array:
+    """`e^x - 1 - x` for |x| <= 1/2."""
+    return x * (x * _phi_2_near(x))
 
 
 @jax.custom_jvp
@@ -264,3 +361,43 @@ def _log_wright_omega_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
     y = log_wright_omega(x)
     return y, dx / (1 + jnp.exp(y))
+
+
+# ------------------------------------------------------------------------------------ large arrays
+
+BLOCK = 2**18
+"""Numbers in a block of rows: with what is computed from it, it stays in a processor's cache."""
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def by_rows(f: Callable, *args: Any) -> Any:
+    """`f(*args)` of arrays `[..., n]` or `[..., 1]` and numbers, to arrays `[..., 1]`.
+
+    Each row of the result is a function of those of the arguments. On a CPU many rows are taken a
+    block at a time, for memory that is not in its cache costs more than all the arithmetic. The
+    derivatives are those of f itself, of all rows at once.
+    """
+    leaves, tree = jax.tree.flatten(args)
+    *batch, n = max((x.shape for x in leaves), key=lambda shape: (math.prod(shape), len(shape)))
+    rows = math.prod(batch)
+    size = max(BLOCK // n, 4)
+    if rows <= 2 * size:
+        return f(*args)
+
+    def in_blocks(*leaves):
+        by_row = [x.reshape(rows, x.shape[-1]) if x.ndim else None for x in leaves]
+
+        def of_row(row):
+            whole = (x if part is None else part for x, part in zip(leaves, row, strict=True))
+            return f(*tree.unflatten(whole))
+
+        found = jax.lax.map(of_row, by_row, batch_size=size)
+        return jax.tree.map(lambda x: x.reshape(*batch, 1), found)
+
+    whole = lambda *leaves: f(*tree.unflatten(leaves))
+    return jax.lax.platform_dependent(*leaves, cpu=in_blocks, default=whole)
+
+
+@by_rows.defjvp
+def _by_rows_jvp(f, primals, tangents):
+    return jax.jvp(f, primals, tangents)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdiv import generators, parallel
+from jdiv import generators, numerics, parallel
 from jdiv.alignment import f_dpg, gshf, margins
 from jdiv.bandits import adversarial, contextual, stochastic, streaming
 from jdiv.divergences import categorical, gaussian, sparse, vocabulary
@@ -78,6 +78,7 @@ OF_TYPE = {
     "Model": {"weight": array(N), "bias": array(2)},
     "Learner": adversarial.hedge(1.0),
     "Margin": margins.logistic,
+    "Normalizers": numerics.Normalizers(*[array(1)] * 5),
 }  # fmt: skip
 """By the name of the type, as it stands in the signature."""
 
@@ -237,6 +238,7 @@ NO_PROGRAMS = {
     "tomato.tomato": "a board of characters beside a process",
     "model.validate": "raises for arrays with values",
     "tabular.enumerate_sequences": "NumPy",
+    "numerics.by_rows": "applies a function; divergences are lowered with theirs",
     "tilts.checked_answers": "raises for arrays with values",
     "parallel": "devices and hosts; its programs are lowered below",
 }

@@ -58,7 +58,7 @@ VOCABULARY = {
     "randomness": "key keys seed seeds",
     "numerics and checks": """
         rows name closed allowed cls default example dtype f start newton tolerance kept expected a
-        b r dtype times log_mass""",
+        b r dtype times log_mass normalizers""",
     "devices, files and collectives": """
         axis_name devices points shared optimized lanes tree program flag grads coordinator_address
         num_processes process_id timeout folder step arrays keep report""",

@@ -11,11 +11,14 @@ is finite, zeros included. A row that `where` empties gives 0; a row of `-inf` a
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
@@ -29,46 +32,40 @@ from jdiv.types import Categories, Logits, PerSequence, Reduced, Scalar
 
 def _values(generator: Generator, log_p: Array, log_q: Array, t: Array) -> Array:
     """`q f(p/q)` of each category: at a zero of p it is q f(0), at a zero of q p f'(inf)."""
-    p_zero, q_zero = log_p == -jnp.inf, log_q == -jnp.inf
-    inside = ~p_zero & ~q_zero
-    value = generator.perspective(*(jnp.where(inside, x, 0) for x in (log_p, log_q, t)))
-    value = jnp.where(p_zero, numerics.weigh(log_q, generator.at_zero), value)
-    value = jnp.where(q_zero, numerics.weigh(log_p, generator.slope_at_infinity), value)
+    p_zero, q_zero, pair = _without_zeros(log_p, log_q, t)
+    cost = jnp.where(p_zero, generator.at_zero, generator.slope_at_infinity)
+    at_zero = numerics.weigh(pair[0], cost.astype(t.dtype))
+    value = jnp.where(p_zero ^ q_zero, at_zero, generator.perspective(*pair))
     return jnp.where(p_zero & q_zero, 0, value)
 
 
 def _derivatives(generator: Generator, log_p: Array, log_q: Array, t: Array) -> tuple[Array, Array]:
     """`p f'(p/q)` by log p and `q f(p/q) - p f'(p/q)` by log q, of each category."""
-    p_zero, q_zero = log_p == -jnp.inf, log_q == -jnp.inf
-    inside = ~p_zero & ~q_zero
-    safe = [jnp.where(inside, x, 0) for x in (log_p, log_q, t)]
-    by_log_p, by_log_q = generator.perspective_p(*safe), generator.perspective_q(*safe)
-    by_log_p = jnp.where(q_zero, numerics.weigh(log_p, generator.slope_at_infinity), by_log_p)
-    by_log_q = jnp.where(p_zero, numerics.weigh(log_q, generator.at_zero), by_log_q)
-    return jnp.where(p_zero, 0, by_log_p), jnp.where(q_zero, 0, by_log_q)
+    return _derivative(0, generator, log_p, log_q, t), _derivative(1, generator, log_p, log_q, t)
 
 
-def _summed_derivatives(
-    generator: Generator, log_p: Array, log_q: Array, t: Array
-) -> tuple[Array, Array]:
-    """The same up to multiples of p and of q, for the sum over normalized rows.
+def _derivative(side: int, generator: Generator, log_p: Array, log_q: Array, t: Array) -> Array:
+    """The one by log p (side 0) or by log q (side 1)."""
+    p_zero, q_zero, pair = _without_zeros(log_p, log_q, t)
+    zero, other_zero = (q_zero, p_zero) if side else (p_zero, q_zero)
+    by_log, end = (
+        (generator.perspective_q(*pair), generator.at_zero)
+        if side
+        else (generator.perspective_p(*pair), generator.slope_at_infinity)
+    )
+    by_log = jnp.where(other_zero, numerics.weigh(pair[side], end), by_log)
+    return jnp.where(zero, 0, by_log)
 
-    Normalized probabilities do not feel them. Where most of the slope is f'(inf), or most of its
-    counterpart f(0), that is taken out: else little is left of a gradient between distant pairs.
+
+def _without_zeros(log_p: Array, log_q: Array, t: Array) -> tuple[Array, Array, list[Array]]:
+    """Where p and q are zero, and the three with the other's logarithm there: twice the same mass.
+
+    So its exponential is the one that the row takes, and no further one.
     """
-    inside = (log_p != -jnp.inf) & (log_q != -jnp.inf)
-    safe = [jnp.where(inside, x, 0) for x in (log_p, log_q, t)]
-    out = []
-    for by_log, rest, end in zip(
-        _derivatives(generator, log_p, log_q, t),
-        (generator.rest_p, generator.rest_q),
-        (generator.slope_at_infinity, generator.at_zero),
-        strict=True,
-    ):
-        end = jnp.asarray(end, t.dtype)
-        distant = jnp.isfinite(end) & (jnp.sum(by_log, axis=-1, keepdims=True) > end / 2)
-        out.append(jnp.where(distant, jnp.where(inside, rest(*safe), 0), by_log))
-    return tuple(out)
+    p_zero, q_zero = log_p == -jnp.inf, log_q == -jnp.inf
+    neither = p_zero & q_zero
+    log_p, log_q = jnp.where(p_zero, log_q, log_p), jnp.where(q_zero, log_p, log_q)
+    return p_zero, q_zero, [jnp.where(neither, 0, log_p), jnp.where(neither, 0, log_q), t]
 
 
 def _differentiated(values: Callable[..., Array], derivatives: Callable[..., tuple]) -> Callable:
@@ -85,13 +82,8 @@ def _differentiated(values: Callable[..., Array], derivatives: Callable[..., tup
             if not isinstance(dlog, SymbolicZero):
                 dvalue += by_log * jnp.where(x == -jnp.inf, 0, dlog)
         if not all(isinstance(x, SymbolicZero) for x in jax.tree.leaves(dgenerator)):
-            dgenerator = jax.tree.map(
-                lambda x, dx: jnp.zeros_like(x) if isinstance(dx, SymbolicZero) else dx,
-                generator,
-                dgenerator,
-            )
             of_parameters = lambda g: values(g, log_p, log_q, t)
-            dvalue += jax.jvp(of_parameters, (generator,), (dgenerator,))[1]
+            dvalue += _by_parameters(of_parameters, generator, dgenerator)
         return differentiated(*primals), dvalue
 
     differentiated = jax.custom_jvp(values)
@@ -99,8 +91,120 @@ def _differentiated(values: Callable[..., Array], derivatives: Callable[..., tup
     return differentiated
 
 
+def _by_parameters(of_parameters: Callable, generator: Generator, dgenerator: Generator) -> Array:
+    """The derivative along tangents of the row's parameters, some of which are no arrays."""
+    dgenerator = jax.tree.map(
+        lambda x, dx: jnp.zeros_like(x) if isinstance(dx, SymbolicZero) else dx,
+        generator,
+        dgenerator,
+    )
+    return jax.jvp(of_parameters, (generator,), (dgenerator,))[1]
+
+
 terms = _differentiated(_values, _derivatives)
-_summands = _differentiated(_values, _summed_derivatives)
+
+
+class _Mean(NamedTuple):
+    """The mean slope of a side, `[..., 1]` each: of its top category, and what the rest adds.
+
+    The top has more than half of the mass; without one its slope counts as 0. The gradient there
+    is minus the rest times p, and not a difference that rounds to 0 where p is nearly 1.
+    """
+
+    top: Array
+    rest: Array
+
+
+class _Sums(NamedTuple):
+    """Sums over each row of categories, `[..., 1]`: what values and gradients are made of."""
+
+    value: Array
+    normalizers: numerics.Normalizers
+    distant: Array | None
+    means: tuple[_Mean | None, _Mean | None]
+
+
+def _slopes(
+    side: int, generator: Generator, p_logits: Array, q_logits: Array, sums: _Sums
+) -> tuple[Array, Array]:
+    """Probabilities of a side, and the derivatives of the sum by their logarithms.
+
+    These are up to multiples of the probabilities, which normalized ones do not feel. Where the
+    divergence is more than half of its largest value `f(0) + f'(inf)`, that end is taken out: else
+    little is left of a gradient between distant pairs.
+    """
+    logs = numerics.normalized(p_logits, q_logits, sums.normalizers)
+    by_log = _derivative(side, generator, *logs)
+    p_zero, q_zero, pair = _without_zeros(*logs)
+    if sums.distant is not None:
+        rest = (generator.rest_p, generator.rest_q)[side](*pair)
+        by_log = jnp.where(sums.distant, jnp.where(p_zero | q_zero, 0, rest), by_log)
+    return jnp.where((p_zero, q_zero)[side], 0, jnp.exp(pair[side])), by_log
+
+
+def _mean_slope(probabilities: Array, by_log: Array) -> _Mean:
+    """The sum of the derivatives, the top category's apart."""
+    is_top = probabilities > 0.5
+    slope = jnp.where(is_top, by_log / jnp.where(is_top, probabilities, 1), 0)
+    top = jnp.sum(slope, axis=-1, keepdims=True)
+    rest = jnp.where(is_top, 0, by_log - probabilities * top)
+    return _Mean(top, jnp.sum(rest, axis=-1, keepdims=True))
+
+
+def _by_logits(probabilities: Array, by_log: Array, mean: _Mean) -> Array:
+    """`p (slope - mean slope)`: derivatives by logits from those by log-probabilities."""
+    is_top = probabilities > 0.5
+    others = by_log - probabilities * (mean.top + mean.rest)
+    return jnp.where(is_top, -probabilities * mean.rest, others)
+
+
+def _sums(sides: tuple[int, ...], generator: Generator, p_logits: Array, q_logits: Array) -> _Sums:
+    """Values, normalizers and mean slopes of the sides that are asked for."""
+    dtype = checks.wide(p_logits.dtype)
+    p_logits, q_logits = p_logits.astype(dtype), q_logits.astype(dtype)
+    normalizers = numerics.log_normalizers(p_logits, q_logits)
+    values = terms(generator, *numerics.normalized(p_logits, q_logits, normalizers))
+    value = jnp.sum(values, axis=-1, keepdims=True)
+    largest = generator.at_zero + generator.slope_at_infinity
+    distant = None
+    if isinstance(largest, jax.core.Tracer) or np.any(np.isfinite(largest)):
+        largest = jnp.asarray(largest, dtype)
+        distant = jnp.isfinite(largest) & (value > largest / 2)
+    sums = _Sums(value, normalizers, distant, (None, None))
+    means = [None, None]
+    for side in sides:
+        means[side] = _mean_slope(*_slopes(side, generator, p_logits, q_logits, sums))
+    return sums._replace(means=tuple(means))
+
+
+@jax.custom_jvp
+def _divergence(generator: Generator, p_logits: Array, q_logits: Array) -> Array:
+    """`sum q f(p/q)` of `[..., n]` logits, whose parameters broadcast against them."""
+    sums = numerics.by_rows(functools.partial(_sums, ()), generator, p_logits, q_logits)
+    return jnp.squeeze(sums.value, -1)
+
+
+def _divergence_jvp(primals, tangents):
+    """`sum p (slope - mean slope) dlogits` of either side, in one formula of p and q."""
+    generator, p_logits, q_logits = primals
+    dgenerator, *dlogits = tangents
+    sides = tuple(i for i, dx in enumerate(dlogits) if not isinstance(dx, SymbolicZero))
+    sums = numerics.by_rows(functools.partial(_sums, sides), *primals)
+    value = jnp.squeeze(sums.value, -1)
+    dvalue = jnp.zeros_like(value)
+    wide = [x.astype(value.dtype) for x in (p_logits, q_logits)]
+    for side in sides:
+        by = _by_logits(*_slopes(side, generator, *wide, sums), sums.means[side])
+        zero = wide[side] == -jnp.inf
+        dvalue += jnp.sum(by * jnp.where(zero, 0, dlogits[side].astype(by.dtype)), axis=-1)
+    if not all(isinstance(x, SymbolicZero) for x in jax.tree.leaves(dgenerator)):
+        logs = numerics.normalized(*wide, sums.normalizers)
+        of_parameters = lambda g: jnp.sum(terms(g, *logs), axis=-1)
+        dvalue += _by_parameters(of_parameters, generator, dgenerator)
+    return value, dvalue
+
+
+_divergence.defjvp(_divergence_jvp, symbolic_zeros=True)
 
 
 def f_divergence(
@@ -122,10 +226,11 @@ def f_divergence(
 
     Reference: Csiszar 1967; Cichocki and Amari 2010 for the table.
     """
-    p_logits, q_logits = checks.logits_pair(p_logits, q_logits, axis, where)
-    generator = checked_row(generator).per_row(p_logits)
-    log_p, log_q, t = numerics.log_ratio(p_logits, q_logits)
-    return jnp.sum(_summands(generator, log_p, log_q, t), axis=-1)
+    generator = checked_row(generator)
+    p_logits, q_logits = checks.narrow_logits_pair(p_logits, q_logits, axis, where)
+    rows = jax.ShapeDtypeStruct(p_logits.shape, checks.wide(p_logits.dtype))
+    generator = generator.per_row(rows)
+    return _divergence(generator, p_logits, q_logits)
 
 
 def _named(make: type[Generator]) -> Callable[..., Array]:

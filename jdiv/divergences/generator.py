@@ -422,7 +422,8 @@ def checked_row(generator: Generator, dtype: Any = None, *, invertible: bool = F
     TypeError: generator must have a slope with an inverse, got total_variation
     """
     if not isinstance(generator, Generator):
-        raise TypeError(f"generator must be a row such as generators.kl(), got {generator!r}")
+        found = checks.short(generator)
+        raise TypeError(f"generator must be a row such as generators.kl(), got {found}")
     if invertible and not generator.invertible:
         raise TypeError(f"generator must have a slope with an inverse, got {generator.name}")
     return generator if dtype is None else generator.astype(dtype)

@@ -62,14 +62,9 @@ def __getattr__(name: str) -> type[Generator]:
 
 def _kl_term(log_p: Array, log_q: Array, t: Array) -> Array:
     """`p log(p/q) - p + q`."""
-    close = jnp.abs(t) < 1
-    near = jnp.exp(log_p) * numerics.exp_residual(jnp.where(close, -t, 0))
-    return jnp.where(close, near, jnp.exp(log_p) * (t - 1) + jnp.exp(log_q))
-
-
-def _largest_exponent(t: Array) -> float:
-    """The largest x with a finite e^x, less 1."""
-    return math.log(float(jnp.finfo(t.dtype).max)) - 1
+    close, p = jnp.abs(t) < 0.5, jnp.exp(log_p)
+    near = p * numerics.exp_residual_near(jnp.where(close, -t, 0))
+    return jnp.where(close, near, p * (t - 1) + jnp.exp(log_q))
 
 
 def _power_shift(t: Array, step: Array, c: ArrayLike) -> Array:
@@ -237,7 +232,7 @@ class Jeffreys(Generator):
     def shift(self, t, step):
         """`f' = log u + 1 - 1/u`; with v = 1/u, `log v + v` is the inverse of Wright's omega."""
         t, step = jnp.broadcast_arrays(t, step)
-        over = -t > _largest_exponent(t)  # e^-t overflows: no step is of that size
+        over = -t > numerics.largest_exponent(t)  # e^-t overflows: no step is of that size
         guess = -numerics.log_wright_omega(jnp.exp(-jnp.where(over, 0, t)) - t - step)
         # One Newton step on the slope itself restores the accuracy near u = 1.
         safe = jnp.maximum(guess, -30)
@@ -279,21 +274,22 @@ class JensenShannon(Generator):
 
     def perspective(self, log_p, log_q, t):
         """`w (p log(p/m) - p + m) + (1 - w) (q log(q/m) - q + m)`."""
-        log_m, p_over_m, q_over_m = numerics.log_mixture(
-            log_p, log_q, t, self.weight, 1 - self.weight
-        )
-        of_p, of_q = _kl_term(log_p, log_m, p_over_m), _kl_term(log_q, log_m, q_over_m)
-        return self.weight * of_p + (1 - self.weight) * of_q
+        w, close = self.weight, jnp.abs(t) < 0.5
+        of_p, of_q = w * jnp.exp(log_p), (1 - w) * jnp.exp(log_q)
+        m_over_p, m_over_q = numerics.mixture_over(t, w, 1 - w)
+        residual = lambda x: numerics.exp_residual_near(jnp.where(close, x, 0))
+        near = of_p * residual(m_over_p) + of_q * residual(m_over_q)
+        return jnp.where(close, near, -(of_p * m_over_p + of_q * m_over_q))
 
     def perspective_p(self, log_p, log_q, t):
         """`w p log(p/m)`."""
-        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, self.weight, 1 - self.weight)
-        return self.weight * jnp.exp(log_p) * p_over_m
+        w = self.weight
+        return -w * jnp.exp(log_p) * numerics.mixture_over(t, w, 1 - w)[0]
 
     def perspective_q(self, log_p, log_q, t):
         """`(1 - w) q log(q/m)`."""
-        _, _, q_over_m = numerics.log_mixture(log_p, log_q, t, self.weight, 1 - self.weight)
-        return (1 - self.weight) * jnp.exp(log_q) * q_over_m
+        w = self.weight
+        return -(1 - w) * jnp.exp(log_q) * numerics.mixture_over(t, w, 1 - w)[1]
 
     def rest_p(self, log_p, log_q, t):
         """`w p log(w p/m)`."""
@@ -338,26 +334,29 @@ class SkewKL(Generator):
         """-log(1 - s) - s."""
         return numerics.exp_residual(jnp.log1p(-jnp.asarray(self.skew)))
 
+    def _over_m(self, t):
+        """`log(p/m)`."""
+        return -numerics.mixture_over(t, 1 - self.skew, self.skew)[0]
+
     def perspective(self, log_p, log_q, t):
         """`p log(p/m) - p + m`."""
-        log_m, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew, self.skew)
-        return _kl_term(log_p, log_m, p_over_m)
+        p, q, over_m = jnp.exp(log_p), jnp.exp(log_q), self._over_m(t)
+        close = jnp.abs(over_m) < 0.5
+        near = p * numerics.exp_residual_near(jnp.where(close, -over_m, 0))
+        return jnp.where(close, near, p * (over_m - self.skew) + self.skew * q)
 
     def perspective_p(self, log_p, log_q, t):
         """`p log(p/m) - (1 - s) p (p - m)/m`, in which no term of first order is left."""
-        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew, self.skew)
-        s = self.skew
-        return jnp.exp(log_p) * (s * p_over_m - (1 - s) * numerics.exp_residual(p_over_m))
+        s, over_m = self.skew, self._over_m(t)
+        return jnp.exp(log_p) * (s * over_m - (1 - s) * numerics.exp_residual(over_m))
 
     def perspective_q(self, log_p, log_q, t):
         """`-s q (p - m)/m`."""
-        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew, self.skew)
-        return -self.skew * jnp.exp(log_q) * jnp.expm1(p_over_m)
+        return -self.skew * jnp.exp(log_q) * jnp.expm1(self._over_m(t))
 
     def customary(self, log_p, log_q, t):
         """`p log(p/m)`."""
-        _, p_over_m, _ = numerics.log_mixture(log_p, log_q, t, 1 - self.skew, self.skew)
-        return jnp.exp(log_p) * p_over_m
+        return jnp.exp(log_p) * self._over_m(t)
 
     def rest_p(self, log_p, log_q, t):
         """`p (y + 1 - e^y)` with `y = log((1-s) p/m)`."""
@@ -366,8 +365,8 @@ class SkewKL(Generator):
 
     def rest_q(self, log_p, log_q, t):
         """`-s p q/m`."""
-        _, _, q_over_m = numerics.log_mixture(log_p, log_q, t, 1 - self.skew, self.skew)
-        return -self.skew * jnp.exp(log_p + q_over_m)
+        _, m_over_q = numerics.mixture_over(t, 1 - self.skew, self.skew)
+        return -self.skew * jnp.exp(log_p - m_over_q)
 
     def shift(self, t, step):
         """`f'(inf) - f' = e^y - 1 - y` with `y = log((1-s) p/m)`."""
@@ -640,7 +639,7 @@ class LeCam(Generator):
         # Where f' has hardly anything left the step counts alone; its square must not overflow.
         far = (size > 0) & (log_size > -2.5 * math.log(jnp.finfo(t.dtype).eps))
         # A step of 0 stays, also where u^2 overflows.
-        stays = (size == 0) & (t > _largest_exponent(t) / 2)
+        stays = (size == 0) & (t > numerics.largest_exponent(t) / 2)
         near = self._shift_near(jnp.where(far | stays, 0, t), jnp.where(far, 0, step))
         near = jnp.where(stays, t, near)
         share = jnp.sqrt(jnp.where(far, size, 0.25))  # q/(p + q)
@@ -925,7 +924,7 @@ class Chi2KL(_Sum):
         """`f' = u - 1 + gamma log u`, whose inverse is Wright's omega."""
         t, step = jnp.broadcast_arrays(t, step)
         gamma = jnp.asarray(self.gamma, t.dtype)
-        over = t > _largest_exponent(t)  # e^t overflows: no step is of that size
+        over = t > numerics.largest_exponent(t)  # e^t overflows: no step is of that size
         near = jnp.where(over, 0, t)
         guess = log_inverse_link(jnp.exp(near) + gamma * t + step, gamma=gamma)
         # One Newton step on the slope itself restores the accuracy near t.

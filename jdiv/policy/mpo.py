@@ -173,7 +173,7 @@ def m_step(
 def _log_mixture(log_target: Array, log_old: Array, minus_log_share: Array) -> Array:
     """`log((1 - s) old + s target)`, s = exp(-minus_log_share).
 
-    `numerics.log_mixture` takes the share itself, of which 1 - s is rounded where s is nearly 1.
+    `numerics.mixture_over` takes the share itself, of which 1 - s is rounded where s is nearly 1.
     """
     rest = jnp.log(-jnp.expm1(-minus_log_share))
     return jnp.logaddexp(log_old + rest, log_target - minus_log_share)

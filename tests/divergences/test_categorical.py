@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jdiv import divergences as dv
-from jdiv import generators
+from jdiv import generators, numerics
 from tests import high_precision
 from tests.checks import PARAMETERS, raises, silent
 from tests.search import divergences as divergence_search
@@ -534,6 +534,47 @@ def test_same_under_every_transformation(same_everywhere):
     same_everywhere(every, jnp.array(p), jnp.array(q))
 
 
+def test_large_arrays_in_blocks_are_the_same(monkeypatch):
+    """Rows a block at a time, with some left over: values and derivatives of either order."""
+    p, q = np.random.default_rng(16).normal(size=(2, 2, 11, 5))
+    p[:, ::3] *= 9  # a category with nearly all of the mass
+    weights = np.random.default_rng(17).uniform(0.1, 0.9, size=(2, 11))
+
+    def of(p, q, weights):
+        first = lambda p, q, w: jnp.sum(dv.jensen_shannon(p, q, weight=w) ** 2)
+        gradients = jax.grad(first, (0, 1, 2))
+        second = jax.jvp(lambda p: gradients(p, q, weights), (p,), (q,))[1]
+        return dv.jensen_shannon(p, q, weight=weights), gradients(p, q, weights), second
+
+    whole = jax.jit(of)(p, q, weights)
+    monkeypatch.setattr(numerics, "BLOCK", 20)
+    blocks = jax.jit(lambda *x: of(*x)).trace(p, q, weights).lower()
+    assert "while" in blocks.as_text()
+    for ours, exact in zip(
+        *map(jax.tree.leaves, (blocks.compile()(p, q, weights), whole)), strict=True
+    ):
+        np.testing.assert_allclose(ours, exact, rtol=1e-12, atol=1e-14)
+
+
+def test_second_derivatives_next_to_certainty():
+    """The top category's derivative is a sum of the others, and so is what it changes by."""
+    p, q = jnp.array([0.0, -30.0, -32.0]), jnp.array([-1.0, -2.0, 0.0])
+    gradient = jax.grad(lambda p: dv.kl(p, q))
+    value, change = jax.jit(lambda p: jax.jvp(gradient, (p,), (jnp.array([0.0, 1.0, 0.0]),)))(p)
+    with mp.workdps(60):
+        log_q = [mp.log(x) for x in high_precision.softmax(map(float, q))]
+
+        def exact(z):
+            p = high_precision.softmax([0, z, -32])
+            slopes = [mp.log(x) - y for x, y in zip(p, log_q, strict=True)]
+            mean = mp.fsum(x * y for x, y in zip(p, slopes, strict=True))
+            return [x * (y - mean) for x, y in zip(p, slopes, strict=True)]
+
+        changes = [float(mp.diff(lambda z, i=i: exact(z)[i], -30)) for i in range(3)]
+        np.testing.assert_allclose(value, [float(x) for x in exact(-30)], rtol=1e-10)
+    np.testing.assert_allclose(change, changes, rtol=1e-9)
+
+
 def test_a_sweep_over_a_parameter_is_one_program():
     rng = np.random.default_rng(14)
     p, q = rng.normal(size=(2, 6))
@@ -669,6 +710,8 @@ def test_refusals_name_the_argument(name):
         f(x, x, axis=1)
     with raises(TypeError, match=r"^where must be a boolean array"):
         f(x, x, where=jnp.ones(3))
+    with raises(TypeError, match=r"^generator must be a row such as generators.kl\(\), got a "):
+        dv.f_divergence(jnp.zeros((9, 9)), x, generators.kl())
     with raises(ValueError, match=r"at least one category"):
         f(jnp.zeros((2, 0)), jnp.zeros((2, 0)))
 
