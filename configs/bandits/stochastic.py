@@ -36,7 +36,7 @@ def get_config(scale: str = "quick") -> ConfigDict:
             "algorithm": algorithm,
             "policy": policy,
             "confidence": confidence,
-            "seed": tuple(range({"smoke": 32, "quick": 200, "full": 2000}[scale])),
+            "seed": tuple(range({"smoke": 16, "quick": 200, "full": 2000}[scale])),
         }
     )
     config.zipped = ("algorithm,policy,confidence",)

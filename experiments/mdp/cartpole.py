@@ -64,10 +64,13 @@ NARROW = {
     "sweep.environment": ("Acrobot-v1",),
     "sweep.algorithm": ("munchausen",),
     "sweep.weight": (0.0, 0.9),
-    "sweep.temperature": (0.0, 0.03, 1.0),
 }
-NONE = NARROW | {"regularization": 0.0, "sweep.seed": (0, 1)}
-TOO_MUCH = NARROW | {"regularization": 4.0, "sweep.seed": (0, 1, 2, 3, 4)}
+NONE = NARROW | {
+    "regularization": 0.0, "sweep.temperature": (0.0, 1.0), "sweep.seed": (0, 1),
+}  # fmt: skip
+TOO_MUCH = NARROW | {
+    "regularization": 4.0, "sweep.temperature": (0.0, 0.03), "sweep.seed": (0, 1, 2, 3, 4),
+}  # fmt: skip
 
 
 def init(config: ConfigDict, point: dict, key: Array) -> deep.State:

@@ -14,18 +14,19 @@ def test_value_estimates_by_enumeration_of_samples():
     reference = {0.05: (0.1386, 0.1101), 0.2: (0.4116, 0.3697), 0.5: (0.7169, 0.6964)}
     reference[0.9] = (0.9548, 0.9520)
     accuracy = np.array(list(reference))
-    exact, expected = a_star_po.binary_value(accuracy, 0.5, n=8)
+    binary_value = jax.jit(a_star_po.binary_value, static_argnames="n")
+    exact, expected = binary_value(accuracy, 0.5, n=8)
     np.testing.assert_array_equal(
         np.round(np.stack([exact, expected], axis=1), 4), list(reference.values())
     )
     samples = np.array(list(itertools.product((0.0, 1.0), repeat=8)))
-    estimates = a_star_po.optimal_value_estimate(samples, 0.5)
+    estimates = np.asarray(jax.jit(a_star_po.optimal_value_estimate)(samples, 0.5))
     by_hand = 0.5 * np.log(np.exp(samples / 0.5).mean(axis=1))
     np.testing.assert_allclose(estimates, by_hand, atol=1e-14)
     for p, value in zip(accuracy, np.asarray(expected), strict=True):
         weight = np.prod(np.where(samples == 1, p, 1 - p), axis=1)
         assert weight @ estimates == pytest.approx(value, rel=1e-12)
-    both = a_star_po.binary_value(np.array([0.0, 1.0]), 0.5, n=3)
+    both = binary_value(np.array([0.0, 1.0]), 0.5, n=3)
     np.testing.assert_allclose(both, [[0, 1], [0, 1]], atol=1e-15)
 
 

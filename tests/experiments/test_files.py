@@ -237,6 +237,7 @@ def test_a_line_that_a_kill_tore_is_cut_off_and_the_others_stay(tmp_path):
     path.write_bytes(whole[: start - 5])
     with pytest.raises(files.Damaged):
         records.Folder(tmp_path).note(number=5)
+    assert path.read_bytes() == whole[: start - 5]
 
 
 def test_the_first_line_may_be_torn_too(tmp_path):
