@@ -105,8 +105,17 @@ class SparseMdp(NamedTuple):
     start: Array
 
     def expectation(self, value: PerState) -> Array:
-        """`E[value(s') | s, a]`, from `[S]` to `[S, A]`."""
-        return jnp.sum(self.probability * value[self.successor], axis=-1)
+        """`E[value(s') | s, a]`, from `[S]` to `[S, A]`; nothing of the size `[S, A, B]` is made."""
+        branches = tuple(jnp.moveaxis(x, -1, 0) for x in (self.probability, self.successor))
+
+        def add(total, branch):
+            probability, successor = branch
+            return total + probability * value[successor], None
+
+        dtype = jnp.result_type(self.probability, value)
+        start = jnp.zeros(self.successor.shape[:-1], dtype)
+        # Unrolled sums are one loop over states and actions, which fills vectors and all cores.
+        return jax.lax.scan(add, start, branches, unroll=min(8, len(branches[0])))[0]
 
     def flow(self, mass: StateActions) -> Array:
         """The mass that arrives in each state, from `[S, A]` to `[S]`: the adjoint."""
