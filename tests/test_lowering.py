@@ -195,6 +195,8 @@ OF_FUNCTION = {
         occupancy.RewardCorrelation._fields))},
     "occupancy.discriminator_loss": {"ref_scores": SAMPLE},
     "occupancy.action_regularized": {"ref_logits": VALUES},
+    "linear.solve": {"f": lambda x: x / 2, "b": ROW},
+    "model.following": {"choice": indices(STATES)},
     "operators.modified_policy_iteration": {"greedy_step": lambda q, old: operators.greedy(q)},
     "operators.gap_increasing": {"soft_step": operators.greedy},
     **{f"advantages.{name}": {"rewards": GROUPS} for name in (

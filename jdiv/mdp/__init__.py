@@ -1,4 +1,4 @@
-"""Finite Markov decision processes: models, operators, value iteration, occupancy measures.
+"""Finite Markov decision processes: models, linear equations, value iteration, occupancies.
 
 `deep`, Q-learning with networks, needs the packages of the extra `deep` and is imported when it is
 used. Functions of processes take arrays, `[S, A]` for policies and action values, as they are: but
@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from jdiv.mdp import environments, model, occupancy, operators, value_iteration
+from jdiv.mdp import environments, linear, model, occupancy, operators, value_iteration
 from jdiv.mdp.model import Mdp, SparseMdp
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "SparseMdp",
     "deep",
     "environments",
+    "linear",
     "model",
     "occupancy",
     "operators",

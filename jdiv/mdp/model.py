@@ -19,6 +19,7 @@ distributions and a discount out of range are refused. Of traced ones they make 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -29,7 +30,9 @@ from jax.scipy.linalg import lu_factor, lu_solve
 from jax.typing import ArrayLike
 
 from jdiv import checks
-from jdiv.types import PerState, Scalar, StateActions
+from jdiv.mdp import linear
+from jdiv.mdp.linear import Solved
+from jdiv.types import Indices, PerState, Scalar, StateActions
 
 # ------------------------------------------------------------------------------------- two forms
 
@@ -105,7 +108,7 @@ class SparseMdp(NamedTuple):
     start: Array
 
     def expectation(self, value: PerState) -> Array:
-        """`E[value(s') | s, a]`, from `[S]` to `[S, A]`; nothing of the size `[S, A, B]` is made."""
+        """`E[value(s') | s, a]`, from `[S]` to `[S, A]`, without `[S, A, B]` products."""
         branches = tuple(jnp.moveaxis(x, -1, 0) for x in (self.probability, self.successor))
 
         def add(total, branch):
@@ -238,22 +241,47 @@ def action_values(mdp: AnyMdp, value: PerState) -> Array:
     return mdp.reward + mdp.discount * mdp.expectation(value)
 
 
+MATRIX_STATES = 2000
+"""Sparse processes of more states are solved by `linear.solve`, without a matrix."""
+
+
+def without_matrix(mdp: AnyMdp) -> bool:
+    """Whether values and occupancies of this process are solved without an `[S, S]` matrix."""
+    return isinstance(mdp, SparseMdp) and mdp.start.shape[0] > MATRIX_STATES
+
+
+def evaluation(mdp: AnyMdp, policy: StateActions, bonus: PerState | None = None) -> Solved:
+    """`[S]` value of a policy as in `policy_value`, with the evidence that it is one.
+
+    >>> from jdiv.mdp import environments
+    >>> found = evaluation(environments.chain(length=3), jnp.full((3, 2), 0.5))
+    >>> bool(found.residual < 1e-5), bool(found.converged)
+    (True, True)
+    """
+    plain, level, rest, solved = _value(mdp, policy, bonus)
+    # The derivative is that of the plain solution; only its rounding error is taken out.
+    value = plain + jax.lax.stop_gradient(level + rest - plain)
+    return solved._replace(solution=value)
+
+
 def policy_value(mdp: AnyMdp, policy: StateActions, bonus: PerState | None = None) -> Array:
     """`[S]` value of a policy, `(1 - discount P_pi)^-1 r_pi`, by a linear solve.
 
     `bonus`, `[S]`, is added to the reward of every step: minus a regularizer, for instance.
     Policies that are none, such as their logarithms, are refused, and have the value NaN if they
-    are traced.
+    are traced. Sparse processes of more than `MATRIX_STATES` states are solved by iterations, which
+    give NaN where they do not converge; `evaluation` says how far they came.
     """
-    plain, level, rest = _value(mdp, policy, bonus)
-    # The derivative is that of the plain solution; only its rounding error is taken out.
-    return plain + jax.lax.stop_gradient(level + rest - plain)
+    solved = evaluation(mdp, policy, bonus)
+    if not without_matrix(mdp):
+        return solved.solution
+    return jnp.where(solved.converged, solved.solution, jnp.nan)
 
 
 def _value(
     mdp: AnyMdp, policy: StateActions, bonus: PerState | None = None
-) -> tuple[Array, Array, Array]:
-    """The value of a policy as one solve gives it, and as a constant `[]` plus the rest.
+) -> tuple[Array, Array, Array, Solved]:
+    """The value of a policy as one solve gives it, as a constant `[]` plus the rest, the evidence.
 
     A constant c is the value of the rewards `(1 - discount) c`. What is left of a value without its
     mean is of the size of its differences, and so is the rounding error of its solve: with a
@@ -262,20 +290,79 @@ def _value(
     policy, discount = checks.probabilities("policy", policy), _discount(mdp)
     reward = jnp.sum(policy * mdp.reward, axis=-1)
     reward = reward if bonus is None else reward + bonus
-    system = _system(mdp, policy)
-    factors = lu_factor(jax.lax.stop_gradient(system))
+    solve = _solver(mdp, policy)
+    plain = solve(reward, None)
+    level = jax.lax.stop_gradient(jnp.mean(plain.solution))
+    guess = jax.lax.stop_gradient(plain.solution) - level
+    rest = solve(reward - (1 - discount) * level, guess)
+    solved = rest._replace(iterations=plain.iterations + rest.iterations)
+    return plain.solution, level, rest.solution, solved
 
-    def solve(reward):
-        return jax.lax.custom_linear_solve(
-            lambda x: system @ x,
-            reward,
-            lambda _, b: lu_solve(factors, b),
-            lambda _, b: lu_solve(factors, b, trans=1),
-        )
 
-    plain = solve(reward)
-    level = jax.lax.stop_gradient(jnp.mean(plain))
-    return plain, level, solve(reward - (1 - discount) * level)
+def _solver(
+    mdp: AnyMdp, policy: StateActions, *, transposed: bool = False
+) -> Callable[[Array, Array | None], Solved]:
+    """Solves `x = b + discount P_pi x`, or with the transpose, from b and a first guess.
+
+    By factors of the matrix, or without it if the process is sparse and large. Derivatives are
+    solutions of the transposed equations.
+    """
+    if without_matrix(mdp):
+        apply = _chain(mdp, policy, transposed=transposed)
+
+        def iterate(f, b, guess):
+            found = linear.solve(f, b, 0.0 if guess is None else guess)
+            return found.solution, found[1:]
+
+        def solve(b, guess):
+            return jax.lax.custom_linear_solve(
+                apply,
+                b,
+                lambda f, b: iterate(f, b, guess),
+                lambda f, b: iterate(f, b, None),
+                has_aux=True,
+            )
+    else:
+        system = _system(mdp, policy)
+        # The factors of the transpose itself keep the zeros of states that are never reached.
+        system = system.T if transposed else system
+        factors = lu_factor(jax.lax.stop_gradient(system))
+
+        def apply(x):
+            return system @ x
+
+        def solve(b, guess):
+            del guess  # needs none
+            solution = jax.lax.custom_linear_solve(
+                apply,
+                b,
+                lambda _, b: lu_solve(factors, b),
+                lambda _, b: lu_solve(factors, b, trans=1),
+            )
+            error = jax.lax.stop_gradient(b - apply(solution))
+            residual = jnp.max(jnp.abs(error))
+            return solution, (residual, jnp.zeros((), jnp.int32), jnp.isfinite(residual))
+
+    def solved(b, guess):
+        solution, evidence = solve(b, guess)
+        return Solved(solution, *evidence)
+
+    return solved
+
+
+def _chain(mdp: SparseMdp, policy: StateActions, *, transposed: bool) -> Callable[[Array], Array]:
+    """`x - discount P_pi x`, `[S]` to `[S]`, or with the transpose, without a matrix."""
+    probability = checks.probabilities("probability", mdp.probability)
+    discount = _discount(mdp)
+    mdp = type(mdp)._make(mdp._replace(probability=probability))
+
+    def forward(x):
+        return x - discount * jnp.sum(policy * mdp.expectation(x), axis=-1)
+
+    def backward(x):
+        return x - discount * mdp.flow(x[:, None] * policy)
+
+    return backward if transposed else forward
 
 
 def _system(mdp: AnyMdp, policy: StateActions) -> Array:
@@ -289,18 +376,34 @@ def policy_action_values(mdp: AnyMdp, policy: StateActions) -> Array:
     return action_values(mdp, policy_value(mdp, policy))
 
 
+def visitation(mdp: AnyMdp, policy: StateActions) -> Solved:
+    """`[S]` mass of the states in the occupancy of a policy, with the evidence that it is that.
+
+    >>> from jdiv.mdp import environments
+    >>> found = visitation(environments.chain(length=3), jnp.full((3, 2), 0.5))
+    >>> f"{found.solution.sum():.4f}", bool(found.converged)
+    ('1.0000', True)
+    """
+    policy = checks.probabilities("policy", policy)
+    start = (1 - _discount(mdp)) * jnp.asarray(mdp.start)
+    return _solver(mdp, policy, transposed=True)(start, None)
+
+
 def occupancy(mdp: AnyMdp, policy: StateActions) -> Array:
     """`[S, A]` normalized discounted occupancy measure of a policy, by a linear solve.
 
-    `sum mu r = (1 - discount) * return`.
+    `sum mu r = (1 - discount) * return`. Sparse processes of more than `MATRIX_STATES` states are
+    solved by iterations, which give NaN where they do not converge, as `visitation` would say.
 
     >>> from jdiv.mdp import environments
     >>> chain = environments.chain(length=2, slip=0.0, discount=0.5)
     >>> occupancy(chain, jnp.array([[0.0, 1.0], [0.0, 1.0]])).tolist()
     [[0.0, 0.5], [0.0, 0.5]]
     """
-    policy = checks.probabilities("policy", policy)
-    states = jnp.linalg.solve(_system(mdp, policy).T, (1 - _discount(mdp)) * mdp.start)
+    solved = visitation(mdp, policy)
+    states = solved.solution
+    if without_matrix(mdp):
+        states = jnp.where(solved.converged, states, jnp.nan)
     return states[:, None] * policy
 
 
@@ -318,39 +421,73 @@ class Optimum(NamedTuple):
         iterations: `[]` steps of policy iteration.
         residual: `[]` `max |T v - v|` of this value: no policy is better by more than that over
             `1 - discount`.
+        converged: `[]` whether the residual is down to rounding.
     """
 
     policy: Array
     value: Array
     iterations: Array
     residual: Array
+    converged: Array
 
 
-def optimum(mdp: AnyMdp) -> Optimum:
-    """The optimal policy by policy iteration with exact evaluation.
+def optimum(mdp: AnyMdp, *, evaluations: int | None = None) -> Optimum:
+    """The optimal policy by policy iteration, with exact evaluation unless `evaluations` are given.
 
     Ends when no action is better than the policy's by more than rounding, of the differences
     between values and not of the values: with a discount near 1 these are far larger.
+    With `evaluations` it is modified policy iteration, which improves the policy after so many
+    sweeps, of its own actions but for the first, and solves no equation until the end. Then
+    `iterations` are improvements. Either way the policy found is evaluated exactly, and the
+    residual is that of its value.
 
     >>> from jdiv.mdp import environments
     >>> best = optimum(environments.chain(length=3, slip=0.0, discount=0.5))
     >>> best.policy.argmax(axis=1).tolist(), best.value.tolist()
     ([1, 1, 1], [0.5, 1.0, 2.0])
 
-    Reference: Howard 1960, Dynamic programming and Markov processes.
+    Reference: Howard 1960, Dynamic programming and Markov processes; Puterman and Shin 1978 for
+    the modified one.
     """
-    dtype = jnp.asarray(mdp.reward).dtype
-    actions, discount = mdp.reward.shape[1], _discount(mdp)
+    if evaluations is None:
+        choice, iterations = _policy_iteration(mdp)
+    else:
+        checks.in_range("evaluations", evaluations, 1, jnp.inf, "at least 1", closed="low")
+        choice, iterations = _modified_policy_iteration(mdp, evaluations)
+    _, q, slack, _ = _evaluated(mdp, choice)
+    # Equally good actions are settled in favor of the first, whatever the path was.
+    choice = jnp.argmax(q >= jnp.max(q, axis=-1, keepdims=True) - slack, axis=-1)
+    value, q, slack, rest = _evaluated(mdp, choice)
+    residual = jnp.max(jnp.abs(jnp.max(q, axis=-1) - rest))
+    policy = jax.nn.one_hot(choice, mdp.reward.shape[1], dtype=jnp.asarray(mdp.reward).dtype)
+    policy = jnp.where(jnp.isfinite(residual), policy, jnp.nan)
+    return Optimum(policy, value, iterations, residual, residual <= slack)
 
-    def evaluated(choice):
-        """Value, action values without the value's mean, and how far these are from equal."""
-        _, level, rest = _value(mdp, jax.nn.one_hot(choice, actions, dtype=dtype))
-        q = mdp.reward - (1 - discount) * level + discount * mdp.expectation(rest)
-        return level + rest, q, 64 * jnp.finfo(q.dtype).eps * jnp.max(jnp.abs(q)), rest
+
+def following(mdp: AnyMdp, choice: Indices) -> AnyMdp:
+    """The process with one action, that which `choice`, `[S]`, takes in each state."""
+    states = jnp.arange(choice.shape[0])
+    # Fields of states and actions are those with more than one axis.
+    of_actions = {name: x for name, x in mdp._asdict().items() if jnp.ndim(x) > 1}
+    taken = {name: jnp.asarray(x)[states, choice][:, None] for name, x in of_actions.items()}
+    return mdp._replace(**taken)
+
+
+def _evaluated(mdp: AnyMdp, choice: Indices) -> tuple[Array, Array, Array, Array]:
+    """Value of a choice, action values without the value's mean, how far these are from equal."""
+    single = following(mdp, choice)
+    _, level, rest, _ = _value(single, jnp.ones_like(single.reward))
+    discount = _discount(mdp)
+    q = mdp.reward - (1 - discount) * level + discount * mdp.expectation(rest)
+    return level + rest, q, 64 * jnp.finfo(q.dtype).eps * jnp.max(jnp.abs(q)), rest
+
+
+def _policy_iteration(mdp: AnyMdp) -> tuple[Array, Array]:
+    """The best choices `[S]`, each evaluated exactly, and the number of improvements."""
 
     def improve(state):
         choice, _, iteration = state
-        _, q, slack, _ = evaluated(choice)
+        _, q, slack, _ = _evaluated(mdp, choice)
         chosen = jnp.take_along_axis(q, choice[:, None], axis=-1)[:, 0]
         better = jnp.max(q, axis=-1) > chosen + slack
         return jnp.where(better, jnp.argmax(q, axis=-1), choice), jnp.any(better), iteration + 1
@@ -360,13 +497,43 @@ def optimum(mdp: AnyMdp) -> Optimum:
     choice, _, iterations = jax.lax.while_loop(
         lambda state: state[1] & (state[2] < 1000), improve, start
     )
-    _, q, slack, _ = evaluated(choice)
-    # Equally good actions are settled in favor of the first, whatever the path was.
-    choice = jnp.argmax(q >= jnp.max(q, axis=-1, keepdims=True) - slack, axis=-1)
-    value, q, _, rest = evaluated(choice)
-    residual = jnp.max(jnp.abs(jnp.max(q, axis=-1) - rest))
-    policy = jax.nn.one_hot(choice, actions, dtype=dtype)
-    return Optimum(jnp.where(jnp.isfinite(residual), policy, jnp.nan), value, iterations, residual)
+    return choice, iterations
+
+
+def _modified_policy_iteration(mdp: AnyMdp, evaluations: int) -> tuple[Array, Array]:
+    """The greedy choices `[S]` where `T v - v` is a constant but for rounding, and improvements.
+
+    Values are kept without their mean: a constant in them changes no choice, and without it the
+    differences converge as fast as the chain mixes, whatever the discount.
+    Reference: MacQueen 1966, the bounds by the least and the largest of `T v - v`.
+    """
+    discount = _discount(mdp)
+    reward = jnp.asarray(mdp.reward)
+
+    def centered(value):
+        return value - jnp.mean(value)
+
+    def improve(state):
+        value, _, _, count = state
+        q = reward + discount * mdp.expectation(value)
+        best, choice = jnp.max(q, axis=-1), jnp.argmax(q, axis=-1)
+        change = best - value
+        slack = 16 * jnp.finfo(q.dtype).eps * jnp.max(jnp.abs(q))
+        settled = jnp.max(change) - jnp.min(change) <= slack
+        single = following(mdp, choice)
+
+        def sweep(_, value):
+            return centered(action_values(single, value)[:, 0])
+
+        value = jax.lax.fori_loop(1, evaluations, sweep, centered(best))
+        return value, choice, settled, count + 1
+
+    states = reward.shape[0]
+    start = jnp.zeros(states, reward.dtype), jnp.zeros(states, int), jnp.array(False), 0
+    _, choice, _, count = jax.lax.while_loop(
+        lambda state: ~state[2] & (state[3] < 10_000), improve, start
+    )
+    return choice, jnp.asarray(count)
 
 
 def finite_horizon_value(

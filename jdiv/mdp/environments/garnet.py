@@ -57,11 +57,11 @@ def _distinct(key: RandomKey, states: int, actions: int, branches: int) -> Array
 
     def draw(taken, inputs):
         key, count = inputs
-        rank = jax.random.randint(key, (states, actions), 0, states - count, jnp.int32)
-        state = rank + jnp.sum(taken - place <= rank, axis=0, dtype=jnp.int32)
+        rank = jax.random.randint(key, (1, states, actions), 0, states - count, jnp.int32)
+        state = rank + jnp.sum(taken - place <= rank, axis=0, keepdims=True, dtype=jnp.int32)
         # Sorted insertion: what is above the new state moves on by one place.
         below = jnp.roll(taken, 1, axis=0).at[0].set(-1)
-        return jnp.clip(state, below, taken), state
+        return jnp.clip(state, below, taken), state[0]
 
     inputs = jax.random.split(key, branches), place.ravel()
     return jnp.moveaxis(jax.lax.scan(draw, nowhere, inputs)[1], 0, -1)
