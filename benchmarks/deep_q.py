@@ -96,7 +96,7 @@ def rows() -> Iterator[Row]:
     contestants = [
         in_jax(SEEDS, STEPS), in_jax(1, 10 * STEPS), *table.peers(stable_baselines3)
     ]  # fmt: skip
-    yield from table.compare("deep Q-learning", "CartPole-v1", "float32", contestants, budget=40.0)
+    yield from table.compare("deep Q-learning", "CartPole-v1", "float32", contestants, budget=30.0)
 
 
 if __name__ == "__main__":

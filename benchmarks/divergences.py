@@ -207,7 +207,7 @@ def every_row() -> Iterator[Row]:
     ]
     yield from table.compare(
         "every row, value and gradient", f"{EVERY_ROW[0]} x {EVERY_ROW[1]}", "float32",
-        contestants, work=work(*EVERY_ROW, 4), budget=90.0,
+        contestants, work=work(*EVERY_ROW, 4), budget=60.0,
     )  # fmt: skip
 
 

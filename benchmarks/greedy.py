@@ -123,7 +123,7 @@ def rows() -> Iterator[Row]:
             one = kl if name == "kl" else in_jax(name, *arrays)
             pair = table.compare(
                 "greedy, policy and value", f"{size[0]} x {size[1]}", "float32",
-                [base._replace(numbers=None), one._replace(numbers=None)], budget=3.0,
+                [base._replace(numbers=None), one._replace(numbers=None)], budget=2.5,
             )  # fmt: skip
             yield from (row for row in pair if name == "kl" or row.implementation == name)
     values, ref_logits = problem(*SOLVED)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-ROUNDS, FEWEST, BUDGET = 9, 3, 20.0
+ROUNDS, FEWEST, BUDGET = 7, 3, 15.0
 """Rounds of a comparison; the fewest, if they take more seconds than the budget."""
 SHORT = 0.02
 """Seconds: calls that take less are repeated, and their mean is taken."""

@@ -101,7 +101,7 @@ def rows() -> Iterator[Row]:
             process("processes", "a process for each point", SWEEP, 1, 1, cache),
         ]
         points = f"{BETAS * SEEDS} points"
-        for row in table.compare("sweep", points, "float32", contestants, rounds=5, budget=60.0):
+        for row in table.compare("sweep", points, "float32", contestants, rounds=5, budget=40.0):
             # What a process of another program holds is not in this one's memory.
             yield row._replace(resident_bytes=None)
 

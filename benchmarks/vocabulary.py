@@ -94,7 +94,7 @@ def rows() -> Iterator[Row]:
         f"{TOKENS} tokens, width {WIDTH}, vocabulary {VOCABULARY}", "float32",
         [jdiv(arrays), plain(arrays), *table.peers(in_trl)],
         # Logits of both sides, and the gradients by hidden states and head.
-        work={"operations": 8.0 * TOKENS * WIDTH * VOCABULARY}, budget=90.0,
+        work={"operations": 8.0 * TOKENS * WIDTH * VOCABULARY}, budget=60.0,
     )  # fmt: skip
 
 
