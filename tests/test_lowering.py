@@ -17,7 +17,7 @@ from jdiv.alignment import f_dpg, gshf, margins
 from jdiv.bandits import adversarial, contextual, stochastic, streaming
 from jdiv.divergences import categorical, gaussian, sparse, vocabulary
 from jdiv.games import self_play
-from jdiv.lm import tabular
+from jdiv.lm import Config, Transformer, tabular
 from jdiv.mdp import SparseMdp, deep, occupancy, operators, value_iteration
 from jdiv.policy import tabular as policy_tabular
 from jdiv.policy.recipes import safe
@@ -102,6 +102,15 @@ CHILDREN = np.array([[1, 2], [-1, -1], [-1, -1]])
 GRAPH = {"children": CHILDREN, "ref_logits": array(3, 2)}
 
 
+TRANSFORMER = jax.eval_shape(
+    lambda key: Transformer.random(
+        Config(vocabulary=N, width=4, layers=2, heads=2, key_heads=1, head_width=2, hidden=4), key
+    ),
+    KEY,
+)
+READ = {"model": TRANSFORMER, "tokens": indices(BATCH, TOKENS)}
+
+
 def learning():
     """A state of deep Q-learning, by its shapes."""
     return jax.eval_shape(lambda key: deep.init(SETTINGS, ENVIRONMENT, key), KEY)
@@ -180,6 +189,11 @@ OF_FUNCTION = {
     "tabular.expectation": {"values": jax.eval_shape(
         tabular.sequence_log_probs, TABLE)},
     "tabular.normal_logits": {"seed": indices(), "seeds": (0, 1)},
+    "model.empty_cache": {"config": TRANSFORMER.config},
+    "weights.initial": {"config": TRANSFORMER.config},
+    "sampling.generate": READ | {"max_tokens": 2},
+    **{f"scoring.{name}": READ for name in ("logits", "log_probs", "entropies", "next_tokens")},
+    "scoring.divergences": READ | {"other": TRANSFORMER},
     "deep.mlp_init": {"sizes": (2, 4, 2)},
     "deep.mlp": {"layers": NETWORK, "x": array(BATCH, 2)},
     "deep.bootstrapped": {"batch": MOVES},
@@ -240,6 +254,12 @@ NO_PROGRAMS = {
     "tomato.tomato": "a board of characters beside a process",
     "model.validate": "raises for arrays with values",
     "tabular.enumerate_sequences": "NumPy",
+    **dict.fromkeys(("gguf", "storage"), "reads and writes files"),
+    **{
+        f"weights.{name}": "describes arrays"
+        for name in ("tensors", "count", "stored_shapes", "from_stored", "to_stored")
+    },
+    "scoring.kept_log_probs": "reads and writes files",
     "numerics.by_rows": "applies a function; divergences are lowered with theirs",
     "tilts.checked_answers": "raises for arrays with values",
     "parallel": "devices and hosts; its programs are lowered below",

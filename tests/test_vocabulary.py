@@ -54,7 +54,9 @@ VOCABULARY = {
     "networks": """
         hyper settings environment batch q_next layers sizes models train end state number
         vocabulary longest power shape""",
-    "language models": "tile token_weights indices",
+    "language models": """
+        tile token_weights indices model config architecture dtype path slots remember max_tokens
+        tokenizer stop top_k top_p min_p positions segments""",
     "randomness": "key keys seed seeds",
     "numerics and checks": """
         rows name closed allowed cls default example dtype f start newton tolerance kept expected a

@@ -324,7 +324,7 @@ def _product(a: Array, b: Array, contracted: tuple[int, int]) -> Array:
     A float32 operand beside one of bfloat16 would send both through the slower product.
     """
     dimensions = ((contracted[:1], contracted[1:]), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=_wide(a.dtype))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=checks.wide(a.dtype))
 
 
 def _products(tile: _Problem) -> tuple[Array | None, ...]:
@@ -392,7 +392,7 @@ def _with_gradients(measure: Callable, problem: _Problem, weights: Array, size: 
         by_tokens = jax.tree.map(lambda d, x: _added(d, x, start), by_tokens, gradients[0])
         return (values, by_tokens, jax.tree.map(jnp.add, by_shared, gradients[1])), None
 
-    zeros = lambda x: jnp.zeros(x.shape, _wide(x.dtype))
+    zeros = lambda x: jnp.zeros(x.shape, checks.wide(x.dtype))
     of_shared = jax.tree.map(zeros, (problem.heads, problem.biases))
     of_tokens = jax.tree.map(jnp.zeros_like, (problem.hidden, problem.rows))
     start = jnp.zeros_like(weights), of_tokens, of_shared
@@ -455,7 +455,7 @@ def _weighted_backward(measure, size, residuals, cotangents):
     gradients, problem, values = residuals
     of_total, _ = cotangents  # the values leave without a gradient
     scaled = jax.tree.map(
-        lambda d: d.astype(_wide(d.dtype)) * of_total.astype(_wide(d.dtype)), gradients
+        lambda d: d.astype(checks.wide(d.dtype)) * of_total.astype(checks.wide(d.dtype)), gradients
     )
     return _cast(scaled, problem), of_total * values
 
@@ -464,11 +464,6 @@ _weighted.defvjp(_weighted_forward, _weighted_backward)
 
 
 # ------------------------------------------------------------------------------------------ inputs
-
-
-def _wide(dtype: Any) -> Any:
-    """The type in which half precision adds up: single precision; others keep their own."""
-    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
 def _sizes(sides: dict[str, Side]) -> tuple[tuple[int, ...], int]:
@@ -514,7 +509,9 @@ def _from_hidden(side: FromHidden, shape: tuple[int, ...], where: Array | None):
     for name in ("soft_cap", "temperature"):
         x = getattr(side, name)
         if x is not None and not (isinstance(x, float | int) and name == "temperature" and x == 1):
-            scaling[name] = _of_tokens(name, checks.positive(name, x), shape, _wide(dtype))[:, None]
+            scaling[name] = _of_tokens(name, checks.positive(name, x), shape, checks.wide(dtype))[
+                :, None
+            ]
     return hidden, head, bias, scaling
 
 
@@ -552,7 +549,7 @@ def _row(generator: Generator, shape: tuple[int, ...]) -> tuple[str, Generator]:
     def of_tokens(path, x):
         name = jax.tree_util.keystr(path).removeprefix(".")
         x = checks.floating(name, jnp.asarray(x, None if jnp.ndim(x) else float))
-        return _of_tokens(name, x, shape, _wide(x.dtype))
+        return _of_tokens(name, x, shape, checks.wide(x.dtype))
 
     return "rows", jax.tree_util.tree_map_with_path(of_tokens, generator)
 

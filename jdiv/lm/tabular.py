@@ -79,7 +79,7 @@ def enumerate_sequences(shape: tuple[int, int]) -> Sequences:
         longer = [(*start, token) for start in growing for token in range(end + 1)]
         complete += [tokens for tokens in longer if last or tokens[-1] == end]
         growing = [tokens for tokens in longer if tokens[-1] != end]
-    tokens = np.full((len(complete), longest), -1)
+    tokens = np.full((len(complete), longest), -1, np.int32)  # the same in either precision
     prefixes = np.full_like(tokens, -1)
     for row, sequence in enumerate(complete):
         tokens[row, : len(sequence)] = sequence

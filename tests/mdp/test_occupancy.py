@@ -417,7 +417,7 @@ LOGS = jnp.log(jnp.full((3, 2), 1 / 6))
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"generator": "kl"}, ["generator", "'kl'"]),
+        ({"generator": "kl"}, ["generator", "got kl"]),
         ({"generator": generators.total_variation()}, ["generator", "total_variation"]),
         ({"ref_logits": LOGS[:2]}, ["ref_logits", "(3, 2)", "(2, 2)"]),
         ({"ref_logits": np.ones((3, 2), int)}, ["ref_logits", "floating"]),
