@@ -15,7 +15,7 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Garnet(30, 4, 4), discount .9, standard normal errors; iterations and seeds by scale."""
     config = defaults.get_config("mdp/averaging", scale)
-    config.iterations = {"smoke": 600, "quick": 3000, "full": 3000}[scale]
+    config.iterations = {"smoke": 1000, "quick": 3000, "full": 3000}[scale]
     config.states, config.actions, config.branches = 30, 4, 4
     config.discount = 0.9
     # Whether the three schemes see the same errors, and whether one error is repeated for ever.
@@ -34,7 +34,7 @@ def get_config(scale: str = "quick") -> ConfigDict:
             ),
             "kl_weight": (0.0, 0.1, 1.0, 10.0, 0.0, 0.99, 9.9),
             "entropy_weight": (0.0, 0.0, 0.0, 0.0, 1.0, 0.01, 0.1),
-            "seed": tuple(range({"smoke": 2, "quick": 5, "full": 50}[scale])),
+            "seed": tuple(range({"smoke": 4, "quick": 5, "full": 50}[scale])),
         }
     )
     config.zipped = ("regularizer,kl_weight,entropy_weight",)

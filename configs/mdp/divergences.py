@@ -35,7 +35,9 @@ def get_config(scale: str = "quick") -> ConfigDict:
     temperatures = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
     config.sweep = ConfigDict(
         {
-            "generator": {"smoke": ("kl", "tsallis")}.get(scale, tuple(generators.TABLE)),
+            "generator": {"smoke": ("kl", "pearson_chi2", "tsallis")}.get(
+                scale, tuple(generators.TABLE)
+            ),
             "temperature": (0.01, 0.1, 0.3, 100.0) if scale == "smoke" else temperatures,
             "seed": tuple(range({"smoke": 2, "quick": 8, "full": 64}[scale])),
         }

@@ -52,5 +52,5 @@ def get_config(scale: str = "quick") -> ConfigDict:
         variants = {name: rest for name, rest in variants.items() if name not in left_out}
     config.names = tuple(variants)
     config.kinds, config.sizes, config.growths = zip(*variants.values(), strict=True)
-    config.sweep.seed = tuple(range({"smoke": 2, "quick": 8, "full": 32}[scale]))
+    config.sweep.seed = tuple(range({"smoke": 5, "quick": 8, "full": 32}[scale]))
     return config
