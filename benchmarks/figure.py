@@ -70,6 +70,8 @@ def _greedy(axis: plt.Axes, rows: Sequence[Row]) -> None:
         _mark(axis, row, names.index(row.implementation) + lift, *looks[row.size], row.size)
     axis.axvline(LIMIT, color="#404040", linewidth=1, linestyle=":")
     axis.set(xscale="log", xlabel=f"time over a log-softmax's (dotted: {LIMIT})")
+    axis.set_xticks((2, 5, 10, 20, 50), labels=("2", "5", "10", "20", "50"))
+    axis.xaxis.set_minor_formatter("")
     axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axis.invert_yaxis()
     axis.grid(axis="x", color="#e4e4e4", linewidth=0.7)
