@@ -376,13 +376,15 @@ def greedy_between(
     old_temperature: Scalar,
     *,
     generator: Generator,
+    where: Categories | None = None,
 ) -> Greedy:
     """Maximizes `<pi, values> - ref_temperature D(pi‖ref) - old_temperature D(pi‖old)`.
 
     Shapes as in `greedy`; the temperatures are positive numbers. Every action has
     `ref_temperature f'(pi/ref) + old_temperature f'(pi/old) = v - normalizer`: one unknown each,
     within the search for the normalizer. KL has a closed form, greedy towards the geometric mean.
-    Actions without mass in both stay at zero. Not for total variation, whose slope has no inverse.
+    Actions without mass in both stay at zero, and so do those that `where` leaves out, as in
+    `greedy`. Not for total variation, whose slope has no inverse.
 
     >>> even, most = jnp.zeros(2), jnp.log(jnp.array([0.8, 0.2]))
     >>> best = greedy_between(jnp.zeros(2), even, most, 1.0, 1.0, generator=generators.kl())
@@ -396,17 +398,20 @@ def greedy_between(
     old_temperature = checks.positive("old_temperature", old_temperature)
     values = checks.as_float("values", values)
     anchors = [
-        numerics.log_softmax(checks.as_float(name, logits).astype(values.dtype))
+        checks.as_float(name, logits).astype(values.dtype)
         for name, logits in (("ref_logits", ref_logits), ("old_logits", old_logits))
     ]
-    anchors = [jnp.where(anchor < LOWEST, -jnp.inf, anchor) for anchor in anchors]
     checks.same_shape(values=values, ref_logits=anchors[0], old_logits=anchors[1])
+    (_, ref, _), (_, old, empty) = (_masked(values, anchor, where) for anchor in anchors)
+    anchors, supported = [ref, old], (ref != -jnp.inf) & (old != -jnp.inf)
+    values = jnp.where(empty | ~supported, 0, values)
     weights = [jnp.asarray(weight, values.dtype) for weight in (ref_temperature, old_temperature)]
     if isinstance(generator, KL):
         total = weights[0] + weights[1]
         mixed = (weights[0] * anchors[0] + weights[1] * anchors[1]) / total
         shift = total * jax.nn.logsumexp(mixed, axis=-1, keepdims=True)
-        return greedy(values + shift, mixed, total, generator=generator)
+        best = greedy(values + shift, mixed, total, generator=generator)
+        return best._replace(log_policy=jnp.where(empty, -jnp.inf, best.log_policy))
     policy, normalizer, *evidence = _solve_between(generator, values, anchors, weights)
     fixed = jax.lax.stop_gradient(policy)  # the envelope theorem
     payoff = jnp.sum(jnp.exp(fixed) * jnp.where(fixed > -jnp.inf, values, 0), axis=-1)
@@ -414,6 +419,7 @@ def greedy_between(
         weight * categorical.f_divergence(generator, fixed, anchor)
         for weight, anchor in zip(weights, anchors, strict=True)
     ]
+    policy = jnp.where(empty, -jnp.inf, policy)
     return Greedy(policy, payoff - costs[0] - costs[1], normalizer, *evidence)
 
 

@@ -434,6 +434,31 @@ def between(name):
     return jax.jit(jax.value_and_grad(value, argnums=(0, 3, 4), has_aux=True))
 
 
+@pytest.mark.parametrize("name", ["kl", "pearson_chi2"])
+def test_two_references_with_actions_left_out(name):
+    """As if these were not there, whatever they hold; and of no action nothing is left."""
+    where = np.array([[True, False, True, True, False], [False] * 5])
+    rows = [np.stack([x, x]) for x in (VALUES, REF, PREVIOUS)]
+    holes = [np.where(where, x, bad) for x, bad in zip(rows, (np.nan, 1e9, -np.inf), strict=True)]
+
+    @jax.jit
+    def solved(where, *rows):
+        f = lambda values, *anchors: regularized.greedy_between(
+            values, *anchors, 0.3, 0.5, generator=row(name), where=where
+        )
+        best, pullback = jax.vjp(lambda *rows: f(*rows).value, *rows)
+        return best, f(*rows).log_policy, pullback(jnp.ones_like(best))[0]
+
+    value, log_policy, gradient = map(np.asarray, solved(where, *holes))
+    kept = [x[:1, where[0]] for x in rows]
+    alone, log_alone, _ = map(np.asarray, solved(np.ones((1, 3), bool), *kept))
+    np.testing.assert_allclose(value, [alone[0], 0], atol=1e-12)
+    policy = np.exp(log_policy)
+    np.testing.assert_allclose(policy[0, where[0]], np.exp(log_alone[0]), atol=1e-12)
+    assert not np.any(policy[~where])
+    np.testing.assert_allclose(gradient, policy, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", BETWEEN)
 def test_two_references_against_a_constrained_optimiser(name):
     ref, previous = np.exp(REF), np.exp(PREVIOUS)

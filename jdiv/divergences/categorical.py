@@ -207,6 +207,22 @@ def _divergence_jvp(primals, tangents):
 _divergence.defjvp(_divergence_jvp, symbolic_zeros=True)
 
 
+def _generator_by_name(function: Callable[..., Array]) -> Callable[..., Array]:
+    """`function(generator, p, q)`, which may be called as `function(p, q, generator=...)`, too.
+
+    Most functions take their row by name; Python alone would say "multiple values" here.
+    """
+
+    @functools.wraps(function)
+    def called(*arguments, **options):
+        if "generator" in options and len(arguments) > 1:
+            arguments = (options.pop("generator"), *arguments)
+        return function(*arguments, **options)
+
+    return called
+
+
+@_generator_by_name
 def f_divergence(
     generator: Generator,
     p_logits: Logits,
@@ -219,6 +235,7 @@ def f_divergence(
 
     Shapes: `[..., n, ...]` twice, categories on `axis`, to the shape without it. A zero of p costs
     q f(0), a zero of q costs p f'(inf). Parameters are numbers, or one for each row of categories.
+    `f_divergence(p_logits, q_logits, generator=row)` is the same.
 
     >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.9, 0.1]))
     >>> print(f"{f_divergence(generators.get('alpha', alpha=1.0), p, q):.4f}")

@@ -780,7 +780,11 @@ class _Sum(Generator):
 
     def _sum(self, of: Callable[[Generator], ArrayLike]) -> ArrayLike:
         def weighted(weight, x):
-            return weight * jnp.where((weight == 0) & jnp.isinf(x), 0, x)
+            # What is infinite does not grow with its weight, and has derivative 0 by it: inf, times
+            # the cotangent 0 of all that it does not reach, would be NaN.
+            infinite = jnp.isinf(x)
+            end = jnp.where(infinite & (weight != 0), x, 0)
+            return weight * jnp.where(infinite, 0, x) + end
 
         values = (
             (weight, jnp.asarray(of(one)))

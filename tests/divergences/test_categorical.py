@@ -396,6 +396,46 @@ def test_gradient_by_a_parameter(name, parameter, points):
         np.testing.assert_allclose(gradient(at), (up - down) / 2e-5, rtol=1e-7, err_msg=f"at {at}")
 
 
+def test_gradient_by_parameters_at_zeros():
+    """Zeros of both, of p alone, of q alone, and none, in reverse mode against differences.
+
+    Rows whose value is infinite do the others no harm. Parameters of a row are moved together.
+    """
+    rows = {
+        name: (lambda *given, name=name: generators.TABLE[name](*given), tuple(given.values()))
+        for name, given in PARAMETERS.items()
+        if given
+    }
+    parts = generators.ReverseKL(), generators.PearsonChi2()
+    rows["sum"] = (
+        lambda *ws: generators.weighted_sum(tuple(zip(ws, parts, strict=True))),
+        (0.7, 0.4),
+    )
+    rows["swapped"] = lambda gamma: generators.swapped(generators.Chi2KL(gamma)), (0.6,)
+    zero = -np.inf
+    p = np.array([[0.3, -0.2, zero], [0.3, zero, -1.0], [0.3, -0.4, -1.0], [0.1, 0.2, 0.3]])
+    q = np.array([[0.1, 0.2, zero], [0.1, 0.2, 0.3], [0.1, 0.2, zero], [0.4, -0.2, 0.3]])
+
+    @jax.jit
+    def evaluated(given):
+        values = lambda given: jnp.stack(
+            [dv.f_divergence(make(*given[name]), p, q) for name, (make, _) in rows.items()]
+        )
+        by_parameters = jax.tree.leaves(jax.jacrev(values)(given))
+        return values(given), sum(by_parameters)
+
+    moved = lambda step: {name: tuple(x + step for x in given) for name, (_, given) in rows.items()}
+    values, gradients = map(np.asarray, evaluated(moved(0.0)))
+    assert np.all(np.isfinite(gradients))
+    finite = np.isfinite(values)
+    assert np.all(finite[:, [0, 3]])
+    up, down = (np.asarray(evaluated(moved(step))[0]) for step in (1e-5, -1e-5))
+    expected = np.where(finite, up, 0) - np.where(finite, down, 0)
+    np.testing.assert_allclose(
+        np.where(finite, gradients, 0), expected / 2e-5, rtol=1e-7, atol=1e-9
+    )
+
+
 @pytest.mark.parametrize("name", [*SYMMETRIC, "jensen_shannon"])
 def test_symmetry(name):
     p, q = np.random.default_rng(11).normal(size=(2, 20, 7))
@@ -655,6 +695,14 @@ def test_kl_is_a_difference_of_logarithms_not_a_ratio_of_them():
     assert abs(np.sum(p_ * np.log(p_) / np.log(q_)) - right) > 0.04
 
 
+def test_the_row_may_be_given_by_name():
+    """As in all functions that take one."""
+    p, q = np.random.default_rng(3).normal(size=(2, 5))
+    by_name = dv.f_divergence(p, q, generator=generators.kl())
+    assert by_name == dv.f_divergence(generators.kl(), p, q)
+    assert by_name == dv.f_divergence(generator=generators.kl(), p_logits=p, q_logits=q)
+
+
 def test_masked_categories_have_no_mass():
     """Replacing the -inf of a mask by 0 before the softmax gives the masked token mass."""
     p, q = np.array([1.0, 0.5, -np.inf]), np.array([0.2, 0.9, -np.inf])
@@ -712,6 +760,8 @@ def test_refusals_name_the_argument(name):
         f(x, x, where=jnp.ones(3))
     with raises(TypeError, match=r"^generator must be a row such as generators.kl\(\), got a "):
         dv.f_divergence(jnp.zeros((9, 9)), x, generators.kl())
+    with raises(TypeError, match=r"^generator must be a row such as generators.kl\(\), got kl"):
+        dv.f_divergence(x, x, generator="kl")
     with raises(ValueError, match=r"at least one category"):
         f(jnp.zeros((2, 0)), jnp.zeros((2, 0)))
 
