@@ -20,6 +20,8 @@ LOOKS = {
     "quantecon": ("#009E73", "<"),
     "scipy": ("#E69F00", ">"),
     "stable-baselines3": ("#D55E00", "X"),
+    "transformers": ("#E69F00", "h"),
+    "without a cache": ("#56B4E9", "*"),
     "vmap": ("#0072B2", "p"),
     "a loop": ("#707070", "h"),
     "processes": ("#000000", "*"),

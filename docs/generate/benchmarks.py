@@ -17,6 +17,7 @@ PARTS: dict[str, Callable[[str], bool]] = {
     "solvers": lambda name: name.startswith("greedy of "),
     "planning": lambda name: name.startswith("value iteration"),
     "programs": lambda name: name in ("sweep", "deep Q-learning"),
+    "sampling": lambda name: name == "sampling",
 }
 """Which comparisons stand in which table."""
 
@@ -143,6 +144,8 @@ def targets(rows: Sequence[Row]) -> str:
          least(beside("value iteration", "quantecon"))),
         ("deep Q-learning: moves a second over stable-baselines3's", ">=", 50,
          least(beside("deep", "stable-baselines3"))),
+        ("sampling 256 tokens: time without a cache over with one", ">=", 5,
+         least(beside("sampling", "without a cache"))),
     )  # fmt: skip
     lines = [_target(*one) for one in wanted]
     lines.insert(5, _memory(beside(hidden, "jdiv"), beside(hidden, "plain JAX")))

@@ -184,7 +184,7 @@ def _write_gemma2(config: Config) -> dict[str, Any]:
         | _write_windows(config)
         | {
             "hidden_activation": _file_activation(config),
-            "query_pre_attn_scalar": round(scale**-2, 6),
+            "query_pre_attn_scalar": round(scale**-2),  # a whole number to `transformers`
             "attn_logit_softcapping": config.attention_cap,
             "final_logit_softcapping": config.logit_cap,
         }

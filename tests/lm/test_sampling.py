@@ -54,6 +54,30 @@ def test_recorded_log_probabilities_are_the_scores_of_the_model(model):
         np.testing.assert_allclose(found.log_probs[i], at(bent), atol=1e-5)
 
 
+def test_with_a_cache_as_without(model):
+    """Token for token with the same keys, though every token is found by reading all before it."""
+    options = {"temperature": 0.8, "top_p": 0.9}
+    keys = jax.random.split(jax.random.key(6), 3)
+    found = generate(model, PROMPTS, keys, max_tokens=8, mask=MASK, **options)
+
+    @jax.jit
+    def following(model, rows, lengths, keys, count):
+        logits = jnp.take_along_axis(lm.logits(model, rows), lengths[:, None, None] - 1, axis=1)
+        each = jax.vmap(jax.random.fold_in, (0, None))(keys, count)
+        return jax.vmap(jax.random.categorical)(each, sampling.law(logits[:, 0], **options))
+
+    lengths = MASK.sum(1)
+    rows = np.pad(PROMPTS, ((0, 0), (0, 8)))
+    for count in range(8):
+        tokens = following(model, rows, lengths + count, keys, count)
+        rows[np.arange(3), lengths + count] = tokens
+    for row, length, sampled in zip(rows, lengths, found.tokens, strict=True):
+        assert row[length : length + 8].tolist() == np.asarray(sampled).tolist()
+    scores = np.asarray(jax.jit(lm.log_probs)(model, rows))
+    for row, length, own in zip(scores, lengths, found.model_log_probs, strict=True):
+        np.testing.assert_allclose(row[length - 1 : length + 7], own, atol=1e-5)
+
+
 def test_a_sample_does_not_depend_on_its_batch(model):
     """Alone, in another order, with other padding; and each sequence has draws of its own."""
     keys = jax.random.split(jax.random.key(1), 3)

@@ -25,6 +25,13 @@ def test_logits_are_those_of_transformers(name, tmp_path):
     expected = np.load(CHECKPOINTS / name / "expected.npz")
     np.testing.assert_allclose(LOGITS(model, expected["ids"]), expected["logits"], atol=1e-4)
     lm.save(model, tmp_path, architecture=name)
+    # `transformers` refuses a number of another type.
+    written, given = (
+        json.loads((folder / "config.json").read_text())
+        for folder in (tmp_path, CHECKPOINTS / name)
+    )
+    kinds = {key: type(x) for key, x in given.items() if key in written and x is not None}
+    assert {key: type(written[key]) for key in kinds} == kinds
     again, _ = lm.load(tmp_path)
     assert again.config == model.config
     stored, before = load_file(tmp_path / "model.safetensors"), _arrays(name)
@@ -47,7 +54,7 @@ def damaged(name, folder, change):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_tensor_that_is_missing_or_transposed_is_named(name):
+def test_each_tensor_that_is_missing_or_too_many_or_transposed_is_named(name):
     """One at a time; square ones look the same to a shape when they are transposed."""
     arrays = _arrays(name)
     kind, config = _kind(name)
@@ -55,6 +62,7 @@ def test_each_tensor_that_is_missing_or_transposed_is_named(name):
         others = {other: x for other, x in arrays.items() if other != key}
         read = lambda arrays: lambda: weights.from_stored(kind, config, arrays)
         refused(ValueError, [f"{key} is missing"], read(others))
+        refused(ValueError, [f"{key}.more is not known"], read(arrays | {f"{key}.more": array}))
         if array.ndim == 2 and array.shape[0] != array.shape[1]:
             turned = others | {key: array.T}
             words = [f"{key} must be of shape", str(array.T.shape)]
