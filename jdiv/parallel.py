@@ -231,6 +231,34 @@ def over_batches(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     return divided
 
 
+def replicate(tree: Any) -> Any:
+    """A copy of the arrays on each of this host's devices, for `on_replicas`."""
+    devices = jax.local_devices()
+    mesh = jax.sharding.Mesh(np.array(devices), (BATCH,))
+    each = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(BATCH))
+    copies = lambda x: np.broadcast_to(np.asarray(x), (len(devices), *np.shape(x)))
+    return jax.tree.map(lambda x: jax.device_put(copies(x), each), tree)
+
+
+def of_first_device(tree: Any) -> Any:
+    """The arrays of a replicated tree as NumPy's, from one device, to be saved."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+
+
+def on_replicas(step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], Any]:
+    """`step(state, batch) -> state, metrics` of a state that stays where `replicate` put it.
+
+    Its memory is given to the state that comes out, so nothing of it is sent or copied. The batch
+    is divided over all devices, as by `over_batches`; the metrics are to be the same on each.
+    """
+    mapped = jax.pmap(step, axis_name=BATCH, in_axes=(0, 0), out_axes=(0, None), donate_argnums=0)
+
+    def divided(state: Any, batch: Any) -> Any:
+        return mapped(state, jax.tree.map(_divide, batch))
+
+    return divided
+
+
 def _divide(x: Array) -> Array:
     """`[batch, ...]` as `[devices, batch / devices, ...]`."""
     count = jax.local_device_count()

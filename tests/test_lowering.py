@@ -17,7 +17,7 @@ from jdiv.alignment import f_dpg, gshf, margins
 from jdiv.bandits import adversarial, contextual, stochastic, streaming
 from jdiv.divergences import categorical, gaussian, sparse, vocabulary
 from jdiv.games import self_play
-from jdiv.lm import Config, Transformer, tabular
+from jdiv.lm import Config, Transformer, tabular, train
 from jdiv.mdp import SparseMdp, deep, occupancy, operators, value_iteration
 from jdiv.policy import tabular as policy_tabular
 from jdiv.policy.recipes import safe
@@ -108,6 +108,8 @@ TRANSFORMER = jax.eval_shape(
     ),
     KEY,
 )
+TEXT = train.Text(indices(BATCH, TOKENS), MASK)
+LATER = array(BATCH, TOKENS - 1)
 READ = {"model": TRANSFORMER, "tokens": indices(BATCH, TOKENS)}
 
 
@@ -194,6 +196,12 @@ OF_FUNCTION = {
     "sampling.generate": READ | {"max_tokens": 2},
     **{f"scoring.{name}": READ for name in ("logits", "log_probs", "entropies", "next_tokens")},
     "scoring.divergences": READ | {"other": TRANSFORMER},
+    "train.log_probs": {"model": TRANSFORMER, "batch": TEXT},
+    "train.sft": {"model": TRANSFORMER, "batch": TEXT},
+    "train.distill": {"model": TRANSFORMER, "batch": TEXT, "other": TRANSFORMER},
+    "train.f_dpo": {"model": TRANSFORMER, "batch": train.Pairs(TEXT, TEXT, ROW, ROW)},
+    "train.grpo": {"model": TRANSFORMER, "batch": train.Rollouts(TEXT, LATER, LATER, ROW)},
+    "train.f_dpg": {"model": TRANSFORMER, "batch": train.Targets(TEXT, ROW, ROW, ROW)},
     "deep.mlp_init": {"sizes": (2, 4, 2)},
     "deep.mlp": {"layers": NETWORK, "x": array(BATCH, 2)},
     "deep.bootstrapped": {"batch": MOVES},
@@ -259,6 +267,8 @@ NO_PROGRAMS = {
         f"weights.{name}": "describes arrays"
         for name in ("tensors", "count", "stored_shapes", "from_stored", "to_stored")
     },
+    "train.begin": "copies arrays",
+    "train.update": "takes a loss and an optimizer; the losses are lowered",
     "scoring.kept_log_probs": "reads and writes files",
     "numerics.by_rows": "applies a function; divergences are lowered with theirs",
     "tilts.checked_answers": "raises for arrays with values",

@@ -14,7 +14,7 @@ from jdiv.lm import tabular as tabular
 
 _MODULES = (
     "architectures", "config", "gguf", "model", "sampling", "scoring", "storage", "tabular",
-    "tokenizer", "weights",
+    "tokenizer", "train", "weights",
 )  # fmt: skip
 _NAMES = {
     "Config": "config", "Tokenizer": "tokenizer", "Transformer": "model", "generate": "sampling",

@@ -1,0 +1,167 @@
+"""Losses of a transformer against their formulas on all logits; a step against its parts."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jdiv import generators, lm, parallel
+from jdiv.lm import train
+from jdiv.lm.config import Config
+from jdiv.lm.model import Transformer
+
+CONFIG = Config(vocabulary=13, width=8, layers=1, heads=2, key_heads=1, head_width=4, hidden=8)
+BATCH, LENGTH = 8, 6
+
+
+def text(seed):
+    """Rows whose answers have very different numbers of tokens."""
+    tokens = np.random.default_rng(seed).integers(0, 13, (BATCH, LENGTH)).astype(np.int32)
+    begin = np.array([1, 5, 2, 5, 3, 4, 5, 1])[:, None]
+    return train.Text(tokens, np.arange(LENGTH)[None] >= begin)
+
+
+def numbers(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def batches():
+    """A batch of each kind."""
+    one, other = text(0), text(1)
+    return {
+        "sft": one,
+        "f_dpo": train.Pairs(one, other, numbers(2, BATCH) - 9, numbers(3, BATCH) - 9),
+        "grpo": train.Rollouts(
+            one,
+            numbers(4, BATCH, LENGTH - 1) / 3 - 2.6,
+            numbers(5, BATCH, LENGTH - 1) - 2,
+            numbers(6, BATCH),
+        ),
+        "f_dpg": train.Targets(
+            one, numbers(7, BATCH) - 8, numbers(8, BATCH) - 8, numbers(9, BATCH)
+        ),
+        "distill": one,
+    }
+
+
+@functools.cache
+def models():
+    return tuple(Transformer.random(CONFIG, jax.random.key(i)) for i in (0, 1))
+
+
+LOSSES = {
+    "sft": train.sft,
+    "f_dpo": functools.partial(train.f_dpo, beta=0.3),
+    "grpo": functools.partial(train.grpo, coefficient=0.1),
+    "f_dpg": functools.partial(train.f_dpg, generator=generators.reverse_kl()),
+    "distill": lambda model, batch: train.distill(
+        model, batch, models()[1], generator=generators.kl()
+    ),
+}
+
+
+def answers(log_p, batch):
+    """Log-probabilities of given tokens, 0 where masked, by NumPy."""
+    at = np.take_along_axis(log_p, batch.tokens[:, 1:, None], axis=-1)[..., 0]
+    return np.where(batch.mask[:, 1:], at, 0)
+
+
+def written_out(laws):
+    """The five losses by NumPy in double precision; `laws(tokens, which)` are log-probabilities."""
+    of, one = batches(), text(0)
+    mask = one.mask[:, 1:]
+    mean = lambda x: x[mask].mean()
+    log_p = answers(laws(one.tokens, 0), one)
+    pairs, rollouts, targets = of["f_dpo"], of["grpo"], of["f_dpg"]
+    chosen, rejected = log_p.sum(-1), answers(laws(text(1).tokens, 0), text(1)).sum(-1)
+    x = 0.3 * (chosen - pairs.ref_chosen - rejected + pairs.ref_rejected)
+    ratio, gain = np.exp(log_p - rollouts.old_log_probs), rollouts.advantages[:, None]
+    surrogate = np.minimum(ratio * gain, np.clip(ratio, 0.8, 1.2) * gain)
+    t = rollouts.ref_log_probs - log_p
+    # KL(target, pi): its generator -log u has f' = -1/u, the pseudo-reward is target / pi.
+    reward = np.exp(targets.log_target - chosen) - targets.baseline
+    p, q = laws(one.tokens, 0), laws(one.tokens, 1)
+    return {
+        "sft": -mean(log_p),
+        "f_dpo": np.log1p(np.exp(-x)).mean(),
+        "grpo": mean(-surrogate + 0.1 * (np.exp(t) - 1 - t)),
+        "f_dpg": (-np.exp(chosen - targets.log_proposal) * reward * chosen).mean(),
+        "distill": mean((np.exp(p) * (p - q)).sum(-1)),
+    }
+
+
+def test_losses_are_their_formulas_on_all_logits():
+    @jax.jit
+    def everything(model, other):
+        tokens = jnp.stack([text(0).tokens, text(1).tokens])
+        laws = [[jax.nn.log_softmax(lm.logits(m, t)) for m in (model, other)] for t in tokens]
+        return {k: LOSSES[k](model, batch)[0] for k, batch in batches().items()}, laws
+
+    found, laws = everything(*models())
+    first = text(0).tokens
+    wanted = written_out(
+        lambda tokens, which: np.asarray(
+            laws[0 if np.array_equal(tokens, first) else 1][which], np.float64
+        )[:, :-1]
+    )
+    for name, value in found.items():
+        np.testing.assert_allclose(value, wanted[name], rtol=2e-5, err_msg=name)
+
+
+OPTIMIZER = optax.sgd(0.5)
+
+
+def one_update(name, **options):
+    return functools.partial(
+        train.update, loss=LOSSES[name], config=CONFIG, optimizer=OPTIMIZER, **options
+    )
+
+
+@pytest.mark.parametrize("name", ["sft", "grpo"])
+def test_parts_of_a_batch_add_up_to_the_batch(name):
+    state, batch = train.begin(models()[0], OPTIMIZER), batches()[name]
+    whole, metrics = jax.jit(one_update(name))(state, batch)
+    parts, same = jax.jit(one_update(name, count=4))(state, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole, parts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), metrics, same)
+    assert max(np.abs(whole.tensors[k] - x).max() for k, x in state.tensors.items()) > 1e-3
+
+
+def test_all_devices_make_the_curve_of_one_and_keep_the_state():
+    """The state's memory is given on at each step, and nothing of it is sent."""
+    assert jax.local_device_count() > 1
+    batch = batches()["sft"]
+    alone, on_one = train.begin(models()[0], OPTIMIZER), jax.jit(one_update("sft"))
+    state = parallel.replicate(alone)
+    on_all = parallel.on_replicas(one_update("sft", axis_name=parallel.BATCH))
+    for _ in range(3):
+        alone, metrics = on_one(alone, batch)
+        before = jax.tree.leaves(state)
+        state, same = on_all(state, batch)
+        assert all(x.is_deleted() for x in before)
+        np.testing.assert_allclose(same["loss"], metrics["loss"], atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        parallel.of_first_device(state), alone,
+    )  # fmt: skip
+
+
+def test_no_logits_of_all_tokens_are_alive():
+    """512 tokens of 49,152 words would be 100 MB; the program has a fraction beside its arrays."""
+    config = Config(
+        vocabulary=49_152, width=8, layers=1, heads=1, key_heads=1, head_width=8, hidden=8
+    )
+    optimizer = optax.adamw(1e-3)
+    model = lambda key: Transformer.random(config, key, jnp.float32)
+    state = jax.eval_shape(lambda key: train.begin(model(key), optimizer), jax.random.key(0))
+    batch = train.Text(
+        jax.ShapeDtypeStruct((4, 128), jnp.int32), jax.ShapeDtypeStruct((4, 128), jnp.bool_)
+    )
+    step = functools.partial(
+        train.update, loss=functools.partial(train.sft, tile=32), config=config, optimizer=optimizer
+    )
+    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * 512 * 49_152 / 2
