@@ -17,7 +17,7 @@ from jdiv.alignment import f_dpg, gshf, margins
 from jdiv.bandits import adversarial, contextual, stochastic, streaming
 from jdiv.divergences import categorical, gaussian, sparse, vocabulary
 from jdiv.games import self_play
-from jdiv.lm import Config, Transformer, tabular, train
+from jdiv.lm import Config, Transformer, data, tabular, train
 from jdiv.mdp import SparseMdp, deep, occupancy, operators, value_iteration
 from jdiv.policy import tabular as policy_tabular
 from jdiv.policy.recipes import safe
@@ -196,6 +196,8 @@ OF_FUNCTION = {
     "sampling.generate": READ | {"max_tokens": 2},
     **{f"scoring.{name}": READ for name in ("logits", "log_probs", "entropies", "next_tokens")},
     "scoring.divergences": READ | {"other": TRANSFORMER},
+    "data.sample": {"grammar": data.brackets(), "max_tokens": 3},
+    "data.log_probs": {"grammar": data.brackets(), "tokens": indices(BATCH, TOKENS)},
     "train.log_probs": {"model": TRANSFORMER, "batch": TEXT},
     "train.sft": {"model": TRANSFORMER, "batch": TEXT},
     "train.distill": {"model": TRANSFORMER, "batch": TEXT, "other": TRANSFORMER},
@@ -267,6 +269,12 @@ NO_PROGRAMS = {
         f"weights.{name}": "describes arrays"
         for name in ("tensors", "count", "stored_shapes", "from_stored", "to_stored")
     },
+    **dict.fromkeys(
+        ("data.brackets", "data.entropy", "data.mean_length", "data.sums", "data.pack"), "NumPy"
+    ),
+    **dict.fromkeys(
+        ("data.read_prompts", "data.read_preferences", "data.read_answers"), "reads files"
+    ),
     "train.begin": "copies arrays",
     "train.update": "takes a loss and an optimizer; the losses are lowered",
     "scoring.kept_log_probs": "reads and writes files",

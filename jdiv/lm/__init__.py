@@ -13,7 +13,7 @@ from typing import Any
 from jdiv.lm import tabular as tabular
 
 _MODULES = (
-    "architectures", "config", "gguf", "model", "sampling", "scoring", "storage", "tabular",
+    "architectures", "config", "data", "gguf", "model", "sampling", "scoring", "storage", "tabular",
     "tokenizer", "train", "weights",
 )  # fmt: skip
 _NAMES = {
