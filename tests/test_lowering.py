@@ -203,6 +203,7 @@ OF_FUNCTION = {
     "train.distill": {"model": TRANSFORMER, "batch": TEXT, "other": TRANSFORMER},
     "train.f_dpo": {"model": TRANSFORMER, "batch": train.Pairs(TEXT, TEXT, ROW, ROW)},
     "train.grpo": {"model": TRANSFORMER, "batch": train.Rollouts(TEXT, LATER, LATER, ROW)},
+    "train.kl_rl": {"model": TRANSFORMER, "batch": train.Rollouts(TEXT, LATER, LATER, ROW)},
     "train.f_dpg": {"model": TRANSFORMER, "batch": train.Targets(TEXT, ROW, ROW, ROW)},
     "deep.mlp_init": {"sizes": (2, 4, 2)},
     "deep.mlp": {"layers": NETWORK, "x": array(BATCH, 2)},
@@ -275,7 +276,7 @@ NO_PROGRAMS = {
     **dict.fromkeys(
         ("data.read_prompts", "data.read_preferences", "data.read_answers"), "reads files"
     ),
-    "train.begin": "copies arrays",
+    **dict.fromkeys(("train.begin", "train.saved", "train.restored"), "copies arrays"),
     "train.update": "takes a loss and an optimizer; the losses are lowered",
     "scoring.kept_log_probs": "reads and writes files",
     "numerics.by_rows": "applies a function; divergences are lowered with theirs",

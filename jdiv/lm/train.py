@@ -12,11 +12,12 @@ first token has none, `[batch, tokens]` gives `[batch, tokens - 1]`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
@@ -176,6 +177,49 @@ def grpo(
     return loss, {"weight": _weight(mask, log_p), "clipped": share, "kl": kl}
 
 
+def kl_rl(
+    model: Transformer,
+    batch: Rollouts,
+    *,
+    coefficient: PerRow,
+    penalty: str = "rewards",
+    estimator: kl_terms.Estimator = monte_carlo.kl_k1,
+    tile: int | None = None,
+) -> tuple[Array, Metrics]:
+    """REINFORCE on `E[r] - coefficient KL(pi‖ref)`, for answers of the model itself.
+
+    Advantages `[batch]` are rewards less a baseline. The KL is in the "rewards", and what is still
+    to come of it is a token's return; or in the loss, of "tokens" weighted by their prefixes, or of
+    whole "sequences". With `kl_k1` the gradient is exact on average for all three, since the
+    weights are differentiated (`policy.kl_terms`); averages are over sequences, of sums.
+    """
+    checks.known("penalty", penalty, ("rewards", "tokens", "sequences"))
+    mask, ref, gain = batch.text.mask[:, 1:], batch.ref_log_probs, batch.advantages
+    log_p = log_probs(model, batch.text, tile=tile)
+    old = jax.lax.stop_gradient(log_p)
+    extra = jnp.zeros_like(log_p)
+    if penalty == "rewards":
+        rewards = kl_terms.kl_rewards(
+            log_p, ref, gain, mask, coefficient=coefficient, estimator=estimator
+        )
+        gain = tokens.to_go(rewards, mask)
+    elif penalty == "tokens":
+        extra = kl_terms.kl_penalty(
+            log_p, ref, mask, estimator=estimator, old_log_probs=old,
+            log_weight=kl_terms.prefix_log_ratio,
+        )  # fmt: skip
+    loss = clipped.reinforce(log_p, gain, mask).loss + coefficient * extra
+    loss = tokens.constant_mean(loss, mask, 1.0)
+    answered = jnp.any(mask, axis=-1)
+    if penalty == "sequences":
+        whole = kl_terms.sequence_kl_penalty(
+            log_p, ref, mask, estimator=estimator, old_log_probs=old
+        )
+        loss = loss + coefficient * tokens.masked_mean(whole, answered)
+    kl = tokens.constant_mean(old - ref, mask, 1.0)
+    return loss, {"weight": _weight(answered, log_p), "kl": kl}
+
+
 def f_dpg(
     model: Transformer, batch: Targets, *, generator: Generator, tile: int | None = None
 ) -> tuple[Array, Metrics]:
@@ -232,6 +276,28 @@ def begin(model: Transformer, optimizer: optax.GradientTransformation) -> State:
     wide = lambda x: jnp.array(x, checks.wide(x.dtype))
     tensors = {name: wide(x[...]) for name, x in model.tensors.items()}
     return State(tensors, optimizer.init(tensors), jnp.zeros((), jnp.int32))
+
+
+def saved(state: State) -> dict[str, np.ndarray]:
+    """The arrays of a state by name, for `checkpoints.save`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {_name(path): np.asarray(x) for path, x in leaves}
+
+
+def restored(state: State, arrays: Mapping[str, np.ndarray]) -> State:
+    """A state of the same kind with these arrays, from `checkpoints.restore`."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(state)
+    wanted = {_name(path): (x.shape, x.dtype) for path, x in leaves}
+    found = {name: (x.shape, x.dtype) for name, x in arrays.items()}
+    if wanted != found:
+        names = sorted(n for n in {*wanted, *found} if wanted.get(n) != found.get(n))
+        raise ValueError(f"arrays are not of this state: {', '.join(names)}")
+    return tree.unflatten([jnp.array(arrays[_name(path)]) for path, _ in leaves])
+
+
+def _name(path: tuple) -> str:
+    """The place of an array in the state."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def update(

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jdiv import generators, lm, parallel
+from jdiv import checkpoints, generators, lm, parallel
 from jdiv.lm import train
 from jdiv.lm.config import Config
 from jdiv.lm.model import Transformer
@@ -165,3 +165,52 @@ def test_no_logits_of_all_tokens_are_alive():
     )
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * 512 * 49_152 / 2
+
+
+def test_every_place_of_a_kl_has_the_exact_gradient():
+    """The mean over all answers of two tokens against the derivative of `E[r] - beta KL` itself."""
+    config = Config(vocabulary=3, width=4, layers=1, heads=1, key_heads=1, head_width=4, hidden=4)
+    model, other = (Transformer.random(config, jax.random.key(i)) for i in (3, 4))
+    tokens = np.array([(0, i, j) for i in range(3) for j in range(3)], np.int32)
+    answers = train.Text(tokens, np.arange(3)[None] >= np.array([[1]] * 9))
+    rewards = numbers(0, 9)
+
+    @jax.jit
+    def gradients(tensors, other):
+        ref = train.log_probs(other, answers)
+
+        def exact(tensors):
+            log_p = train.log_probs(Transformer(config, tensors), answers).sum(-1)
+            return -jnp.exp(log_p) @ (rewards - 0.4 * (log_p - ref.sum(-1)))
+
+        def sampled(tensors, penalty):
+            model = Transformer(config, tensors)
+            p = jnp.exp(jax.lax.stop_gradient(train.log_probs(model, answers).sum(-1)))
+            rollouts = train.Rollouts(answers, ref, ref, rewards)
+            rows = jax.tree.map(lambda x: jnp.asarray(x)[:, None], rollouts)
+            one = functools.partial(train.kl_rl, model, coefficient=0.4, penalty=penalty)
+            return p @ jax.vmap(lambda row: one(row)[0])(rows)
+
+        places = ("rewards", "tokens", "sequences")
+        return jax.grad(exact)(tensors), [jax.grad(sampled)(tensors, place) for place in places]
+
+    exact, found = gradients({name: x[...] for name, x in model.tensors.items()}, other)
+    for one in found:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), one, exact)
+
+
+def test_a_restored_state_goes_on_bit_by_bit(tmp_path):
+    optimizer = optax.adamw(1e-2)
+    step = jax.jit(
+        functools.partial(train.update, loss=train.sft, config=CONFIG, optimizer=optimizer)
+    )
+    start, batch = train.begin(models()[0], optimizer), batches()["sft"]
+    half = step(step(start, batch)[0], batch)[0]
+    checkpoints.save(tmp_path, 2, train.saved(half), keep=1)
+    count, arrays = checkpoints.restore(tmp_path)
+    again = train.restored(start, arrays)
+    whole, resumed = (step(step(state, batch)[0], batch)[0] for state in (half, again))
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    assert int(resumed.count) == count + 2
+    with pytest.raises(ValueError, match=r"not of this state: count"):
+        train.restored(start, {name: x for name, x in arrays.items() if name != "count"})
