@@ -28,7 +28,5 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config.generator = "kl"
     # What of a tie counts as won.
     config.tie_share = 0.5
-    # By how many draws the mean over subsets of the pool is taken beyond n.
-    config.more_draws = 0
     config.sweep = ConfigDict({"seed": (0,)})
     return config
