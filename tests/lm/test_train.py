@@ -214,3 +214,16 @@ def test_a_restored_state_goes_on_bit_by_bit(tmp_path):
     assert int(resumed.count) == count + 2
     with pytest.raises(ValueError, match=r"not of this state: count"):
         train.restored(start, {name: x for name, x in arrays.items() if name != "count"})
+
+
+def test_half_precision_computes_and_single_precision_remembers():
+    """Updates smaller than what bfloat16 can tell apart are kept."""
+    state, batch = train.begin(models()[0], OPTIMIZER), batches()["sft"]
+    half, metrics = jax.jit(one_update("sft", dtype=jnp.bfloat16))(state, batch)
+    whole, exact = jax.jit(one_update("sft"))(state, batch)
+    assert {x.dtype for x in half.tensors.values()} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(metrics["loss"], exact["loss"], rtol=0.02)
+    assert float(metrics["loss"]) != float(exact["loss"])
+    for name, x in state.tensors.items():
+        a, b = (np.asarray(after.tensors[name] - x) for after in (half, whole))
+        assert np.linalg.norm(a - b) < 0.1 * np.linalg.norm(b), name
