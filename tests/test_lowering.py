@@ -191,6 +191,9 @@ OF_FUNCTION = {
     "tabular.expectation": {"values": jax.eval_shape(
         tabular.sequence_log_probs, TABLE)},
     "tabular.normal_logits": {"seed": indices(), "seeds": (0, 1)},
+    "tabular.from_sequences": {"log_weights": jax.eval_shape(
+        tabular.sequence_log_probs, TABLE), "shape": tabular.table_shape(3)},
+    "enumeration.table": {"model": TRANSFORMER, "prompt": indices(2), "longest": 2, "end": 0},
     "model.empty_cache": {"config": TRANSFORMER.config},
     "weights.initial": {"config": TRANSFORMER.config},
     "sampling.generate": READ | {"max_tokens": 2},
@@ -270,6 +273,7 @@ NO_PROGRAMS = {
         f"weights.{name}": "describes arrays"
         for name in ("tensors", "count", "stored_shapes", "from_stored", "to_stored")
     },
+    **dict.fromkeys(("enumeration.answers", "enumeration.columns"), "NumPy"),
     **dict.fromkeys(
         ("data.brackets", "data.entropy", "data.mean_length", "data.sums", "data.pack"), "NumPy"
     ),

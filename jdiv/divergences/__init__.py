@@ -2,9 +2,9 @@
 
 `kl(p_logits, q_logits)` and every other row of the table, `f_divergence` of any row, and what is no
 f-divergence are here. `generator` is the contract of a row, `generators` the table, `categorical`
-the exact values on logits, `vocabulary` those of language models from hidden states, `sparse` those
-of which k categories are known, `gaussian` the closed forms between Gaussians, `transport` the
-distances that know a geometry.
+the exact values on logits, `vocabulary` those of language models from hidden states, `sequence`
+those of whole sequences from sampled ones, `sparse` those of which k categories are known,
+`gaussian` the closed forms between Gaussians, `transport` the distances that know a geometry.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jdiv.divergences import (
     gaussian,
     generator,
     generators,
+    sequence,
     sparse,
     transport,
     vocabulary,
@@ -44,6 +45,7 @@ __all__ = [
     "generator",
     "generators",
     "renyi",
+    "sequence",
     "sparse",
     "transport",
     "vocabulary",
