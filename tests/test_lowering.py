@@ -193,7 +193,7 @@ OF_FUNCTION = {
     "tabular.normal_logits": {"seed": indices(), "seeds": (0, 1)},
     "tabular.from_sequences": {"log_weights": jax.eval_shape(
         tabular.sequence_log_probs, TABLE), "shape": tabular.table_shape(3)},
-    "enumeration.table": {"model": TRANSFORMER, "prompt": indices(2), "longest": 2, "end": 0},
+    "enumeration.table": {"model": TRANSFORMER, "tokens": indices(2), "longest": 2, "end": 0},
     "model.empty_cache": {"config": TRANSFORMER.config},
     "weights.initial": {"config": TRANSFORMER.config},
     "sampling.generate": READ | {"max_tokens": 2},

@@ -23,8 +23,8 @@ from jdiv.types import Logits, Mask, PerSequence
 
 def rao_blackwellized(
     generator: Generator,
-    p: Logits | FromHidden,
-    q: Logits | FromHidden,
+    p: FromHidden | Logits,
+    q: FromHidden | Logits,
     *,
     mask: Mask | None = None,
     tile: int | None = None,
