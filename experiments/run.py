@@ -197,7 +197,7 @@ def judge(
     for number, (text, override) in enumerate(different.items()):
         changed = job.changed(override, job.folder)
         changed = dataclasses.replace(
-            changed, folder=job.folder.below(f"controls/{_name(changed)}")
+            changed, folder=job.folder.below(f"controls/{_name(changed)}"), control=True
         )
         progress.label = f"{job.config.experiment} control {number + 1} of {len(different)}"
         found[text] = changed, compute(changed, progress, stopping)

@@ -273,6 +273,7 @@ NO_PROGRAMS = {
         f"weights.{name}": "describes arrays"
         for name in ("tensors", "count", "stored_shapes", "from_stored", "to_stored")
     },
+    "rewards": "functions of texts",
     **dict.fromkeys(("enumeration.answers", "enumeration.columns"), "NumPy"),
     **dict.fromkeys(
         ("data.brackets", "data.entropy", "data.mean_length", "data.sums", "data.pack"), "NumPy"

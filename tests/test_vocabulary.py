@@ -56,7 +56,8 @@ VOCABULARY = {
         vocabulary longest power shape""",
     "language models": """
         tile token_weights indices model config architecture dtype path slots remember max_tokens
-        tokenizer optimizer grammar sequences stop top_k top_p min_p positions segments""",
+        tokenizer optimizer grammar sequences prompt answer stop top_k top_p min_p positions
+        segments""",
     "randomness": "key keys seed seeds",
     "numerics and checks": """
         rows name closed allowed cls default example dtype f start newton tolerance kept expected a

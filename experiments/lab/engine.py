@@ -8,13 +8,19 @@ An experiment is a module with
   `init(config, point, key)`, the first state, and `step(config, point, state, key)`, the next state
   and a dict of metrics of the state before; then, if there is more to say at the end,
   `finish(config, point, state)`, a dict of arrays. An array with dimensions is `labelled`;
+* `ONE_AT_A_TIME = True` where a point is too big to be a lane of many, as a language model is. Then
+  the engine calls `init`, `step` and `finish` as they are, with labels that are plain values, for
+  one point after the other; they call compiled programs, each of which uses all devices, and may do
+  what no program can. The state's arrays are the same on all devices. `keep(config, point, state,
+  folder)`, if there is one, writes what is no array into a local folder, on the first host;
 * `figures(config, results)`: pictures with captions by name, of whatever values were swept; in the
   place of one that they do not allow the reason, a string;
 * its claims, one function each (see `claims`);
 * where they are needed `FIELDS`, what fields of the config may hold, and `validate(config, point)`,
   which raises a ValueError in one line about fields that do not go together.
 
-All of these are pure functions. A point is a dict from axis to label.
+All of these are pure functions, but for those of a point that is trained alone. A point is a dict
+from axis to label.
 """
 
 import contextlib
@@ -35,6 +41,8 @@ from experiments.lab.records import Refused, Stopped
 from jdiv import parallel
 
 Arrays = dict[str, np.ndarray]
+Found = dict[str, results.Result]
+"""Dimensions and shapes of what is returned, by name."""
 
 
 def compute(
@@ -51,7 +59,7 @@ def compute(
         "steps of points" if job.trains else "points",
         sum(int(group.sum()) for group in there) * job.steps,
     )
-    agreed: dict[str, results.Result] = {}
+    agreed: Found = {}
     with precision(job.config):
         for number, found in enumerate(there):
             missing = np.flatnonzero(~found)
@@ -88,27 +96,41 @@ class Work(NamedTuple):
         return _label(self.job.points[self.group.index[place]])
 
 
-def _compute_group(work: Work, missing: np.ndarray, agreed: dict[str, results.Result]) -> None:
+def _compute_group(work: Work, missing: np.ndarray, agreed: Found) -> None:
     """Computes the points of a group at these places, batch after batch.
 
     What the first group returns is `agreed`: the others have to return the same.
     """
     job = work.job
+    if job.one_at_a_time:
+        for place in missing:
+            found, arrays = _train_alone(work, place)
+            _agree(work, found, agreed)
+            job.folder.save_points(work.number, np.array([place]), arrays, _schema(found))
+        return
     programs = compiled(work)
-    for name in programs.found.keys() | (agreed or programs.found).keys():
-        if programs.found.get(name) != (agreed or programs.found).get(name):
-            raise Refused(
-                f"{name} must have one shape and the same dimensions and labels at all points,"
-                f" it has others at {_label(work.group.static)}"
-            )
-    agreed |= programs.found
+    _agree(work, programs.found, agreed)
     compute_batch = _train if job.trains else _run
     for start in range(0, len(missing), programs.width):
         _stop_if_asked(work)
         places = missing[start : start + programs.width]
         arrays = compute_batch(work, programs, places)
-        schema = results.to_json({name: dims for name, (dims, _) in programs.found.items()})
-        job.folder.save_points(work.number, places, arrays, schema)
+        job.folder.save_points(work.number, places, arrays, _schema(programs.found))
+
+
+def _agree(work: Work, found: Found, agreed: Found) -> None:
+    """Adds what a group returns to what was agreed upon; refuses anything else."""
+    for name in found.keys() | (agreed or found).keys():
+        if found.get(name) != (agreed or found).get(name):
+            raise Refused(
+                f"{name} must have one shape and the same dimensions and labels at all points,"
+                f" it has others at {_label(work.group.static)}"
+            )
+    agreed |= found
+
+
+def _schema(found: Found) -> str:
+    return results.to_json({name: dims for name, (dims, _) in found.items()})
 
 
 # ------------------------------------------------------------------------------------- programs
@@ -119,8 +141,7 @@ class Programs(NamedTuple):
 
     devices: int
     lanes: int
-    found: dict[str, results.Result]
-    """Dimensions and shape of what comes out."""
+    found: Found
     run: Callable[..., Any] | None = None
     start: Callable[..., Any] | None = None
     chunk: Callable[..., Any] | None = None
@@ -277,6 +298,65 @@ def _train(work: Work, programs: Programs, places: np.ndarray) -> Arrays:
     arrays = _gathered(programs.finish(arguments, state), len(places))
     _note(work, places, arrays)
     return history | arrays
+
+
+def _train_alone(work: Work, place: int) -> tuple[Found, Arrays]:
+    """What training returns for the point at this place, whose functions are called as they are."""
+    job, training = work.job, work.job.config.training
+    experiment, config, places = job.experiment, Traced.of(work).config, np.array([place])
+    name, point = f"{work.number:04}-{place:08}-1", job.points[work.group.index[place]]
+    key = jax.random.key(point.get("seed", 0))
+    step, state, history = _restored_alone(work, name, experiment.init(config, point, key))
+    found: Found = {}
+    while step < training.steps:
+        _stop_if_asked(work)
+        rows = []
+        with work.progress.work(training.checkpoint_every):
+            for number in range(step, step + training.checkpoint_every):
+                at_step = jax.random.fold_in(key, number)
+                state, metrics = experiment.step(config, point, state, at_step)
+                if number % training.record_every == 0:
+                    rows.append({_METRIC + metric: x for metric, x in metrics.items()})
+        metrics, new = _alone(work, "step", jax.tree.map(lambda *x: np.stack(x), *rows), ("step",))
+        _note(work, places, {name.removeprefix(_METRIC): x for name, x in metrics.items()}, step)
+        for metric, x in metrics.items():
+            parts = [history[metric], x] if metric in history else [x]
+            history[metric] = np.concatenate(parts, axis=1)
+        found |= new
+        step += training.checkpoint_every
+        if step < training.steps:
+            arrays = _named(parallel.of_first_device(state))
+            job.folder.save_checkpoint(name, step, arrays | history, keep=training.checkpoints)
+    if hasattr(experiment, "finish"):
+        arrays, new = _alone(work, "finish", experiment.finish(config, point, state))
+        _note(work, places, arrays)
+        history, found = history | arrays, found | new
+    if hasattr(experiment, "keep") and not job.control:
+        job.folder.below("models").keep_files(
+            _label(point).replace(", ", ","),
+            lambda folder: experiment.keep(config, point, state, folder),
+        )
+    return found, history
+
+
+def _alone(work: Work, function: str, outputs: Any, leading: tuple[str, ...] = ()):
+    """The arrays of one point, `[1, ...]` each, and their dimensions."""
+    outputs = jax.tree.map(lambda x: np.asarray(x)[None], outputs)
+    found = _found(work, function, jax.tree.map(lambda x: x[None], outputs), leading)
+    return results.plain(outputs), found
+
+
+def _restored_alone(work: Work, name: str, state: Any):
+    """Step, state and metrics of the last checkpoint of a point, or of the start."""
+    found, saved = work.job.folder.restore(name, work.progress.say)
+    step = int(parallel.from_first_host(np.int32(found)))
+    if step == 0:
+        return 0, state, {}
+    named = _named(parallel.of_first_device(state))
+    arrays = parallel.from_first_host({name: saved.get(name, x) for name, x in named.items()})
+    tree = jax.tree.unflatten(jax.tree.structure(state), [arrays[name] for name in named])
+    work.progress.say(f"resumes at step {step}")
+    return step, parallel.replicate(tree), {k: x for k, x in saved.items() if k not in named}
 
 
 def _restored(work: Work, name: str, programs: Programs, state: Any):

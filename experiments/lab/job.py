@@ -40,6 +40,8 @@ class Job:
     folder: Folder
     usual: ConfigDict
     """The config as its file has it, before a command line changed it."""
+    control: bool = False
+    """Whether it is the rerun of a control, of which only the results are wanted."""
 
     @functools.cached_property
     def own(self) -> sweeps.Sweep:
@@ -80,6 +82,11 @@ class Job:
     def trains(self) -> bool:
         """Whether it is a training loop."""
         return hasattr(self.experiment, "step")
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether its points are trained one after the other, each on all devices."""
+        return getattr(self.experiment, "ONE_AT_A_TIME", False)
 
     @property
     def steps(self) -> int:

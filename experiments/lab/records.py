@@ -210,6 +210,17 @@ class Folder:
             captions[name] = picture.caption
         folder.write("captions", captions)
 
+    def keep_files(self, name: str, write: Callable[[pathlib.Path], Any]) -> None:
+        """A folder of whatever `write` writes into a local one."""
+        if not self._first:
+            return
+        with tempfile.TemporaryDirectory() as local:
+            write(pathlib.Path(local))
+            for path in sorted(pathlib.Path(local).rglob("*")):
+                if path.is_file():
+                    below = path.relative_to(local).as_posix()
+                    files.write(self.path / name / below, path.read_bytes())
+
     def keep_only(self, name: str, wanted: Collection[str]) -> None:
         """Deletes what is in the folder of this name, but for these."""
         self.discard(*(f"{name}/{path.name}" for path in self._glob(f"{name}/*")

@@ -33,44 +33,6 @@ FIELDS = {
 }
 REWARDS = ("words", "characters")
 GROUPED = (1, 2, 4, 8)
-LEXICON = frozenset(
-    [
-        "amazing",
-        "beautiful",
-        "best",
-        "calm",
-        "clear",
-        "delicious",
-        "enjoy",
-        "enjoyable",
-        "excellent",
-        "exciting",
-        "fantastic",
-        "fun",
-        "good",
-        "great",
-        "happy",
-        "incredible",
-        "joy",
-        "love",
-        "loved",
-        "lovely",
-        "magical",
-        "memorable",
-        "nice",
-        "peaceful",
-        "perfect",
-        "pleasant",
-        "relaxing",
-        "serene",
-        "special",
-        "stunning",
-        "sunny",
-        "unforgettable",
-        "warm",
-        "wonderful",
-    ]
-)
 BEIRAMI = "Beirami et al. 2024 (arXiv:2401.01879)"
 
 
@@ -90,10 +52,11 @@ def validate(config: ConfigDict, point: dict) -> None:
 # ----------------------------------------------------------------------------------------- answers
 
 
-def rewards_of(text: str) -> tuple[int, int]:
+def rewards_of(prompt: str, text: str) -> tuple[float, float]:
     """How many words are in the lexicon, and how many characters there are."""
-    words = [word.strip(".,;:!?\"'()*").lower() for word in text.split()]
-    return sum(word in LEXICON for word in words), len(text)
+    from jdiv.lm import rewards
+
+    return rewards.lexicon(prompt, text), rewards.length(prompt, text)
 
 
 @functools.cache
@@ -119,7 +82,8 @@ def answers(model: str, prompt: str, number: int, tokens: int) -> tuple[np.ndarr
     for key in jax.random.split(jax.random.key(0), -(-number // len(prompts))):
         found = jax.tree.map(np.asarray, generate(transformer, prompts, key))
         rows = [row[here] for row, here in zip(found.tokens, found.mask, strict=True)]
-        parts += zip(map(rewards_of, map(text, rows)), found.model_log_probs.sum(1), strict=True)
+        said = (rewards_of(prompt, text(row)) for row in rows)
+        parts += zip(said, found.model_log_probs.sum(1), strict=True)
     rewards, log_probs = zip(*parts[:number], strict=True)
     return np.array(rewards, float).T, np.array(log_probs, float)
 

