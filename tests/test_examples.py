@@ -1,5 +1,6 @@
 """The examples do what they say, and the notebook runs."""
 
+import functools
 import importlib.util
 import json
 import pathlib
@@ -7,7 +8,11 @@ import pathlib
 import jax
 import matplotlib as mpl
 import numpy as np
+import optax
 import pytest
+
+from jdiv import lm
+from jdiv.lm import train
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
@@ -46,6 +51,24 @@ def test_distill_step():
     before, after = example("distill_step").main(steps=100)
     assert before > 1
     assert after < 0.1
+
+
+def test_tunix_f_dpo():
+    """Its loss and its batches in an update of our own: Tunix is no dependency."""
+    module = example("tunix_f_dpo")
+    config = lm.Config(vocabulary=8, **module.SIZES)
+    ref, optimizer = lm.Transformer.random(config, jax.random.key(0)), optax.adam(1e-3)
+    *batches, unseen = module.pairs(ref, 61)
+    chosen, rejected = ((x.tokens[:, 3:] == 0).sum(axis=1) for x in unseen[:2])
+    assert (chosen >= rejected).all()
+    step = jax.jit(functools.partial(
+        train.update, loss=module.loss, config=config, optimizer=optimizer
+    ))  # fmt: skip
+    state = train.begin(ref, optimizer)
+    for batch in batches:
+        state, _ = step(state, batch)
+    accuracy = module.loss(lm.Transformer(config, state.tensors), unseen)[1]["accuracy"]
+    assert accuracy > 0.7
 
 
 def test_trl_batch():
