@@ -177,7 +177,7 @@ def of(counted: tuple[int, int]) -> str:
 
 def page(area: str, records: dict[str, dict[str, Any]]) -> str:
     """One section for each experiment of an area."""
-    title = {"mdp": "Planning"}.get(area, area.capitalize())
+    title = {"mdp": "Planning", "lm": "Language models"}.get(area, area.capitalize())
     lines = [f"# {title}", ""]
     for name, record in records.items():
         lines += section(name, record)
