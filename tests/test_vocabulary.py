@@ -28,7 +28,7 @@ VOCABULARY = {
         log_probs old_log_probs ref_log_probs proxy_log_probs log_ratio log_weight log_weights
         advantages rewards reward token_rewards returns mask lengths total chosen rejected
         ref_chosen ref_rejected old_chosen old_rejected sampled ref_sampled real generated ref_real
-        ref_generated old_real old_generated log_coverage old_log_coverage tokens""",
+        ref_generated desirable old_real old_generated log_coverage old_log_coverage tokens""",
     "games": "preference win_probability wins pairs",
     "planning": """
         mdp discount horizon iterations evaluations scheme measure errors samples value values

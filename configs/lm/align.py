@@ -35,7 +35,7 @@ def get_config(scale: str = "quick") -> ConfigDict:
     # The random model hardly ever says a pleasant word, and Adam makes full steps of the rounding
     # of gradients that are 0.
     config.reward = f"jdiv.lm.rewards.{'length' if scale == 'smoke' else 'lexicon'}"
-    # grpo, kl_rl, f_dpo or f_dpg; the row counts for the last two.
+    # grpo, kl_rl, f_dpo, kto or f_dpg; the row counts for f_dpo and f_dpg.
     config.method = "kl_rl"
     config.generator = "kl"
     config.beta = 0.1

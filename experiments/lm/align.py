@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from jdiv.lm import Tokenizer, Transformer, train
 
 ONE_AT_A_TIME = True
-METHODS = ("grpo", "kl_rl", "f_dpo", "f_dpg")
+METHODS = ("grpo", "kl_rl", "f_dpo", "kto", "f_dpg")
 AXES = {"seed": seeds}
 FIELDS = {
     "model": labels,
@@ -116,6 +116,7 @@ def _programs(model, data, method, generator, beta, learning_rate, temperature, 
         "grpo": functools.partial(train.grpo, coefficient=beta),
         "kl_rl": functools.partial(train.kl_rl, coefficient=beta),
         "f_dpo": functools.partial(train.f_dpo, beta=beta, generator=row),
+        "kto": functools.partial(train.kto, beta=beta),
         "f_dpg": functools.partial(train.f_dpg, generator=row),
     }[method]
     update = functools.partial(
@@ -271,6 +272,11 @@ def _batch(config: ConfigDict, text: train.Text, scores: dict, reward: np.ndarra
         gain = groups - advantages.mean_of_others(groups)
         return train.Rollouts(text, old, ref, np.asarray(gain).ravel())
     log_p, log_q = old.sum(1), ref.sum(1)
+    if config.method == "kto":
+        # Better than its group is desirable; the baseline is the KL that it is meant to be.
+        desirable = (groups > groups.mean(axis=1, keepdims=True)).ravel()
+        kl = parallel.from_all_hosts(scores["kl"].mean()).mean()
+        return train.Judged(text, log_q, desirable, np.full_like(log_q, kl))
     if config.method == "f_dpg":
         # Of exp(r / beta) under the reference, by the group's own answers.
         log_ratio = (log_q - log_p + reward / config.beta).reshape(groups.shape)

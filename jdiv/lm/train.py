@@ -107,6 +107,22 @@ class Targets(NamedTuple):
     baseline: Array
 
 
+class Judged(NamedTuple):
+    """Answers that are desirable or not, each by itself.
+
+    Fields:
+        text: Prompt and answer, one a row.
+        ref_log_probs: `[batch]` log-probabilities of whole answers by the reference.
+        desirable: `[batch]` True for good ones.
+        kl: `[batch]` from where on an answer counts as a gain, the same for all.
+    """
+
+    text: Text
+    ref_log_probs: Array
+    desirable: Array
+    kl: Array
+
+
 # -------------------------------------------------------------------------------------- the losses
 
 
@@ -150,6 +166,15 @@ def f_dpo(
     loss = preference.f_dpo(*pair, beta=beta, generator=generator, margin=margin)
     right = (chosen - batch.ref_chosen > rejected - batch.ref_rejected).astype(loss.dtype)
     return loss.mean(), {"weight": jnp.asarray(loss.size, loss.dtype), "accuracy": right.mean()}
+
+
+def kto(
+    model: Transformer, batch: Judged, *, beta: ArrayLike, tile: int | None = None
+) -> tuple[Array, Metrics]:
+    """`alignment.preference.kto`, the mean over answers."""
+    log_p = log_probs(model, batch.text, tile=tile).sum(-1)
+    loss = preference.kto(log_p, batch.ref_log_probs, batch.desirable, batch.kl, beta=beta)
+    return loss.mean(), {"weight": jnp.asarray(loss.size, loss.dtype)}
 
 
 def grpo(

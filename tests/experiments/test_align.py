@@ -37,6 +37,11 @@ def test_batches_of_the_methods(config):
     np.testing.assert_array_equal(pairs.chosen.tokens, text.tokens[[1, 6]])
     np.testing.assert_array_equal(pairs.rejected.tokens, text.tokens[[0, 7]])
     np.testing.assert_allclose(pairs.ref_chosen, scores["ref_log_probs"].sum(1)[[1, 6]])
+    scores["kl"] = rng.random(8)
+    judged = batch("kto")
+    assert judged.desirable.tolist() == [False, True, False, True, False, False, True, False]
+    np.testing.assert_allclose(judged.kl, scores["kl"].mean())
+    np.testing.assert_allclose(judged.ref_log_probs, scores["ref_log_probs"].sum(1))
     target = batch("f_dpg")
     log_ref, log_p = scores["ref_log_probs"].sum(1), scores["log_probs"].sum(1)
     tilt = target.log_target - log_ref - reward / config.beta  # -log Z, one for each group

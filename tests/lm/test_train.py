@@ -40,6 +40,9 @@ def batches():
             numbers(5, BATCH, LENGTH - 1) - 2,
             numbers(6, BATCH),
         ),
+        "kto": train.Judged(
+            one, numbers(10, BATCH) - 8, numbers(11, BATCH) > 0, np.full(BATCH, 0.4, np.float32)
+        ),
         "f_dpg": train.Targets(
             one, numbers(7, BATCH) - 8, numbers(8, BATCH) - 8, numbers(9, BATCH)
         ),
@@ -56,6 +59,7 @@ LOSSES = {
     "sft": train.sft,
     "f_dpo": functools.partial(train.f_dpo, beta=0.3),
     "grpo": functools.partial(train.grpo, coefficient=0.1),
+    "kto": functools.partial(train.kto, beta=0.3),
     "f_dpg": functools.partial(train.f_dpg, generator=generators.reverse_kl()),
     "distill": lambda model, batch: train.distill(
         model, batch, models()[1], generator=generators.kl()
@@ -70,7 +74,7 @@ def answers(log_p, batch):
 
 
 def written_out(laws):
-    """The five losses by NumPy in double precision; `laws(tokens, which)` are log-probabilities."""
+    """The losses by NumPy in double precision; `laws(tokens, which)` are log-probabilities."""
     of, one = batches(), text(0)
     mask = one.mask[:, 1:]
     mean = lambda x: x[mask].mean()
@@ -81,6 +85,8 @@ def written_out(laws):
     ratio, gain = np.exp(log_p - rollouts.old_log_probs), rollouts.advantages[:, None]
     surrogate = np.minimum(ratio * gain, np.clip(ratio, 0.8, 1.2) * gain)
     t = rollouts.ref_log_probs - log_p
+    judged = of["kto"]
+    gain_of = 0.3 * (chosen - judged.ref_log_probs - 0.4)
     # KL(target, pi): its generator -log u has f' = -1/u, the pseudo-reward is target / pi.
     reward = np.exp(targets.log_target - chosen) - targets.baseline
     p, q = laws(one.tokens, 0), laws(one.tokens, 1)
@@ -88,6 +94,7 @@ def written_out(laws):
         "sft": -mean(log_p),
         "f_dpo": np.log1p(np.exp(-x)).mean(),
         "grpo": mean(-surrogate + 0.1 * (np.exp(t) - 1 - t)),
+        "kto": (1 / (1 + np.exp(np.where(judged.desirable, gain_of, -gain_of)))).mean(),
         "f_dpg": (-np.exp(chosen - targets.log_proposal) * reward * chosen).mean(),
         "distill": mean((np.exp(p) * (p - q)).sum(-1)),
     }
