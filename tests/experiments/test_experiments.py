@@ -59,8 +59,8 @@ def test_every_config_says_what_and_how(path):
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_every_experiment_runs_and_its_claims_hold(stem, tmp_path):
-    """Controls that compute something anew are left to `make reproduce`, at a scale that means
-    something: they take longer than all else, and continuous integration runs it too."""
+    """Controls that compute something anew take longer than all else: they are left to the command
+    `experiments.reproduce`, which continuous integration runs at this scale too."""
     job = from_config(settings.load(f"configs/{stem}.py:smoke"), tmp_path)
     with job.folder.opened(job.config, job.code, overwrite=False):
         results = run.compute(job, Progress(stem, io.StringIO()), lambda: False)
