@@ -11,8 +11,9 @@ An experiment is a module with
 * `ONE_AT_A_TIME = True` where a point is too big to be a lane of many, as a language model is. Then
   the engine calls `init`, `step` and `finish` as they are, with labels that are plain values, for
   one point after the other; they call compiled programs, each of which uses all devices, and may do
-  what no program can. The state's arrays are the same on all devices. `keep(config, point, state,
-  folder)`, if there is one, writes what is no array into a local folder, on the first host;
+  what no program can. The state is what `parallel.replicate` made, a copy on each device. If there
+  is `keep(config, point, state, folder)`, it writes what is no array into a local folder, on the
+  first host, and not for a control;
 * `figures(config, results)`: pictures with captions by name, of whatever values were swept; in the
   place of one that they do not allow the reason, a string;
 * its claims, one function each (see `claims`);
