@@ -245,16 +245,17 @@ def of_first_device(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
 
 
-def on_replicas(step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], Any]:
-    """`step(state, batch) -> state, metrics` of a state that stays where `replicate` put it.
+def on_replicas(step: Callable[..., tuple[Any, Any]]) -> Callable[..., Any]:
+    """`step(state, batch, *fixed) -> state, metrics` of a state that stays where it was replicated.
 
     Its memory is given to the state that comes out, so nothing of it is sent or copied. The batch
-    is divided over all devices, as by `over_batches`; the metrics are to be the same on each.
+    is divided over all devices, as by `over_batches`; the metrics are to be the same on each. What
+    is `fixed` was replicated like the state and is kept as it is.
     """
-    mapped = jax.pmap(step, axis_name=BATCH, in_axes=(0, 0), out_axes=(0, None), donate_argnums=0)
+    mapped = jax.pmap(step, axis_name=BATCH, in_axes=0, out_axes=(0, None), donate_argnums=0)
 
-    def divided(state: Any, batch: Any) -> Any:
-        return mapped(state, jax.tree.map(_divide, batch))
+    def divided(state: Any, batch: Any, *fixed: Any) -> Any:
+        return mapped(state, jax.tree.map(_divide, batch), *fixed)
 
     return divided
 

@@ -110,6 +110,7 @@ TRANSFORMER = jax.eval_shape(
 )
 TEXT = train.Text(indices(BATCH, TOKENS), MASK)
 LATER = array(BATCH, TOKENS - 1)
+FACTORS = {"query.a": array(2, 1, 4), "query.b": array(2, 4, 1)}
 READ = {"model": TRANSFORMER, "tokens": indices(BATCH, TOKENS)}
 
 
@@ -212,6 +213,8 @@ OF_FUNCTION = {
     "train.grpo": {"model": TRANSFORMER, "batch": train.Rollouts(TEXT, LATER, LATER, ROW)},
     "train.kl_rl": {"model": TRANSFORMER, "batch": train.Rollouts(TEXT, LATER, LATER, ROW)},
     "train.f_dpg": {"model": TRANSFORMER, "batch": train.Targets(TEXT, ROW, ROW, ROW)},
+    "lora.begin": {"model": TRANSFORMER, "rank": 2},
+    "lora.merged": {"model": TRANSFORMER, "factors": FACTORS},
     "deep.mlp_init": {"sizes": (2, 4, 2)},
     "deep.mlp": {"layers": NETWORK, "x": array(BATCH, 2)},
     "deep.bootstrapped": {"batch": MOVES},
@@ -286,6 +289,7 @@ NO_PROGRAMS = {
         ("data.read_prompts", "data.read_preferences", "data.read_answers"), "reads files"
     ),
     **dict.fromkeys(("train.begin", "train.saved", "train.restored"), "copies arrays"),
+    "lora.adapted": "describes arrays",
     "train.update": "takes a loss and an optimizer; the losses are lowered",
     "scoring.kept_log_probs": "reads and writes files",
     "numerics.by_rows": "applies a function; divergences are lowered with theirs",
@@ -308,6 +312,8 @@ def used(made):
         return policy_tabular.update(mdp, made, values)
     if isinstance(made, adversarial.Learner):
         return adversarial.full_information(made, values)
+    if isinstance(made, Transformer):
+        return [x[...] for x in made.tensors.values()]
     if isinstance(made, generators.Generator):
         return categorical.f_divergence(made, values, values)
     return made
@@ -315,7 +321,7 @@ def used(made):
 
 def called(function, made):
     """What a function that was made gives; other results as they are used."""
-    if not callable(made) or isinstance(made, tuple):
+    if not callable(made) or isinstance(made, (tuple, Transformer)):
         return used(made)
     vector = jnp.ones(N, jnp.float32)
     module = function.__module__

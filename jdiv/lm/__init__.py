@@ -13,7 +13,7 @@ from typing import Any
 from jdiv.lm import tabular as tabular
 
 _MODULES = (
-    "architectures", "config", "data", "enumeration", "gguf", "model", "rewards",
+    "architectures", "config", "data", "enumeration", "gguf", "lora", "model", "rewards",
     "sampling", "scoring", "storage", "tabular", "tokenizer", "train", "weights",
 )  # fmt: skip
 _NAMES = {

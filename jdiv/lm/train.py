@@ -12,6 +12,7 @@ first token has none, `[batch, tokens]` gives `[batch, tokens - 1]`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -283,7 +284,8 @@ class State(NamedTuple):
     """What training changes: arrays alone, to be saved and to go on from.
 
     Fields:
-        tensors: The model's by name, in single precision whatever it is computed in.
+        tensors: The model's by name, or those that `whole` makes it of, in single precision
+            whatever it is computed in.
         optimizer: Optax's state.
         count: `[]` updates that were made.
     """
@@ -293,13 +295,17 @@ class State(NamedTuple):
     count: Array
 
 
-def begin(model: Transformer, optimizer: optax.GradientTransformation) -> State:
-    """The state before the first update of this model; half precision is widened.
+def begin(
+    model: Transformer | Mapping[str, Array], optimizer: optax.GradientTransformation
+) -> State:
+    """The state before the first update of this model, or of tensors such as `lora.begin` makes.
 
-    The tensors are copies: an update may be given the state's memory.
+    The tensors are copies, of which half precision is widened: an update may be given the state's
+    memory.
     """
     wide = lambda x: jnp.array(x, checks.wide(x.dtype))
-    tensors = {name: wide(x[...]) for name, x in model.tensors.items()}
+    given = model.tensors if isinstance(model, Transformer) else model
+    tensors = {name: wide(x[...]) for name, x in given.items()}
     return State(tensors, optimizer.init(tensors), jnp.zeros((), jnp.int32))
 
 
@@ -332,19 +338,23 @@ def update(
     *,
     config: Config,
     optimizer: optax.GradientTransformation,
+    whole: Callable[[dict[str, Array]], Transformer] | None = None,
     count: int = 1,
     dtype: DTypeLike | None = None,
     axis_name: str | None = None,
 ) -> tuple[State, Metrics]:
     """The state after one update, and the metrics of the batch, "loss" among them.
 
-    The batch is computed in `count` parts, one after the other, in `dtype`; on several devices
-    each has its own. Weighted by what they are means over, the result is that of the whole batch.
-    Made for jit with the state donated: state and result have the same shapes.
+    The model has the state's tensors, or is what `whole` makes of them: `lora.merged` adds them to
+    another. The batch is computed in `count` parts, one after the other, in `dtype`; on several
+    devices each has its own. Weighted by what they are means over, the result is that of the whole
+    batch. Made for jit with the state donated: state and result have the same shapes.
     """
+    made = whole or functools.partial(Transformer, config)
 
     def weighted(tensors: dict[str, Array], part: Any) -> tuple[Array, Metrics]:
-        model = Transformer(config, {k: x.astype(dtype or x.dtype) for k, x in tensors.items()})
+        parameters = {name: x[...] for name, x in made(tensors).tensors.items()}
+        model = Transformer(config, {k: x.astype(dtype or x.dtype) for k, x in parameters.items()})
         mean, metrics = loss(model, part)
         weight = jax.lax.stop_gradient(metrics["weight"])
         sums = {name: weight * x for name, x in metrics.items() if name != "weight"}
