@@ -43,6 +43,10 @@ Loss = Callable[[Transformer, Any], tuple[Array, Metrics]]
 """What `update` makes smaller: bind the options of a loss with `functools.partial`."""
 
 
+Surrogate = Callable[[Array, Array, Array, Array], tokens.TokenLoss[clipped.ClipDiagnostics]]
+"""`(log_probs, old_log_probs, advantages, mask)` to a loss per token, as in `policy.clipped`."""
+
+
 class Text(NamedTuple):
     """Sequences, one or several a row.
 
@@ -182,25 +186,43 @@ def grpo(
     model: Transformer,
     batch: Rollouts,
     *,
-    low: PerRow = 0.2,
-    high: PerRow = 0.2,
+    surrogate: Surrogate = clipped.ppo_clip,
+    average: Callable[[Array, Array], Array] = tokens.token_mean,
     coefficient: PerRow = 0.0,
     estimator: kl_terms.Estimator = monte_carlo.kl_k3,
+    log_weight: Callable[[Array], Array] | None = None,
     tile: int | None = None,
 ) -> tuple[Array, Metrics]:
-    """The clipped loss plus `coefficient` times a KL to the reference, the mean over all tokens.
+    """The GRPO family: a surrogate of the ratio, plus `coefficient` times a KL to the reference.
 
-    Advantages are those of `policy.advantages`, of a whole group. The metrics are the share of
-    clipped tokens and the estimate of KL per token.
+    The surrogate is a function of `policy.clipped` or like one of them, its bounds bound with
+    `functools.partial`; advantages are those of `policy.advantages`, of a whole group. The average
+    is over all tokens, or over sequences: `tokens.sequence_mean`, `tokens.constant_mean` with a
+    length, or one's own. With `log_weight`, of `kl_terms`, the KL is weighted by the ratio.
+
+    ==========  ====================  ==============================================
+    GRPO        `clipped.ppo_clip`    `tokens.sequence_mean`
+    DAPO        `clipped.ppo_clip`    `tokens.token_mean`, the default
+    Dr. GRPO    `clipped.ppo_clip`    `tokens.constant_mean`, longest answer allowed
+    two-sided   `clipped.dual_clip`   any
+    GSPO        `clipped.gspo`        `tokens.sequence_mean`
+    CISPO       `clipped.cispo`       `tokens.token_mean`
+    ==========  ====================  ==============================================
+
+    The metrics are the share of clipped tokens and the estimate of KL per token.
     """
     mask, old, ref = batch.text.mask[:, 1:], batch.old_log_probs, batch.ref_log_probs
     log_p = log_probs(model, batch.text, tile=tile)
-    surrogate = clipped.ppo_clip(log_p, old, batch.advantages, mask, low=low, high=high)
-    penalty = kl_terms.kl_penalty(log_p, ref, mask, estimator=estimator)
-    loss = tokens.token_mean(surrogate.loss + coefficient * penalty, mask)
-    share = tokens.token_mean(surrogate.aux.clipped.astype(log_p.dtype), mask)
-    kl = jax.lax.stop_gradient(tokens.token_mean(penalty, mask))
-    return loss, {"weight": _weight(mask, log_p), "clipped": share, "kl": kl}
+    found = surrogate(log_p, old, batch.advantages, mask)
+    weighting = {} if log_weight is None else {"old_log_probs": old, "log_weight": log_weight}
+    penalty = kl_terms.kl_penalty(log_p, ref, mask, estimator=estimator, **weighting)
+    loss = average(found.loss + coefficient * penalty, mask)
+    by_token = average is tokens.token_mean
+    weight = _weight(mask if by_token else jnp.any(mask, axis=-1), log_p)
+    mean = tokens.token_mean if by_token else tokens.sequence_mean
+    share = mean(found.aux.clipped.astype(log_p.dtype), mask)
+    kl = jax.lax.stop_gradient(mean(penalty, mask))
+    return loss, {"weight": weight, "clipped": share, "kl": kl}
 
 
 def kl_rl(

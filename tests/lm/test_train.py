@@ -12,6 +12,7 @@ from jdiv import checkpoints, generators, lm, parallel
 from jdiv.lm import train
 from jdiv.lm.config import Config
 from jdiv.lm.model import Transformer
+from jdiv.policy import clipped, tokens
 
 CONFIG = Config(vocabulary=13, width=8, layers=1, heads=2, key_heads=1, head_width=4, hidden=8)
 BATCH, LENGTH = 8, 6
@@ -31,15 +32,17 @@ def numbers(seed, *shape):
 def batches():
     """A batch of each kind."""
     one, other = text(0), text(1)
+    rollouts = train.Rollouts(
+        one,
+        numbers(4, BATCH, LENGTH - 1) / 3 - 2.6,
+        numbers(5, BATCH, LENGTH - 1) - 2,
+        numbers(6, BATCH),
+    )
     return {
         "sft": one,
         "f_dpo": train.Pairs(one, other, numbers(2, BATCH) - 9, numbers(3, BATCH) - 9),
-        "grpo": train.Rollouts(
-            one,
-            numbers(4, BATCH, LENGTH - 1) / 3 - 2.6,
-            numbers(5, BATCH, LENGTH - 1) - 2,
-            numbers(6, BATCH),
-        ),
+        "grpo": rollouts,
+        "gspo": rollouts,
         "kto": train.Judged(
             one, numbers(10, BATCH) - 8, numbers(11, BATCH) > 0, np.full(BATCH, 0.4, np.float32)
         ),
@@ -59,6 +62,9 @@ LOSSES = {
     "sft": train.sft,
     "f_dpo": functools.partial(train.f_dpo, beta=0.3),
     "grpo": functools.partial(train.grpo, coefficient=0.1),
+    "gspo": functools.partial(
+        train.grpo, surrogate=clipped.gspo, average=tokens.sequence_mean, coefficient=0.1
+    ),
     "kto": functools.partial(train.kto, beta=0.3),
     "f_dpg": functools.partial(train.f_dpg, generator=generators.reverse_kl()),
     "distill": lambda model, batch: train.distill(
@@ -84,6 +90,10 @@ def written_out(laws):
     x = 0.3 * (chosen - pairs.ref_chosen - rejected + pairs.ref_rejected)
     ratio, gain = np.exp(log_p - rollouts.old_log_probs), rollouts.advantages[:, None]
     surrogate = np.minimum(ratio * gain, np.clip(ratio, 0.8, 1.2) * gain)
+    by_row = lambda x: np.where(mask, x, 0).sum(-1) / mask.sum(-1)
+    whole = np.exp(by_row(log_p - rollouts.old_log_probs))
+    gain = rollouts.advantages
+    of_rows = np.minimum(whole * gain, np.clip(whole, 1 - 3e-4, 1 + 4e-4) * gain)
     t = rollouts.ref_log_probs - log_p
     judged = of["kto"]
     gain_of = 0.3 * (chosen - judged.ref_log_probs - 0.4)
@@ -94,6 +104,7 @@ def written_out(laws):
         "sft": -mean(log_p),
         "f_dpo": np.log1p(np.exp(-x)).mean(),
         "grpo": mean(-surrogate + 0.1 * (np.exp(t) - 1 - t)),
+        "gspo": (-of_rows + 0.1 * by_row(np.exp(t) - 1 - t)).mean(),
         "kto": (1 / (1 + np.exp(np.where(judged.desirable, gain_of, -gain_of)))).mean(),
         "f_dpg": (-np.exp(chosen - targets.log_proposal) * reward * chosen).mean(),
         "distill": mean((np.exp(p) * (p - q)).sum(-1)),
@@ -127,7 +138,7 @@ def one_update(name, **options):
     )
 
 
-@pytest.mark.parametrize("name", ["sft", "grpo"])
+@pytest.mark.parametrize("name", ["grpo", "gspo"])
 def test_parts_of_a_batch_add_up_to_the_batch(name):
     state, batch = train.begin(models()[0], OPTIMIZER), batches()[name]
     whole, metrics = jax.jit(one_update(name))(state, batch)
