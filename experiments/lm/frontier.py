@@ -128,7 +128,9 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labell
 
     def step(state, key):
         tensors, memory = state
-        changes, memory = optimizer.update(jax.grad(loss)(tensors, key), memory, tensors)
+        grads = jax.grad(loss)(tensors, key)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes counts with floats
+            changes, memory = optimizer.update(grads, memory, tensors)
         return (optax.apply_updates(tensors, changes), memory), None
 
     keys = jax.random.split(key, config.steps)
@@ -168,7 +170,7 @@ def _measured(log_p: Array, log_ref: Array, target: Array, rewards: Array) -> di
         "reward": p @ rewards,
         "kl": kl,
         "entropy": -jnp.sum(p * log_p),
-        "passed": 1 - (1 - p @ (rewards >= 2)) ** PASSES,
+        "passed": 1 - (1 - p @ (rewards >= 2).astype(float)) ** PASSES,
         "from_optimum": divergences.kl(log_p, target),
         "below_frontier": jnp.exp(best.log_policy) @ rewards - p @ rewards,
     }
