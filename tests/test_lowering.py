@@ -17,7 +17,7 @@ from jdiv.alignment import f_dpg, gshf, margins
 from jdiv.bandits import adversarial, contextual, stochastic, streaming
 from jdiv.divergences import categorical, gaussian, sparse, vocabulary
 from jdiv.games import self_play
-from jdiv.lm import Config, Transformer, data, tabular, train
+from jdiv.lm import Config, Transformer, data, reward_model, tabular, train
 from jdiv.mdp import SparseMdp, deep, occupancy, operators, value_iteration
 from jdiv.policy import tabular as policy_tabular
 from jdiv.policy.recipes import safe
@@ -110,6 +110,7 @@ TRANSFORMER = jax.eval_shape(
 )
 TEXT = train.Text(indices(BATCH, TOKENS), MASK)
 LATER = array(BATCH, TOKENS - 1)
+SCORED = jax.eval_shape(reward_model.begin, TRANSFORMER, KEY)
 FACTORS = {"query.a": array(2, 1, 4), "query.b": array(2, 4, 1)}
 READ = {"model": TRANSFORMER, "tokens": indices(BATCH, TOKENS)}
 
@@ -213,6 +214,10 @@ OF_FUNCTION = {
     "train.grpo": {"model": TRANSFORMER, "batch": train.Rollouts(TEXT, LATER, LATER, ROW)},
     "train.kl_rl": {"model": TRANSFORMER, "batch": train.Rollouts(TEXT, LATER, LATER, ROW)},
     "train.f_dpg": {"model": TRANSFORMER, "batch": train.Targets(TEXT, ROW, ROW, ROW)},
+    "reward_model.begin": {"model": TRANSFORMER},
+    "reward_model.scores": {"model": SCORED, "batch": TEXT},
+    "reward_model.bradley_terry": {"model": SCORED,
+                                   "batch": reward_model.Compared(TEXT, TEXT, ROW)},
     "lora.begin": {"model": TRANSFORMER, "rank": 2},
     "lora.merged": {"model": TRANSFORMER, "factors": FACTORS},
     "deep.mlp_init": {"sizes": (2, 4, 2)},
@@ -281,6 +286,8 @@ NO_PROGRAMS = {
         for name in ("tensors", "count", "stored_shapes", "from_stored", "to_stored")
     },
     "rewards": "functions of texts",
+    "reward_model.reward": "a function of texts",
+    **dict.fromkeys(("architectures.read", "architectures.written"), "describes arrays"),
     **dict.fromkeys(("enumeration.answers", "enumeration.columns"), "NumPy"),
     **dict.fromkeys(
         ("data.brackets", "data.entropy", "data.mean_length", "data.sums", "data.pack"), "NumPy"

@@ -8,8 +8,9 @@ A minute on two cores, for a few steps: enough to see that nothing is wrong. You
         --config.data=prompts.jsonl --config.method=grpo --config.reward=my_module.my_reward
 
 DIR is a folder of Hugging Face or a .gguf file, a line of the data is `{"prompt": ...}`, a reward
-is a function `(prompt, answer) -> number`. `models/` of the run's folder then has the aligned model
-and samples before and after. The full scale is sized for one accelerator.
+is a function `(prompt, answer) -> number` or the folder of a reward model. `models/` of the run's
+folder then has the aligned model and samples before and after. The full scale is sized for one
+accelerator.
 """
 
 from ml_collections import ConfigDict

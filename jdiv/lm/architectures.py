@@ -6,6 +6,8 @@ each tensor of `weights.tensors` in its files.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -32,14 +34,16 @@ class Architecture(NamedTuple):
 
     Fields:
         read: config.json to the shape of a transformer.
-        write: The way back, but for what tells the architecture.
+        write: The way back, but for what tells the architecture and the scores.
         model_class: The name of its class in config.json.
+        score_class: The same of a model that has scores in place of logits.
         sources: The tensors by our names.
     """
 
     read: Callable[[Mapping[str, Any]], Config]
     write: Callable[[Config], dict[str, Any]]
     model_class: str
+    score_class: str
     sources: dict[str, Source]
 
 
@@ -55,6 +59,7 @@ _LLAMA = {
     "embedding": Source("model.embed_tokens.weight"),
     "norm": Source("model.norm.weight"),
     "head": Source("lm_head.weight"),
+    "score": Source("score.weight"),
     "attention_norm": Source(_LAYER + "input_layernorm.weight"),
     "mlp_norm": Source(_LAYER + "post_attention_layernorm.weight"),
     "query_norm": Source(_LAYER + "self_attn.q_norm.weight"),
@@ -202,6 +207,7 @@ _GPT2 = {
     "embedding": Source("transformer.wte.weight"),
     "positions": Source("transformer.wpe.weight"),
     "head": Source("lm_head.weight"),
+    "score": Source("score.weight"),
     **{name: Source(f"{file}.weight") for name, file in _GPT2_NORMS.items()},
     **{f"{name}_bias": Source(f"{file}.bias") for name, file in _GPT2_NORMS.items()},
     **{k: Source(_BLOCK + "attn.c_attn.weight", True, (i, 3)) for k, i in _JOINT.items()},
@@ -251,20 +257,38 @@ def _write_gpt2(config: Config) -> dict[str, Any]:
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(_read_llama, _write_llama, "LlamaForCausalLM", _LLAMA),
-    "qwen2": Architecture(
-        lambda given: _read_qwen(given, attention_bias=True),
-        _write_qwen,
-        "Qwen2ForCausalLM",
-        _LLAMA,
-    ),
-    "qwen3": Architecture(
-        lambda given: _read_qwen(given, query_key_norm=True),
-        _write_qwen,
-        "Qwen3ForCausalLM",
-        _LLAMA,
-    ),
-    "gemma2": Architecture(_read_gemma2, _write_gemma2, "Gemma2ForCausalLM", _GEMMA2),
-    "gpt2": Architecture(_read_gpt2, _write_gpt2, "GPT2LMHeadModel", _GPT2),
-}
+    name: Architecture(read, write, f"{kind}{model_class}", f"{kind}ForSequenceClassification", of)
+    for name, kind, model_class, read, write, of in (
+        ("llama", "Llama", "ForCausalLM", _read_llama, _write_llama, _LLAMA),
+        ("qwen2", "Qwen2", "ForCausalLM", functools.partial(_read_qwen, attention_bias=True),
+         _write_qwen, _LLAMA),
+        ("qwen3", "Qwen3", "ForCausalLM", functools.partial(_read_qwen, query_key_norm=True),
+         _write_qwen, _LLAMA),
+        ("gemma2", "Gemma2", "ForCausalLM", _read_gemma2, _write_gemma2, _GEMMA2),
+        ("gpt2", "GPT2", "LMHeadModel", _read_gpt2, _write_gpt2, _GPT2),
+    )
+}  # fmt: skip
 """The architectures by the `model_type` of their config.json."""
+
+
+def read(given: Mapping[str, Any]) -> Config:
+    """The shape that a config.json tells, of a model with logits or with scores."""
+    kind = ARCHITECTURES[given["model_type"]]
+    config = kind.read(given)
+    if kind.score_class not in (given.get("architectures") or ()):
+        return config
+    # `transformers` leaves out the labels where there are two.
+    return dataclasses.replace(config, scores=len(given.get("id2label", (0, 1))))
+
+
+def written(name: str, config: Config) -> dict[str, Any]:
+    """A config.json of this architecture."""
+    kind = ARCHITECTURES[name]
+    labels = {str(i): f"LABEL_{i}" for i in range(config.scores)}
+    return {
+        "architectures": [kind.score_class if config.scores else kind.model_class],
+        "model_type": name,
+        **({"id2label": labels} if labels else {}),
+        **({"label2id": {label: int(i) for i, label in labels.items()}} if labels else {}),
+        **kind.write(config),
+    }

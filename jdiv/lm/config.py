@@ -40,6 +40,7 @@ class Config:
             place of the tuple if all do.
         embedding_scale: Factor of the embeddings.
         tied: Whether the head is the embedding.
+        scores: Numbers that a reward model gives in place of logits; 0 for a language model.
     """
 
     vocabulary: int
@@ -66,11 +67,13 @@ class Config:
     windows: tuple[int | None, ...] | None = None
     embedding_scale: float = 1.0
     tied: bool = True
+    scores: int = 0
 
     def __post_init__(self) -> None:
         """Refuses sizes that do not fit together."""
         for name in ("vocabulary", "width", "layers", "heads", "key_heads", "head_width", "hidden"):
             checks.whole(name, getattr(self, name), 1, 2**31, "at least 1")
+        checks.whole("scores", self.scores, 0, 2**31, "at least 0")
         checks.known("activation", self.activation, ACTIVATIONS)
         checks.known("norm", self.norm, ("rms", "layer"))
         if self.heads % self.key_heads:

@@ -75,6 +75,8 @@ class Transformer(nnx.Module):
     @property
     def head(self) -> Array:
         """`[vocabulary, width]` what makes logits of hidden states."""
+        if self.config.scores:
+            raise ValueError("this model has scores and no logits: config.scores is not 0")
         return self.tensors["embedding" if self.config.tied else "head"][...]
 
     def __call__(

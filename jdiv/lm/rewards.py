@@ -5,7 +5,9 @@ Anyone's own function of this form serves as well: `found("my_module.my_reward")
 
 from __future__ import annotations
 
+import functools
 import importlib
+import pathlib
 from collections.abc import Callable
 
 Reward = Callable[[str, str], float]
@@ -39,12 +41,25 @@ def length(prompt: str, answer: str) -> float:
     return float(len(answer))
 
 
+@functools.lru_cache(maxsize=1)
+def _of_model(folder: str) -> Reward:
+    """The reward of a model in a folder, which is read once."""
+    from jdiv.lm import reward_model, storage
+
+    model, tokenizer = storage.load(folder)
+    if tokenizer is None or model.config.scores != 1:
+        raise ValueError(f"{folder} must be of a reward model: with a tokenizer, and one score")
+    return reward_model.reward(model, tokenizer)
+
+
 def found(path: str) -> Reward:
-    """The function of an import path, such as "jdiv.lm.rewards.lexicon".
+    """The function of an import path, such as "jdiv.lm.rewards.lexicon", or a folder's model.
 
     >>> found("jdiv.lm.rewards.length")("?", "No.")
     3.0
     """
+    if (pathlib.Path(path) / "config.json").is_file():
+        return _of_model(path)
     module, _, name = path.rpartition(".")
     try:
         function = getattr(importlib.import_module(module), name)

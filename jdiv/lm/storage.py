@@ -18,8 +18,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jdiv import checks
-from jdiv.lm import weights
-from jdiv.lm.architectures import ARCHITECTURES, Architecture
+from jdiv.lm import architectures, weights
+from jdiv.lm.architectures import ARCHITECTURES
 from jdiv.lm.config import Config
 from jdiv.lm.model import Transformer
 from jdiv.lm.tokenizer import Tokenizer
@@ -48,9 +48,10 @@ def load(
             f"{path}: no folder with config.json, no .gguf file, and not smollm2"
         )
     given = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    architecture = _architecture(given)
-    config = architecture.read(given)
-    tensors = weights.from_stored(architecture, config, dict(_arrays(folder)))
+    name = given.get("model_type", "nothing")
+    checks.known("config.json: model_type", name, ARCHITECTURES)
+    config = architectures.read(given)
+    tensors = weights.from_stored(ARCHITECTURES[name], config, dict(_arrays(folder)))
     model = Transformer(config, {name: jnp.asarray(x, dtype) for name, x in tensors.items()})
     there = (folder / "tokenizer.json").is_file()
     return model, Tokenizer.from_folder(folder) if there else None
@@ -71,20 +72,17 @@ def save(
 
     name = architecture or _holding(model.config)
     checks.known("architecture", name, ARCHITECTURES)
-    kind = ARCHITECTURES[name]
-    written = kind.write(model.config)
-    if kind.read(written) != model.config:
+    written = architectures.written(name, model.config)
+    if architectures.read(written) != model.config:
         raise ValueError(f"architecture {name} cannot hold this model: {model.config}")
     tensors = {name: x[...] for name, x in model.tensors.items()}
-    arrays = weights.to_stored(kind, model.config, tensors)
+    arrays = weights.to_stored(ARCHITECTURES[name], model.config, tensors)
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {name: jnp.asarray(x) for name, x in arrays.items()}
     save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
     dtype = str(next(iter(arrays.values())).dtype)
     written = {
-        "architectures": [kind.model_class],
-        "model_type": name,
         "dtype": dtype,
         "torch_dtype": dtype,
         **({} if tokenizer is None else tokenizer.ids()),
@@ -95,17 +93,11 @@ def save(
         tokenizer.save(folder)
 
 
-def _architecture(given: dict) -> Architecture:
-    """Of a config.json."""
-    checks.known("config.json: model_type", given.get("model_type", "nothing"), ARCHITECTURES)
-    return ARCHITECTURES[given["model_type"]]
-
-
 def _holding(config: Config) -> str:
     """The first architecture whose config.json says all of a configuration."""
-    for name, kind in ARCHITECTURES.items():
+    for name in ARCHITECTURES:
         try:
-            if kind.read(kind.write(config)) == config:
+            if architectures.read(architectures.written(name, config)) == config:
                 return name
         except (ValueError, TypeError, KeyError):
             continue

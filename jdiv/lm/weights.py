@@ -68,7 +68,9 @@ def tensors(config: Config) -> dict[str, Tensor]:
     found["norm"] = Tensor((c.width,), False, one)
     if c.norm == "layer":
         found["norm_bias"] = Tensor((c.width,), False, 0.0)
-    if not c.tied:
+    if c.scores:
+        found["score"] = Tensor((c.scores, c.width), False, None)
+    elif not c.tied:
         found["head"] = Tensor((c.vocabulary, c.width), False, None)
     return found
 
