@@ -77,9 +77,7 @@ def jdiv(model: Any, batch: Any, loss: Callable, name: str) -> Contestant:
     optimizer = optax.chain(
         kept, optax.clip_by_global_norm(NORM), optax.adamw(RATE, weight_decay=0)
     )
-    step = functools.partial(
-        train.update, loss=loss, config=model.config, optimizer=optimizer
-    )
+    step = functools.partial(train.update, loss=loss, config=model.config, optimizer=optimizer)
     held = [train.begin(model, optimizer)]
     batch = jax.tree.map(jnp.asarray, batch)
     program = jax.jit(step, donate_argnums=0).lower(held[0], batch).compile()
@@ -100,7 +98,8 @@ def dpo(model: Any, numbers: Given) -> Contestant:
 
     answers = np.broadcast_to(np.arange(LENGTH) >= PROMPT, numbers.tokens.shape)
     chosen, rejected = (
-        train.Text(*half) for half in zip(np.split(numbers.tokens, 2), np.split(answers, 2))
+        train.Text(*half)
+        for half in zip(np.split(numbers.tokens, 2), np.split(answers, 2), strict=True)
     )
     batch = train.Pairs(chosen, rejected, *np.split(numbers.ref_sums, 2))
     return jdiv(model, batch, functools.partial(train.f_dpo, beta=BETA), "f_dpo")

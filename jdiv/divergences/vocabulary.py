@@ -205,22 +205,24 @@ def weighted_loss(
     >>> print(f"{loss.total:.4f} = 2 * {loss.divergence[0]:.4f} + {loss.cross_entropy[0]:.4f}")
     1.7148 = 2 * 0.5108 + 0.6931
     """
-    problem, shape, size = _problem((p, q), mask, where, generator, tokens=tokens)
+    problem, order, shape, size = _problem((p, q), mask, where, generator, tokens=tokens)
     measure, weights = (
         (_divergence, (weights,)) if tokens is None else (_both, (weights, token_weights))
     )
     dtype = jax.eval_shape(lambda: _per_token(measure, problem, 1)).dtype
     weights = jnp.stack([_of_tokens("weights", w, shape, dtype) for w in weights], axis=-1)
     weights = weights[:, 0] if tokens is None else weights
+    weights = weights if order is None else weights[order]
     total, parts = _weighted(measure, problem, weights, tiles(math.prod(shape), size, tile).tokens)
-    parts = jax.lax.stop_gradient(parts).reshape(*shape, -1)
+    parts = _put_back(jax.lax.stop_gradient(parts), order).reshape(*shape, -1)
     return Loss(total, parts[..., 0], jnp.zeros(shape, dtype) if tokens is None else parts[..., 1])
 
 
 def _of_each(measure: Callable, tile: int | None, problem: tuple) -> Array:
     """What each token measures, in the shape of the tokens."""
-    problem, shape, size = problem
-    return _per_token(measure, problem, tiles(math.prod(shape), size, tile).tokens).reshape(shape)
+    problem, order, shape, size = problem
+    values = _per_token(measure, problem, tiles(math.prod(shape), size, tile).tokens)
+    return _put_back(values, order).reshape(shape)
 
 
 # ------------------------------------------------------------------------- what a token measures
@@ -356,6 +358,12 @@ def _starts(problem: _Problem, size: int) -> tuple[Array, Array]:
     return wanted, jnp.minimum(wanted, count - size)
 
 
+def _unless_masked(problem: _Problem, start: Array, size: int, add: Callable, carry, *given):
+    """The carry with a tile in it, or as it is if all of the tile is masked."""
+    mask = jax.lax.dynamic_slice_in_dim(problem.fixed["mask"], start, size)
+    return jax.lax.cond(jnp.any(mask), add, lambda carry, *_: carry, carry, *given)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 2))
 def _per_token(measure: Callable, problem: _Problem, size: int) -> Array:
     """What each token measures, a tile after the other."""
@@ -364,8 +372,11 @@ def _per_token(measure: Callable, problem: _Problem, size: int) -> Array:
         tile = _cut(problem, start, size)
         return _measured(measure, tile, _products(tile))
 
+    def add(values, start):
+        return jax.lax.dynamic_update_slice_in_dim(values, of_tile(start), start, 0)
+
     def step(values, start):
-        return jax.lax.dynamic_update_slice_in_dim(values, of_tile(start), start, 0), None
+        return _unless_masked(problem, start, size, add, values, start), None
 
     starts = _starts(problem, size)[1]
     one = jax.eval_shape(of_tile, starts[0])
@@ -379,7 +390,7 @@ def _with_gradients(measure: Callable, problem: _Problem, weights: Array, size: 
     Those of the heads and biases are sums over tiles, carried in the precision of the products.
     """
 
-    def step(carry, starts):
+    def add(carry, starts):
         values, by_tokens, by_shared = carry
         wanted, start = starts
         tile = _cut(problem, start, size)
@@ -390,7 +401,10 @@ def _with_gradients(measure: Callable, problem: _Problem, weights: Array, size: 
         )
         values = jax.lax.dynamic_update_slice_in_dim(values, new, start, 0)
         by_tokens = jax.tree.map(lambda d, x: _added(d, x, start), by_tokens, gradients[0])
-        return (values, by_tokens, jax.tree.map(jnp.add, by_shared, gradients[1])), None
+        return values, by_tokens, jax.tree.map(jnp.add, by_shared, gradients[1])
+
+    def step(carry, starts):
+        return _unless_masked(problem, starts[1], size, add, carry, starts), None
 
     zeros = lambda x: jnp.zeros(x.shape, checks.wide(x.dtype))
     of_shared = jax.tree.map(zeros, (problem.heads, problem.biases))
@@ -560,8 +574,11 @@ def _problem(
     where: ArrayLike | None,
     generator: Generator | None = None,
     **integers: ArrayLike | None,
-) -> tuple[_Problem, tuple[int, ...], int]:
-    """Checked inputs, all axes of tokens in one; what these axes were; the vocabulary's size."""
+) -> tuple[_Problem, Array | None, tuple[int, ...], int]:
+    """Checked inputs, all axes of tokens in one; their order, None for that of the axes; the
+    axes; the vocabulary's size.
+    """
+    masked = mask is not None
     sides = dict(zip("pq", sides, strict=False))
     shape, size = _sizes(sides)
     where = None if where is None else checks.as_mask("where", where)
@@ -585,4 +602,14 @@ def _problem(
                     f" got {tuple(x.shape)}"
                 )
             fixed[name] = x.reshape(-1, *x.shape[len(shape) :])
-    return _Problem(hidden, fixed=fixed, heads=heads, biases=biases, **fields), shape, size
+    problem = _Problem(hidden, fixed=fixed, heads=heads, biases=biases, **fields)
+    if not masked or any(x is None for x in hidden):
+        return problem, None, shape, size
+    order = jnp.argsort(~fixed["mask"], stable=True)
+    by_token = jax.tree.map(lambda x: x[order], problem[:3])
+    return _Problem(*by_token, *problem[3:]), order, shape, size
+
+
+def _put_back(values: Array, order: Array | None) -> Array:
+    """Values of tokens where the tokens were."""
+    return values if order is None else jnp.zeros_like(values).at[order].set(values)

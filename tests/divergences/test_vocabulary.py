@@ -74,9 +74,12 @@ def losses(seed):
 
 
 def test_a_weighted_loss_is_the_sum_and_has_its_gradients():
-    """Gradients made along with the value against those of the plain functions; one is masked."""
+    """Gradients made along with the value against those of the plain functions.
+
+    Those that count are in no order, and a whole tile of four is masked.
+    """
     given, tokens = losses(0)
-    mask = np.arange(11) != 3
+    mask = np.isin(np.arange(11), (1, 4, 5, 8, 10))
 
     @jax.jit
     def both(given):
@@ -103,11 +106,15 @@ def test_a_weighted_loss_is_the_sum_and_has_its_gradients():
         np.testing.assert_allclose(made[name], gradient, atol=1e-12, err_msg=name)
     parts = given["weights"] * loss.divergence + given["token_weights"] * loss.cross_entropy
     np.testing.assert_allclose(parts.sum(), value, rtol=1e-12)
-    assert loss.divergence[3] == loss.cross_entropy[3] == 0
+    for part in (loss.divergence, loss.cross_entropy):
+        np.testing.assert_array_equal(part == 0, ~mask)
 
 
 def test_scores_of_tokens():
-    """Log-probabilities and entropies of a batch `[2, 3]`, against NumPy; a wrong token is NaN."""
+    """Log-probabilities and entropies of a batch `[2, 3]`, against NumPy; a wrong token is NaN.
+
+    With a mask, of which the last tile has nothing, the same where it counts and their gradient.
+    """
     hidden, head, *_ = arrays(6, 3, 5, float, seed=1)
     tokens = np.array([[0, 4, 2], [1, 5, -1]])
     p = FromHidden(hidden.reshape(2, 3, 3), head, temperature=2.0)
@@ -118,6 +125,20 @@ def test_scores_of_tokens():
     expected = np.where((tokens >= 0) & (tokens < 5), chosen, np.nan)
     np.testing.assert_allclose(scores[0], expected, rtol=1e-12)
     np.testing.assert_allclose(scores[1], -(np.exp(log_p) * log_p).sum(-1), rtol=1e-12)
+
+    mask = np.array([[False, True, True], [True, False, False]])
+    numbers = np.arange(1.0, 7).reshape(2, 3)
+
+    def masked(head, tile):
+        of_each = vocabulary.log_probs(p._replace(head=head), tokens % 5, mask=mask, tile=tile)
+        return (numbers * of_each).sum(), of_each
+
+    by_head = jax.jit(
+        lambda head: [jax.value_and_grad(masked, has_aux=True)(head, tile) for tile in (2, 6)]
+    )
+    tiled, whole = by_head(head)
+    np.testing.assert_allclose(tiled[0][1], np.where(mask, chosen, 0), rtol=1e-12)
+    np.testing.assert_allclose(tiled[1], whole[1], atol=1e-12)
 
 
 def test_a_teacher_of_k_tokens_or_of_logits():
