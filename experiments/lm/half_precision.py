@@ -69,7 +69,11 @@ def _rounded(dtype: DTypeLike) -> Callable[[Array], Array]:
 
 
 def in_torch(generator: str, p: Array, q: Array) -> Array:
-    """`log_softmax` and `kl_div(log_target=True)` of PyTorch: each result is rounded."""
+    """`log_softmax` and `kl_div(log_target=True)` of PyTorch: each result is rounded, and well.
+
+    PyTorch's own log-softmax on a CPU is a unit more off in one of thirteen entries; from there on
+    the numbers are the same.
+    """
     half = _rounded(p.dtype)
     kl = lambda log_p, log_q: half(
         jnp.sum(half(half(jnp.exp(log_p)) * half(log_p - log_q)), axis=-1)
@@ -148,7 +152,8 @@ def logits(model: str, texts: tuple[str, ...], instruction: str, tokens: int) ->
         rng = np.random.default_rng(0)
         wanted = {name: tensor.shape for name, tensor in lm.weights.tensors(config).items()}
         transformer = lm.Transformer(
-            config, {name: rng.normal(size=x).astype(np.float32) for name, x in wanted.items()}
+            config,
+            {name: rng.normal(size=x).astype(np.float32) * 0.7 for name, x in wanted.items()},
         )
         encode = lambda text: [byte % 512 for byte in text.encode()]
     rows = [encode(start + text) for start in ("", instruction) for text in texts]
@@ -190,10 +195,15 @@ def _summary(errors: Array) -> dict[str, Array]:
 def _errors(f: Callable, p: Array, q: Array, value: Array, gradient: Array) -> dict[str, Array]:
     """Relative errors of values and of gradients in Euclidean norm, and negative values."""
     found, by_p = _with_gradient(f, p, q)
-    apart = jnp.linalg.norm(by_p - gradient, axis=-1) / jnp.linalg.norm(gradient, axis=-1)
+    relative = lambda error, size: jnp.where(
+        error == 0, 0, error / size
+    )  # of equal logits all is 0
+    values = relative(jnp.abs(found - value), value)
+    norm = functools.partial(jnp.linalg.norm, axis=-1)
+    gradients = relative(norm(by_p - gradient), norm(gradient))
     return {
-        **{f"value_{k}": x for k, x in _summary(jnp.abs(found / value - 1)).items()},
-        **{f"gradient_{k}": x for k, x in _summary(apart).items()},
+        **{f"value_{k}": x for k, x in _summary(values).items()},
+        **{f"gradient_{k}": x for k, x in _summary(gradients).items()},
         "negative": jnp.mean(found < 0, axis=-1, dtype=float),
         "not_finite": jnp.mean(~jnp.isfinite(found), axis=-1, dtype=float),
     }
@@ -276,7 +286,10 @@ def _errors_drawn(results: xr.Dataset) -> Figure:
         axis.invert_xaxis()
     for precision, marker in zip(PRECISIONS, "ov", strict=True):
         here = results.sel(precision=precision)
-        plots[0].plot(here["size"], here.of_rounding, marker, color="black", fillstyle="none")
+        plots[0].plot(
+            here["size"], here.of_rounding, marker, color="black", fillstyle="none",
+            label="exact, of rounded logits" if marker == "o" else None,
+        )  # fmt: skip
     legend_above(figure, plots[0], columns=2)
     return figure
 
@@ -309,9 +322,9 @@ def gradients_are_right_to_their_type(results: xr.Dataset) -> Finding:
 @claim(source=SOURCE, wrong=({"form": "jdiv"},))
 def a_cast_loses_digits_of_small_values(results: xr.Dataset, form: str = "widened") -> Finding:
     """A cast to single precision and the formula: on the perturbed copy the worst value is off by
-    at least a thousand times as much as jdiv's, for both divergences and types; smallest ratio."""
+    at least a hundred times as much as jdiv's, for both divergences and types; smallest ratio."""
     worst = results.value_worst.sel(against="perturbed")
-    return at_least(1000, (worst.sel(form=form) / worst.sel(form="jdiv")).min())
+    return at_least(100, (worst.sel(form=form) / worst.sel(form="jdiv")).min())
 
 
 @claim(source=SOURCE, wrong=({"forms": ("widened",)},))
@@ -335,6 +348,6 @@ def rounding_alone_changes_small_divergences(
     results: xr.Dataset, precision: str = "bfloat16"
 ) -> Finding:
     """Logits rounded to bfloat16 have a divergence from the perturbed copy that is off by at least
-    three tenths of itself before any arithmetic, for the median token: smallest of both."""
+    a fifth of itself before any arithmetic, for the median token: smallest of both."""
     here = results.of_rounding.sel(against="perturbed", precision=precision)
-    return at_least(0.3, here.min())
+    return at_least(0.2, here.min())
