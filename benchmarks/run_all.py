@@ -20,7 +20,7 @@ from benchmarks import figure, table
 ROOT = pathlib.Path(__file__).parents[1]
 SUBJECTS = (
     "bounds", "divergences", "vocabulary", "greedy", "value_iteration", "deep_q", "sweep",
-    "sampling",
+    "sampling", "training",
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ PARTS: dict[str, Callable[[str], bool]] = {
     "planning": lambda name: name.startswith("value iteration"),
     "programs": lambda name: name in ("sweep", "deep Q-learning"),
     "sampling": lambda name: name == "sampling",
+    "training": lambda name: name in ("DPO step", "GRPO step"),
 }
 """Which comparisons stand in which table."""
 
@@ -146,6 +147,8 @@ def targets(rows: Sequence[Row]) -> str:
          least(beside("deep", "stable-baselines3"))),
         ("sampling 256 tokens: time without a cache over with one", ">=", 5,
          least(beside("sampling", "without a cache"))),
+        ("DPO step, worse size: TRL's time over jdiv's", ">=", 2, least(beside("DPO", "TRL"))),
+        ("GRPO step, worse size: TRL's time over jdiv's", ">=", 2, least(beside("GRPO", "TRL"))),
     )  # fmt: skip
     lines = [_target(*one) for one in wanted]
     lines.insert(5, _memory(beside(hidden, "jdiv"), beside(hidden, "plain JAX")))
