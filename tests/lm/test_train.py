@@ -148,40 +148,81 @@ def test_parts_of_a_batch_add_up_to_the_batch(name):
     assert max(np.abs(whole.tensors[k] - x).max() for k, x in state.tensors.items()) > 1e-3
 
 
-def test_all_devices_make_the_curve_of_one_and_keep_the_state():
-    """The state's memory is given on at each step, and nothing of it is sent."""
+def places(state):
+    """Where in the devices' memory the arrays of a state lie."""
+    shards = [shard for x in jax.tree.leaves(state) for shard in x.addressable_shards]
+    return sorted((shard.device.id, shard.data.unsafe_buffer_pointer()) for shard in shards)
+
+
+def test_all_devices_make_the_curve_of_one_and_the_batch_alone_is_sent(monkeypatch):
+    """Transfers are counted: two arrays of a batch a step. The state lies in the same bytes after
+    each step, so nothing of it is sent or copied; at first it lies in NumPy's, which stay NumPy's.
+    """
     assert jax.local_device_count() > 1
-    batch = batches()["sft"]
+    batch, sent, divide = batches()["sft"], [], parallel._divide
     alone, on_one = train.begin(models()[0], OPTIMIZER), jax.jit(one_update("sft"))
     state = parallel.replicate(alone)
+    each = jax.tree.leaves(state)[0].sharding
+    put = lambda x: sent.append(x.nbytes) or jax.device_put(divide(x), each)
+    monkeypatch.setattr(parallel, "_divide", put)
     on_all = parallel.on_replicas(one_update("sft", axis_name=parallel.BATCH))
+    curve, at = [], []
     for _ in range(3):
-        alone, metrics = on_one(alone, batch)
         before = jax.tree.leaves(state)
-        state, same = on_all(state, batch)
+        with jax.transfer_guard("disallow"):  # but those that are asked for, as in `put`
+            state, metrics = on_all(state, batch)
         assert all(x.is_deleted() for x in before)
-        np.testing.assert_allclose(same["loss"], metrics["loss"], atol=1e-5)
+        curve.append(metrics["loss"])
+        at.append(places(state))
+    assert at[0] == at[1] == at[2]
+    assert sent == 3 * [batch.tokens.nbytes, batch.mask.nbytes]
+    for loss in curve:
+        alone, metrics = on_one(alone, batch)
+        np.testing.assert_allclose(loss, metrics["loss"], atol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
         parallel.of_first_device(state), alone,
     )  # fmt: skip
+    with pytest.raises(RuntimeError, match="Disallowed"), jax.transfer_guard("disallow"):
+        on_all(jax.tree.map(np.asarray, state), batch)
 
 
-def test_no_logits_of_all_tokens_are_alive():
+LARGE = Config(vocabulary=49_152, width=8, layers=1, heads=1, key_heads=1, head_width=8, hidden=8)
+TILED = {
+    "sft": train.sft,
+    "f_dpo": functools.partial(train.f_dpo, beta=0.1),
+    "grpo": functools.partial(train.grpo, coefficient=0.1),
+    "kl_rl": functools.partial(train.kl_rl, coefficient=0.1),
+    "f_dpg": functools.partial(train.f_dpg, generator=generators.kl()),
+    "kto": functools.partial(train.kto, beta=0.1),
+    "distill": functools.partial(train.distill, generator=generators.jensen_shannon()),
+}
+
+
+@pytest.mark.parametrize("name", TILED)
+def test_no_logits_of_all_tokens_are_alive(name):
     """512 tokens of 49,152 words would be 100 MB; the program has a fraction beside its arrays."""
-    config = Config(
-        vocabulary=49_152, width=8, layers=1, heads=1, key_heads=1, head_width=8, hidden=8
-    )
-    optimizer = optax.adamw(1e-3)
-    model = lambda key: Transformer.random(config, key, jnp.float32)
-    state = jax.eval_shape(lambda key: train.begin(model(key), optimizer), jax.random.key(0))
-    batch = train.Text(
-        jax.ShapeDtypeStruct((4, 128), jnp.int32), jax.ShapeDtypeStruct((4, 128), jnp.bool_)
-    )
-    step = functools.partial(
-        train.update, loss=functools.partial(train.sft, tile=32), config=config, optimizer=optimizer
-    )
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    optimizer, key = optax.adamw(1e-3), jax.random.key(0)
+    model = lambda key: Transformer.random(LARGE, key, jnp.float32)
+    state = jax.eval_shape(lambda key: train.begin(model(key), optimizer), key)
+    length = 64 if name == "f_dpo" else 128  # of pairs there are two
+    array = lambda dtype, *shape: jax.ShapeDtypeStruct((4, *shape), dtype)
+    text = train.Text(array("int32", length), array("bool", length))
+    row, later = array("float32"), array("float32", length - 1)
+    batch = {
+        **dict.fromkeys(("sft", "distill"), text),
+        **dict.fromkeys(("grpo", "kl_rl"), train.Rollouts(text, later, later, row)),
+        "f_dpo": train.Pairs(text, text, row, row),
+        "f_dpg": train.Targets(text, row, row, row),
+        "kto": train.Judged(text, row, array("bool"), row),
+    }[name]
+    other = {"other": jax.eval_shape(model, key)} if name == "distill" else {}
+
+    def step(state, batch, other):
+        loss = functools.partial(TILED[name], tile=32, **other)
+        return train.update(state, batch, loss, config=LARGE, optimizer=optimizer)
+
+    compiled = jax.jit(step, donate_argnums=0).lower(state, batch, other).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * 512 * 49_152 / 2
 
 
