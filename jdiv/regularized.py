@@ -237,25 +237,20 @@ def _solve(generator: Generator, values, top, temperature, competing, log_ref):
 
     problem = generator, values, temperature, competing
     fixed = jax.lax.stop_gradient(problem)
-    x, anchor, iterations = _search(*fixed, jax.lax.stop_gradient(top))
-
-    def log_total(x):
-        log_policy = jnp.where(present, competing + _log_ratios(*problem, x, anchor), -jnp.inf)
-        return jax.nn.logsumexp(log_policy, axis=-1)
-
-    root = roots.known(log_total, x)
-    log_ratio = _log_ratios(*problem, root, anchor)
+    x, anchor, last, iterations = _search(*fixed, jax.lax.stop_gradient(top))
+    root, log_ratio = _optimum(problem, anchor, x, last.log_ratio)
 
     # Newton's last step is too small for a float next to x, but not for the policy. Relative to
     # the reference nothing cancels: the log-ratios keep their digits where they are small.
-    last = _at(*fixed, x, anchor)
-    log_policy = jnp.where(present, competing + last.log_ratio, -jnp.inf)
-    gained = numerics.probability_difference(log_policy, log_ref, last.log_ratio)
-    gained = jnp.where(log_ref == -jnp.inf, 0, jnp.where(present, gained, -jnp.exp(log_ref)))
+    log_policy = jnp.where(present, fixed[-1] + last.log_ratio, -jnp.inf)
+    fixed_ref = jax.lax.stop_gradient(log_ref)
+    gained = numerics.probability_difference(log_policy, fixed_ref, last.log_ratio)
+    gained = jnp.where(present, gained, -jnp.exp(fixed_ref))
+    gained = jnp.where(fixed_ref == -jnp.inf, 0, gained)
     step = -jnp.log1p(jnp.sum(gained, axis=-1)) / last.slope
-    step = jax.lax.stop_gradient(jnp.where(jnp.isfinite(last.log_total), step, jnp.nan))
+    step = jnp.where(jnp.isfinite(last.log_total), step, jnp.nan)
     moved = last.relative * step[..., None]
-    rest = jax.lax.stop_gradient(jax.nn.logsumexp(log_policy + moved, axis=-1))
+    rest = jax.nn.logsumexp(log_policy + moved, axis=-1)
     residual = jnp.abs(jnp.expm1(rest))
     converged = roots.small(residual)
     log_policy = jnp.where(present, (competing + log_ratio) + (moved - rest[..., None]), -jnp.inf)
@@ -263,6 +258,31 @@ def _solve(generator: Generator, values, top, temperature, competing, log_ref):
     slope = generator.slope((root + step)[..., None])[..., 0]
     normalizer = anchor - temperature * slope
     return log_ratio, log_policy, normalizer, anchor, residual, iterations, converged
+
+
+@jax.custom_jvp
+def _optimum(problem, anchor, x, log_ratio):
+    """The log-ratio of the anchor and those of all actions, found before, as functions."""
+    return x, log_ratio
+
+
+def _optimum_jvp(primals, tangents):
+    """What moves the total at this x moves x, so that the total stays 1."""
+    problem, anchor, *_ = primals
+    x, log_ratio = _optimum(*primals)
+    here = _at(*problem, x, anchor)
+
+    def at_x(generator, values, temperature, competing):
+        ratio = _log_ratios(generator, values, temperature, competing, x, anchor)
+        mass = jnp.where(competing == -jnp.inf, -jnp.inf, competing + ratio)
+        return ratio, jax.nn.logsumexp(mass, axis=-1)
+
+    change, excess = roots.along(at_x, problem, tangents[0])
+    dx = -excess / here.slope
+    return (x, log_ratio), (dx, change + here.relative * dx[..., None])
+
+
+_optimum.defjvp(_optimum_jvp, symbolic_zeros=True)
 
 
 def _log_ratios(generator: Generator, values, temperature, competing, x, anchor):
@@ -284,18 +304,17 @@ def _at(generator: Generator, values, temperature, competing, x, anchor) -> _At:
 
 
 def _search(generator: Generator, values, temperature, competing, top):
-    """The anchor's log-ratio, the anchor's value, and Newton's steps of the slowest row."""
+    """The anchor's log-ratio and value, the policy there, and Newton's steps of the slowest row."""
     problem = generator, values, temperature, competing
     scaled = (values - top[..., None]) / temperature[..., None]
     eps = jnp.finfo(values.dtype).eps
 
-    def unfinished(state):
-        *_, resting, iteration = state
-        return ~jnp.all(resting) & (iteration < 200)
-
     def step(state):
-        x, anchor, low, high, previous, resting, iteration = state
+        x, anchor, low, high, previous, resting, iteration, *_ = state
         here = _at(*problem, x, anchor)
+        # The last time only to say what there is.
+        over = jnp.all(resting) | (iteration == 200)
+        resting |= over
         low, high = jnp.where(here.log_total < 0, x, low), jnp.where(here.log_total > 0, x, high)
         newton = -here.log_total / here.slope
         # Good enough: what the step leaves is rounding.
@@ -321,7 +340,8 @@ def _search(generator: Generator, values, temperature, competing, top):
         resting |= ~changes & (high - low <= eps * jnp.maximum(jnp.abs(x), 1))
         anchor = jnp.where(changes, chosen, anchor)
         previous = jnp.where(changes, jnp.inf, jnp.abs(here.log_total))
-        return following, anchor, low, high, previous, resting, iteration + 1
+        count = iteration + jnp.where(over, 0, 1).astype(iteration.dtype)
+        return following, anchor, low, high, previous, resting, count, here, over
 
     best = _best(scaled, competing != -jnp.inf)
     high = -jax.nn.logsumexp(jnp.where(best, competing, -jnp.inf), axis=-1)
@@ -334,9 +354,11 @@ def _search(generator: Generator, values, temperature, competing, top):
     start = jnp.clip(jnp.where(unbounded & (mean < start), mean, start), 0, high)
     never = jnp.zeros(start.shape, bool)
     infinite = jnp.full_like(start, jnp.inf)
-    state = start, top, jnp.zeros_like(start), high, infinite, never, jnp.zeros((), jnp.int32)
-    x, anchor, *_, iterations = jax.lax.while_loop(unfinished, step, state)
-    return x, anchor, iterations
+    row, number = jnp.zeros_like(start), jnp.zeros((), jnp.int32)
+    here = _At(*[jnp.zeros_like(values)] * 3, *[row] * 3)
+    state = start, top, row, high, infinite, never, number, here, jnp.zeros((), bool)
+    x, anchor, *_, iterations, here, _ = jax.lax.while_loop(lambda state: ~state[-1], step, state)
+    return x, anchor, here, iterations
 
 
 def _better_anchor(here: _At, x, anchor, values, competing):

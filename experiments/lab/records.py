@@ -200,6 +200,7 @@ class Folder:
             try:
                 for suffix, contents in drawn.items():
                     picture.figure.savefig(contents, format=suffix)
+                    picture.figure.set_layout_engine("none")  # the first has laid it out for both
             except Exception as error:
                 failed(name, error)
                 continue

@@ -59,6 +59,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jdiv import checks, numerics, roots
@@ -234,22 +235,35 @@ class Generator:
 
     def shift(self, t: Array, step: Array) -> Array:
         """The log-ratio whose slope is `slope(t) + step`: -inf below f'(0), inf above f'(inf)."""
-        return _searched_shift(self, *jnp.broadcast_arrays(t, step))
+        return _shifted(self, *jnp.broadcast_arrays(t, step))
 
     def rise(self, t: Array, end: Array) -> Array:
-        """`f'(e^end) - f'(e^t)`, which `shift` inverts.
+        """`f'(e^end) - f'(e^t)`, which `shift` inverts."""
+        return self.rise_from(t)(end)
+
+    def rise_from(self, t: Array) -> Callable[[Array], Array]:
+        """`rise` as a function of its end: what is of t alone is computed once.
 
         Beyond u = 1 it is the difference of what both lack to a finite f'(inf), if the row says
         that: the slopes themselves may be the same number.
         """
-        plain = self.slope(end) - self.slope(t)
+        slope = self.slope(t)
         if type(self).rest_p is Generator.rest_p:
-            return plain
-        finite = jnp.isfinite(jnp.asarray(self.slope_at_infinity)) & jnp.isfinite(t + end)
-        saturated = finite & (t > 0) & (end > 0)
-        lacks = [jnp.where(saturated, x, 1) for x in (end, t)]
-        rests = [self.rest_p(jnp.zeros_like(x), -x, x) for x in lacks]
-        return jnp.where(saturated, rests[0] - rests[1], plain)
+            return lambda end: self.slope(end) - slope
+        finite = jnp.isfinite(jnp.asarray(self.slope_at_infinity))
+
+        def lack(t):
+            saturated = finite & jnp.isfinite(t) & (t > 0)
+            inside = jnp.where(saturated, t, 1)
+            return saturated, self.rest_p(jnp.zeros_like(inside), -inside, inside)
+
+        saturated, rest = lack(t)
+
+        def to(end):
+            too, end_rest = lack(end)
+            return jnp.where(saturated & too, end_rest - rest, self.slope(end) - slope)
+
+        return to
 
     def rest_p(self, log_p: Array, log_q: Array, t: Array) -> Array:
         """`p f'(p/q) - p f'(inf)`, for a finite f'(inf).
@@ -367,36 +381,57 @@ def _of_f(t: Array, inside: Callable, low: Array, high: Array) -> Array:
     return jnp.where(ends == -jnp.inf, low, jnp.where(ends == jnp.inf, high, value))
 
 
-def _searched_shift(generator: Generator, t: Array, step: Array) -> Array:
+@jax.custom_jvp
+def _shifted(generator: Generator, t: Array, step: Array) -> Array:
     """The end of a rise of the slope by `step` from t: a bracket by doubling, then its root.
 
     A step that leads out of the range of the slope leads to -inf or inf.
     """
-    fixed, start, taken = jax.lax.stop_gradient((generator, t, step))
-    start = jnp.where(jnp.isinf(start), 0, start)
-    sign = jnp.where(taken < 0, -1, jnp.ones_like(taken))
+    start = jnp.where(jnp.isinf(t), 0, t)
+    sign = jnp.where(step < 0, -1, jnp.ones_like(step))
     end = lambda distance: start + sign * distance
-    short = lambda distance: sign * (fixed.rise(start, end(distance)) - taken) < 0
+    rise = generator.rise_from(start)
+    short = lambda distance: sign * (rise(end(distance)) - step) < 0
 
     def unfinished(state):
         _, is_short, count = state
-        return jnp.any(is_short) & (count < 20)
+        return jnp.any(is_short) & (count < 21)
 
     def double(state):
         distance, is_short, count = state
         distance = jnp.where(is_short, 2 * distance, distance)
         return distance, short(distance), count + 1
 
-    one = jnp.ones_like(start)
-    distance, beyond, _ = jax.lax.while_loop(unfinished, double, (one, short(one), 0))
+    # From 1 on, which the loop makes of 1/2: so the rise is written into the program once.
+    half, never = jnp.full_like(start, 0.5), jnp.ones(start.shape, bool)
+    distance, beyond, _ = jax.lax.while_loop(unfinished, double, (half, never, 0))
     ends = end(distance), jnp.where(distance > 1, end(distance / 2), start)
     low, high = jnp.minimum(*ends), jnp.maximum(*ends)
-    origin = jnp.where(beyond | jnp.isinf(t), start, t)
-    rest = lambda x: jnp.where(beyond, x - low, generator.rise(origin, x) - step)
-    root = roots.implicit(rest, (low + high) / 2, low, high).x
-    lost = jnp.isnan(t + step) | jnp.isnan(fixed.rise(start, root))
+    rest = lambda x: jnp.where(beyond, x - low, rise(x) - step)
+    root, (residual, _) = roots.bracketed_newton(rest, (low + high) / 2, low, high)
+    lost = jnp.isnan(t + step) | jnp.isnan(residual)
     found = jnp.where(lost, jnp.nan, jnp.where(beyond, sign * jnp.inf, root))
     return jnp.where(jnp.isinf(t), t, found)
+
+
+def _shifted_jvp(primals, tangents):
+    """`f''(t') dt' = f''(t) dt + dstep`, less what the parameters add to the rise."""
+    generator, t, _ = primals
+    end = _shifted(*primals)
+    inside = jnp.isfinite(end) & jnp.isfinite(t)
+    to = jnp.where(inside, end, 0)
+
+    def missing(generator, t, step):
+        return step - generator.rise(jnp.where(inside, t, 0), to)
+
+    rise = generator.rise_from(jnp.where(inside, t, 0))
+    slope = jax.jvp(rise, (to,), (jnp.ones_like(to),))[1]
+    change = roots.along(missing, primals, tangents) / slope
+    stays = 0 if isinstance(tangents[1], SymbolicZero) else jnp.where(jnp.isinf(t), tangents[1], 0)
+    return end, jnp.where(inside, change, stays)
+
+
+_shifted.defjvp(_shifted_jvp, symbolic_zeros=True)
 
 
 def _at_ends(t: Array, at_minus_inf: ArrayLike, at_inf: ArrayLike, f: Callable) -> Array:

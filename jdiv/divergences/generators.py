@@ -817,9 +817,15 @@ class _Sum(Generator):
         """The sum of theirs."""
         return self._sum(lambda one: one.rest_q(log_p, log_q, t))
 
-    def rise(self, t, end):
+    def rise_from(self, t):
         """The sum of theirs."""
-        return self._sum(lambda one: one.rise(t, end))
+        rises = [one.rise_from(t) for one in self.rows]
+
+        def to(end):
+            by_row = iter(rises)  # `_sum` goes through the rows in this order
+            return self._sum(lambda _: next(by_row)(end))
+
+        return to
 
 
 @row

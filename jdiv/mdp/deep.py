@@ -188,10 +188,11 @@ def munchausen_target(
 
     Reference: Vieillard, Pietquin and Geist 2020 (arXiv:2007.14430), equation 1 and section 4.
     """
-    now, after = (operators.soft(x, jnp.zeros_like(x), 0.0, hyper.temperature) for x in (q, q_next))
-    bonus = entry_of_action(q, batch.action) - now.value
+    both = jnp.stack([q, q_next])
+    now, after = operators.soft(both, jnp.zeros_like(both), 0.0, hyper.temperature).value
+    bonus = entry_of_action(q, batch.action) - now
     bonus = hyper.weight * jnp.maximum(bonus, hyper.floor)
-    return bootstrapped(batch, after.value, discount) + bonus
+    return bootstrapped(batch, after, discount) + bonus
 
 
 def tsallis_target(
@@ -204,10 +205,11 @@ def tsallis_target(
     Reference: Zhu et al. 2023 (arXiv:2301.11476), MVI(q).
     Reconstructed: the bonus, from a secondary source.
     """
-    now, after = (operators.tsallis(x, hyper.temperature, hyper.index) for x in (q, q_next))
-    bonus = entry_of_action(q, batch.action) - jnp.sum(jnp.exp(now.log_policy) * q, axis=-1)
+    both = operators.tsallis(jnp.stack([q, q_next]), hyper.temperature, hyper.index)
+    mean = jnp.sum(jnp.exp(both.log_policy[0]) * q, axis=-1)
+    bonus = entry_of_action(q, batch.action) - mean
     bonus = hyper.weight * jnp.maximum(bonus, hyper.floor)
-    return bootstrapped(batch, after.value, discount) + bonus
+    return bootstrapped(batch, both.value[1], discount) + bonus
 
 
 def mirror_target(
@@ -511,9 +513,13 @@ def step(
         score=jnp.where(ended | first, running, state.score),
         episodes=state.episodes + ended.astype(jnp.int32),
     )
-    top = jax.lax.top_k(q, 2)[0]
-    gap = jnp.mean(top[:, 0] - top[:, 1])
-    return following, {"score": jnp.mean(state.score), "gap": gap, "loss": value}
+    return following, {"score": jnp.mean(state.score), "gap": jnp.mean(_gap(q)), "loss": value}
+
+
+def _gap(q: Array) -> Array:
+    """The best action value minus the second best, `[..., actions]` to `[...]`; without sorting."""
+    best = jax.nn.one_hot(jnp.argmax(q, axis=-1), q.shape[-1], dtype=bool)
+    return jnp.max(q, axis=-1) - jnp.max(jnp.where(best, -jnp.inf, q), axis=-1)
 
 
 def act(settings: Settings, state: State, key: RandomKey) -> Array:
