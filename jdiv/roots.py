@@ -39,26 +39,25 @@ def small(residual: Array) -> Array:
     return residual <= 128 * jnp.finfo(residual.dtype).eps
 
 
-def along(f: Callable[..., Any], primals: Any, tangents: Any) -> Any:
-    """The derivative of `f(*primals)` along tangents, for a rule with `symbolic_zeros=True`.
+def along(f: Callable[..., Any], x: Any, direction: Any) -> Any:
+    """The derivative of `f(*x)` along a direction, for a rule with `symbolic_zeros=True`.
 
     By what is a symbolic zero f is not differentiated, which makes a smaller program.
 
     >>> along(lambda x, y: x * y, (2.0, 3.0), (1.0, 1.0)).item()
     5.0
     """
-    leaves, tree = jax.tree.flatten(tuple(primals))
-    directions = jax.tree.leaves(tuple(tangents))
-    moving = [i for i, x in enumerate(directions) if not isinstance(x, SymbolicZero)]
+    leaves, tree = jax.tree.flatten(tuple(x))
+    tangents = jax.tree.leaves(tuple(direction))
+    moving = [i for i, one in enumerate(tangents) if not isinstance(one, SymbolicZero)]
 
     def moved(*values):
         here = list(leaves)
-        for i, x in zip(moving, values, strict=True):
-            here[i] = x
+        for i, value in zip(moving, values, strict=True):
+            here[i] = value
         return f(*jax.tree.unflatten(tree, here))
 
-    at, towards = ([x[i] for i in moving] for x in (leaves, directions))
-    return jax.jvp(moved, at, towards)[1]
+    return jax.jvp(moved, [leaves[i] for i in moving], [tangents[i] for i in moving])[1]
 
 
 def implicit(f: Callable[[Array], Array], start: Array, low: Array, high: Array) -> Root:
@@ -99,22 +98,24 @@ def bracketed_newton(
         return ~jnp.all(resting) & (iteration < 200)
 
     def step(state):
-        x, low, high, previous, resting, iteration = state
+        x, low, high, before, resting, iteration = state
         value, slope = jax.jvp(f, (x,), (jnp.ones_like(x),))
         low, high = jnp.where(value < 0, x, low), jnp.where(value > 0, x, high)
         newton = x - value / slope
         scale = resolution * jnp.maximum(jnp.abs(x), 1)
         resting |= (jnp.abs(newton - x) <= scale) | (high - low <= scale) | jnp.isnan(value)
         usable = (newton > low - scale) & (newton < high + scale)
-        usable &= jnp.abs(value) <= previous / 2
+        usable &= jnp.abs(value) <= jnp.abs(before) / 2
         inner = jnp.clip(newton, low + scale / 2, high - scale / 2)
         moved = jnp.where(usable, inner, (low + high) / 2)
-        return jnp.where(resting, x, moved), low, high, jnp.abs(value), resting, iteration + 1
+        # What rests, and the last step, stays where f is known.
+        stays = resting | (iteration == 199)
+        return jnp.where(stays, x, moved), low, high, value, resting, iteration + 1
 
     never = jnp.zeros(start.shape, bool)
     state = start, low, high, jnp.full_like(start, jnp.inf), never, jnp.zeros((), jnp.int32)
-    x, *_, iterations = jax.lax.while_loop(unfinished, step, state)
-    return x, (jnp.abs(jnp.expm1(f(x))), iterations.astype(x.dtype))
+    x, _, _, value, _, iterations = jax.lax.while_loop(unfinished, step, state)
+    return x, (jnp.abs(jnp.expm1(value)), iterations.astype(x.dtype))
 
 
 def decreasing(

@@ -257,7 +257,7 @@ OF_FUNCTION = {
     "generators.weighted_sum": {"penalties": PENALTIES},
     **{f"regularized.{name}": {"generator": generators.jensen_shannon()} for name in (
         "greedy", "with_log_ratio", "greedy_between", "fenchel_young")},
-    "roots.along": {"f": lambda x: x * x - 2, "primals": (SCALAR,), "tangents": (SCALAR,)},
+    "roots.along": {"f": lambda x: x * x - 2, "x": (SCALAR,), "direction": (SCALAR,)},
     "roots.implicit": {"f": lambda x: x * x - 2, "start": SCALAR, "low": SCALAR, "high": SCALAR},
     "roots.bracketed_newton": {"f": lambda x: x * x - 2},
     "roots.decreasing": {"f": lambda x, kept: (2 - x, -jnp.ones_like(x), kept), "low": SCALAR,

@@ -61,6 +61,7 @@ BOLD = {
     "sweep.policy": ("ucb1", "kl_ucb", "thompson"),
     "sweep.confidence": (1.0, 1.0, 1.0),
     "sweep.seed": tuple(range(16)),
+    "optimized": False,
 }
 OTHERS = ({"kl_ucb": UCB1}, {"kl_ucb": WIDE})
 

@@ -49,7 +49,12 @@ EXAMPLE_GRADIENTS = (
 EXAMPLE_DIGITS = (1e-6, 1e-6, 1e-3)
 """The last digit of each."""
 SOURCE = "Schulman 2020, Approximating KL divergence"
-BRIEF = {"samples": 10_000, "sweep.shift": (0.1, 1.0), "sweep.seed": (0, 1, 2, 3)}
+BRIEF = {
+    "samples": 10_000,
+    "optimized": False,
+    "sweep.shift": (0.1, 1.0),
+    "sweep.seed": (0, 1, 2, 3),
+}
 OF_REFERENCE = {"sampled_from": "reference", **BRIEF}
 """Samples of the reference where those of the policy are wanted."""
 DETACHED = {"ratio": "detached", **BRIEF}

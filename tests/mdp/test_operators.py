@@ -109,6 +109,27 @@ def test_contraction_and_monotonicity(name):
     assert (of_larger >= np.maximum(of_v, of_w) - 1e-9).all()
 
 
+@functools.cache
+def programs():
+    """Of each process the reward, the matrix of the flow, and measures of three policies."""
+    weights = np.array([0.0, 0.5, 1.0])[:, None, None]
+    policies = weights * np.exp(REFERENCE) + (1 - weights) * np.exp(UNIFORM)
+
+    @jax.jit
+    @jax.vmap
+    def parts(mdp):
+        mdp = model.dense(mdp)
+        starts = jax.vmap(lambda policy: model.occupancy(mdp, policy))(jnp.asarray(policies))
+        return mdp.reward, mdp.transition, 10 * starts
+
+    out = []
+    for reward, transition, starts in zip(*map(np.asarray, parts(processes())), strict=True):
+        flow = np.repeat(np.eye(STATES), ACTIONS, axis=1)
+        flow -= 0.9 * transition.reshape(-1, STATES).T
+        out.append((reward, flow, starts.reshape(3, -1)))
+    return out
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_the_fixed_point_is_that_of_a_convex_program(name):
     """max over occupancy measures of reward minus penalty, by a generic solver."""
@@ -123,22 +144,17 @@ def test_the_fixed_point_is_that_of_a_convex_program(name):
         return -jnp.sum(mu * reward) + TEMPERATURE * jnp.sum(total * penalty(policy, REFERENCE))
 
     gradient = jax.jit(jax.value_and_grad(negative))
-    for seed in range(20):
-        mdp = model.dense(garnet(seed))
-        flow = np.repeat(np.eye(STATES), ACTIONS, axis=1)
-        flow -= 0.9 * np.asarray(mdp.transition).reshape(-1, STATES).T
+    for seed, (reward, flow, starts) in enumerate(programs()):
         balance = {
             "type": "eq",
             "fun": lambda mu, flow=flow: flow @ mu - 1 / STATES,
             "jac": lambda mu, flow=flow: flow,
         }
         best = -np.inf
-        for weight in (0.0, 0.5, 1.0):  # where it starts: it loses its way from some
-            policy = weight * np.exp(REFERENCE) + (1 - weight) * np.exp(UNIFORM)
-            start = np.asarray(model.occupancy(mdp, jnp.asarray(policy))).ravel() * 10
+        for start in starts:  # it loses its way from some
             for _ in range(3):  # from where it gave up
                 found = optimize.minimize(
-                    lambda mu, r=mdp.reward: [np.asarray(x) for x in gradient(jnp.asarray(mu), r)],
+                    lambda mu, r=reward: [np.asarray(x) for x in gradient(mu, r)],
                     start,
                     jac=True,
                     method="SLSQP",
