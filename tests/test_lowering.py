@@ -198,6 +198,9 @@ OF_FUNCTION = {
     "tabular.from_sequences": {"log_weights": jax.eval_shape(
         tabular.sequence_log_probs, TABLE), "shape": tabular.table_shape(3)},
     "enumeration.table": {"model": TRANSFORMER, "tokens": indices(2), "longest": 2, "end": 0},
+    "enumeration.table_among": {
+        "model": TRANSFORMER, "tokens": indices(2), "longest": 2, "indices": indices(2),
+    },
     "model.empty_cache": {"config": TRANSFORMER.config},
     "weights.initial": {"config": TRANSFORMER.config},
     "sampling.generate": READ | {"max_tokens": 2},

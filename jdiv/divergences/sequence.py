@@ -6,9 +6,12 @@ sequences as they stand. Here is what knows more than that: at each prefix both 
 token are known whole, and their divergence there needs no sample.
 
 The chain rule, `KL(p, q) = E_p[sum of KL(p(.|prefix), q(.|prefix))]`, makes of it an estimator of
-KL over sequences that is unbiased and has no more variance than the sum of log-ratios, for it is
-its conditional expectation token by token (Rao-Blackwell). No other row has a chain rule: for those
-the sum is what distillation minimizes, an average of divergences between tokens.
+KL over sequences that is unbiased, never negative, and mostly far less noisy than the sum of
+log-ratios: each term is the conditional expectation of a token's log-ratio (Rao-Blackwell). That
+holds token by token and not of their sum. Where the log-ratios of a sequence make up for each other
+the sum of expectations varies more: of a policy that is its reference given some event the plain
+estimate is the same for all sequences, and exact. No other row has a chain rule: for those the sum
+is what distillation minimizes, an average of divergences between tokens.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ def rao_blackwellized(
     0.3681
 
     Reference: Amini, Vieira and Cotterell 2025 (arXiv:2504.10637), their Rao-Blackwellized
-    estimator.
+    estimator; that its variance is never more than the plain one's, as the abstract says, holds for
+    single tokens alone.
     """
     return jnp.sum(vocabulary.divergence(generator, p, q, mask=mask, tile=tile), axis=-1)

@@ -18,6 +18,8 @@ model then, and a gradient by its parameters goes through the table.
 
 from __future__ import annotations
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -75,3 +77,26 @@ def table(model: Transformer, tokens: Indices, *, longest: int, end: int) -> Arr
         hidden, cache = model(token, position, cache=cache)
         levels.append(model.logits(hidden[:, 0]))
     return jnp.concatenate(levels)[:, order]
+
+
+def table_among(model: Transformer, tokens: Indices, *, indices: Indices, longest: int) -> Array:
+    """`table` of the answers that are made of a few tokens: the logits of `indices` alone.
+
+    So a model of any size and vocabulary is enumerated, as the one whose other tokens are forbidden
+    by setting their logits to -inf. The last of these tokens is the end. All answers without an end
+    are read in one pass, `(n - 1)^(longest - 1)` rows with the prompt in each: little to
+    compile and to differentiate. Shapes: tokens `[prompt]`, indices `[n]` to
+    `tabular.table_shape(longest, n)`.
+    """
+    tokens = checks.as_integers("tokens", tokens)
+    if tokens.ndim != 1 or not len(tokens):
+        raise ValueError(f"tokens must be [prompt], got {tuple(tokens.shape)}")
+    indices = checks.categories("indices", indices, model.config.vocabulary).astype(tokens.dtype)
+    tabular.table_shape(longest, len(indices))
+    others, start = len(indices) - 1, len(tokens)
+    written = np.array(list(itertools.product(range(others), repeat=longest - 1)), int)
+    prompts = jnp.broadcast_to(tokens, (len(written), start))
+    hidden, _ = model(jnp.concatenate([prompts, indices[written]], axis=1))
+    # A prefix is at the first of the rows that begin with it.
+    of_length = lambda n: hidden[:: others ** (longest - 1 - n), start - 1 + n]
+    return model.logits(jnp.concatenate([of_length(n) for n in range(longest)]), indices)

@@ -135,10 +135,11 @@ class Transformer(nnx.Module):
         cap = self.config.logit_cap
         return FromHidden(hidden, self.head, soft_cap=cap, temperature=temperature)
 
-    def logits(self, hidden: Hidden) -> Array:
-        """`[..., vocabulary]` in single precision."""
+    def logits(self, hidden: Hidden, tokens: Indices | None = None) -> Array:
+        """`[..., vocabulary]` in single precision, or `[..., n]` of these `[n]` tokens alone."""
+        head = self.head if tokens is None else self.head[tokens]
         logits = jnp.einsum(
-            "...w,vw->...v", hidden, self.head, preferred_element_type=checks.wide(hidden.dtype)
+            "...w,vw->...v", hidden, head, preferred_element_type=checks.wide(hidden.dtype)
         )
         cap = self.config.logit_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)

@@ -11,7 +11,7 @@ from jdiv.estimators import monte_carlo
 from jdiv.lm import tabular
 
 
-def test_rao_blackwell_is_unbiased_and_varies_less_than_the_plain_estimate():
+def test_rao_blackwell_is_unbiased_and_varies_less_than_the_plain_estimate_of_random_laws():
     """By enumeration, for a near and a far reference: mean and variance over the law itself."""
     rng = np.random.default_rng(0)
     logits = rng.normal(size=tabular.table_shape(4, 4))
@@ -44,6 +44,21 @@ def test_rao_blackwell_is_unbiased_and_varies_less_than_the_plain_estimate():
     near, far = variance["kl"] / variance["plain"]
     assert near < 0.05
     assert far < 0.6
+
+
+def test_rao_blackwell_varies_more_where_a_policy_is_its_reference_given_an_event():
+    """q of ax, ay, bx, by is 1/4, 1/2, 1/8, 1/8, and p is q given ax or bx or by: log p/q is the
+    same for all three, and what the two tokens' laws have in common is not."""
+    p = np.log([[[1 / 2, 1 / 2], [1, 0]], [[1 / 2, 1 / 2], [1 / 2, 1 / 2]]], where=[
+        [[True, True], [True, False]], [[True, True], [True, True]]],
+        out=np.full((2, 2, 2), -np.inf))  # fmt: skip
+    q = np.log([[[3 / 4, 1 / 4], [1 / 3, 2 / 3]], [[3 / 4, 1 / 4], [1 / 2, 1 / 2]]])
+    first, second = sequence.rao_blackwellized(generators.kl(), p, q)
+    assert float(first) == pytest.approx(np.log(4 / 3) / 2 + np.log(3), rel=1e-6)
+    assert float(second) == pytest.approx(np.log(4 / 3) / 2, rel=1e-6)
+    assert float(first + second) / 2 == pytest.approx(np.log(2), rel=1e-6)
+    log_p, log_q = np.log([[1 / 2, 1 / 4, 1 / 4], [1 / 4, 1 / 8, 1 / 8]])
+    np.testing.assert_allclose(monte_carlo.kl_k1(log_p, log_q), np.log(2), rtol=1e-6)
 
 
 def test_masked_tokens_add_nothing_whatever_they_hold():

@@ -79,6 +79,18 @@ def test_the_table_is_what_forward_passes_say_and_so_are_gradients():
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 
+def test_a_table_of_few_tokens_is_that_part_of_the_whole():
+    """Rows of prefixes without the token that is left out, columns of the others."""
+    (model,) = models(1)
+    whole, few = jax.jit(lambda model: (
+        enumeration.table(model, PROMPT, longest=LONGEST, end=END),
+        enumeration.table_among(model, PROMPT, indices=np.array([0, 3, END]), longest=LONGEST),
+    ))(model)  # fmt: skip
+    prefixes = [p for n in range(LONGEST) for p in itertools.product((0, 2, 3), repeat=n)]
+    rows = [i for i, prefix in enumerate(prefixes) if 2 not in prefix]
+    np.testing.assert_allclose(few, np.asarray(whole)[rows][:, [0, 2, 3]], rtol=1e-11)
+
+
 def test_an_optimum_over_answers_is_a_model_of_the_same_kind():
     """Its per-token conditionals give its answers their probabilities, for a row that excludes
     answers as well; KL's are those of exponentiated rewards; and no other law is better."""
@@ -158,4 +170,7 @@ def test_refusals():
     refused(ValueError, ["tokens", "prompt"], lambda: table(PROMPT[None], longest=2, end=1))
     refused(ValueError, ["end"], lambda: table(PROMPT, longest=2, end=4))
     refused(ValueError, ["longest"], lambda: table(PROMPT, longest=0, end=1))
+    among = lambda tokens: enumeration.table_among(model, PROMPT, indices=tokens, longest=2)
+    refused(ValueError, ["vocabulary"], lambda: among(np.array([END])))
+    refused(TypeError, ["indices"], lambda: among(np.array([0.0, 1.0])))
     refused(ValueError, ["log_weights"], lambda: tabular.from_sequences(jnp.zeros(3), (7, 3)))
