@@ -273,6 +273,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 def read(given: Mapping[str, Any]) -> Config:
     """The shape that a config.json tells, of a model with logits or with scores."""
+    checks.known("config.json: model_type", given.get("model_type", "nothing"), ARCHITECTURES)
     kind = ARCHITECTURES[given["model_type"]]
     config = kind.read(given)
     if kind.score_class not in (given.get("architectures") or ()):

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import pathlib
 from collections.abc import Callable
+
+from jdiv.lm import architectures
 
 Reward = Callable[[str, str], float]
 """A number for an answer to a prompt."""
@@ -46,10 +49,12 @@ def _of_model(folder: str) -> Reward:
     """The reward of a model in a folder, which is read once."""
     from jdiv.lm import reward_model, storage
 
-    model, tokenizer = storage.load(folder)
-    if tokenizer is None or model.config.scores != 1:
-        raise ValueError(f"{folder} must be of a reward model: with a tokenizer, and one score")
-    return reward_model.reward(model, tokenizer)
+    return reward_model.reward(*storage.load(folder))
+
+
+def _judged(folder: str, prompt: str, answer: str) -> float:
+    """By the model in a folder; before the first answer no device is asked for."""
+    return _of_model(folder)(prompt, answer)
 
 
 def found(path: str) -> Reward:
@@ -58,8 +63,13 @@ def found(path: str) -> Reward:
     >>> found("jdiv.lm.rewards.length")("?", "No.")
     3.0
     """
-    if (pathlib.Path(path) / "config.json").is_file():
-        return _of_model(path)
+    folder = pathlib.Path(path)
+    if (folder / "config.json").is_file():
+        given = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        there = (folder / "tokenizer.json").is_file()
+        if not there or architectures.read(given).scores != 1:
+            raise ValueError(f"{path} must be of a reward model: with a tokenizer, and one score")
+        return functools.partial(_judged, path)
     module, _, name = path.rpartition(".")
     try:
         function = getattr(importlib.import_module(module), name)

@@ -48,10 +48,9 @@ def load(
             f"{path}: no folder with config.json, no .gguf file, and not smollm2"
         )
     given = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    name = given.get("model_type", "nothing")
-    checks.known("config.json: model_type", name, ARCHITECTURES)
     config = architectures.read(given)
-    tensors = weights.from_stored(ARCHITECTURES[name], config, dict(_arrays(folder)))
+    kind = ARCHITECTURES[given["model_type"]]
+    tensors = weights.from_stored(kind, config, dict(_arrays(folder)))
     model = Transformer(config, {name: jnp.asarray(x, dtype) for name, x in tensors.items()})
     there = (folder / "tokenizer.json").is_file()
     return model, Tokenizer.from_folder(folder) if there else None
