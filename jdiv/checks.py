@@ -255,7 +255,9 @@ def _distribution(name: str, x: ArrayLike, allowed: str, *, logarithms: bool) ->
     library = jnp if traced else np
     p = library.exp(x) if logarithms else library.asarray(x)
     total = p.sum(axis=-1)
-    good = (p >= 0).all(axis=-1) & (abs(total - 1) <= NORMALIZED)
+    # Not `(p >= 0).all()`: of an exponential XLA knows each of these, and takes seconds to put
+    # together as many constants as there are probabilities.
+    good = (p.min(axis=-1, initial=np.inf) >= 0) & (abs(total - 1) <= NORMALIZED)
     if traced:
         return jnp.where(good[..., None], x, jnp.nan)
     if not np.all(good):
