@@ -85,9 +85,13 @@ def test_units_do_not_matter(unit):
 # ------------------------------------------------------------------------------------ calibration
 
 
+# A hundred runs of millions of distances: worth compiling to run fast.
+FAST = {"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False}
+
+
 @functools.cache
 def calibrated(k):
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=FAST)
     def run(key, shift):
         x, y = jax.random.normal(key, (2, 2000, 2), jnp.float32)
         return estimators.knn_kl(x, y + shift, k)
