@@ -517,7 +517,11 @@ def step(
 
 
 def _gap(q: Array) -> Array:
-    """The best action value minus the second best, `[..., actions]` to `[...]`; without sorting."""
+    """The best action value minus the second best, `[..., actions]` to `[...]`; without sorting.
+
+    >>> _gap(jnp.array([[-3.0, -9.0, -5.0], [2.0, 2.0, 1.0]]))
+    Array([2., 0.], dtype=float32)
+    """
     best = jax.nn.one_hot(jnp.argmax(q, axis=-1), q.shape[-1], dtype=bool)
     return jnp.max(q, axis=-1) - jnp.max(jnp.where(best, -jnp.inf, q), axis=-1)
 
