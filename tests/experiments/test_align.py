@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.lab import records, settings
+from experiments.lab import models, records, settings
 from experiments.lab.files import Refused
 from experiments.lm import align
 from jdiv import lm
@@ -109,11 +109,11 @@ def test_a_teacher_is_of_distillation(config, changes, words):
 def test_ranks_and_vocabularies_that_do_not_fit_are_refused(config, monkeypatch):
     too_much = settings.overridden(config, {"lora_rank": 17})
     refused(Refused, ["config.lora_rank", "at most 8"], lambda: align.init(too_much, {}, None))
-    model, tokenizer = align._random(0)
-    other = align._random(1)[1]
+    model, tokenizer = models.load("random")
+    other = models.load("random", seed=1)[1]
     other.inner.add_tokens(["more"])
-    loaded = lambda name, seed: (model, other if seed else tokenizer)
-    monkeypatch.setattr(align, "_loaded", loaded)
+    loaded = lambda name, seed=0: (model, other if seed else tokenizer)
+    monkeypatch.setattr(models, "load", loaded)
     changes = {"method": "distill", "teacher": "random", "beta": 0.2}
     changed = settings.overridden(config, changes)
     refused(Refused, ["config.teacher", "vocabulary"], lambda: align.programs(changed))
