@@ -17,7 +17,7 @@ from jdiv.alignment import f_dpg, gshf, margins
 from jdiv.bandits import adversarial, contextual, stochastic, streaming
 from jdiv.divergences import categorical, gaussian, sparse, vocabulary
 from jdiv.games import self_play
-from jdiv.lm import Config, Transformer, data, reward_model, tabular, train
+from jdiv.lm import Config, Transformer, data, reward_model, tabular, train, weights
 from jdiv.mdp import SparseMdp, deep, occupancy, operators, value_iteration
 from jdiv.policy import tabular as policy_tabular
 from jdiv.policy.recipes import safe
@@ -108,6 +108,7 @@ TRANSFORMER = jax.eval_shape(
     ),
     KEY,
 )
+TENSORS = jax.eval_shape(lambda key: weights.initial(TRANSFORMER.config, key), KEY)
 TEXT = train.Text(indices(BATCH, TOKENS), MASK)
 LATER = array(BATCH, TOKENS - 1)
 SCORED = jax.eval_shape(reward_model.begin, TRANSFORMER, KEY)
@@ -203,6 +204,9 @@ OF_FUNCTION = {
     },
     "model.empty_cache": {"config": TRANSFORMER.config},
     "weights.initial": {"config": TRANSFORMER.config},
+    "weights.layer_vectors": {"config": TRANSFORMER.config, "model": TENSORS},
+    "weights.from_layer_vectors": {"config": TRANSFORMER.config, "vectors": jax.eval_shape(
+        lambda model: weights.layer_vectors(TRANSFORMER.config, model), TENSORS)},
     "sampling.generate": READ | {"max_tokens": 2},
     **{f"scoring.{name}": READ for name in ("logits", "log_probs", "entropies", "next_tokens")},
     "scoring.divergences": READ | {"other": TRANSFORMER},

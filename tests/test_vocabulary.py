@@ -57,7 +57,7 @@ VOCABULARY = {
     "language models": """
         tile token_weights indices model config architecture dtype path slots remember max_tokens
         tokenizer optimizer grammar sequences prompt answer stop top_k top_p min_p positions
-        segments rank pattern factors whole""",
+        segments rank pattern factors whole base vectors""",
     "randomness": "key keys seed seeds",
     "numerics and checks": """
         rows name closed allowed cls default example dtype f start newton tolerance kept expected a

@@ -156,24 +156,31 @@ class Sum(NamedTuple):
     answer: str
 
 
-def sums(seed: int, *, count: int, length: int = 2) -> list[Sum]:
-    """So many sums of two numbers with up to `length` digits, with a scratchpad.
+def sums(seed: int, *, count: int, length: int = 2, base: int = 10) -> list[Sum]:
+    """So many sums of two numbers with up to `length` digits of a base, with a scratchpad.
 
     >>> sums(0, count=1)
     [Sum(prompt='85+63=', answer='5+3+0=8,8+6+0=14;148')]
+    >>> sums(0, count=1, base=3)
+    [Sum(prompt='22+12=', answer='2+2+0=11,2+1+1=11;111')]
     """
-    numbers = np.random.default_rng(seed).integers(0, 10**length, (count, 2))
-    return [Sum(f"{a}+{b}=", _scratchpad(a, b, length)) for a, b in numbers.tolist()]
+    checks.whole("base", base, 2, 10, "from 2 to 10")
+    numbers = np.random.default_rng(seed).integers(0, base**length, (count, 2))
+    written = lambda n: np.base_repr(n, base)
+    return [
+        Sum(f"{written(a)}+{written(b)}=", _scratchpad(a, b, length, base))
+        for a, b in numbers.tolist()
+    ]
 
 
-def _scratchpad(a: int, b: int, length: int) -> str:
+def _scratchpad(a: int, b: int, length: int, base: int) -> str:
     """The addition of each place, and the sum."""
     steps, carry = [], 0
     for place in range(length):
-        x, y = (n // 10**place % 10 for n in (a, b))
-        steps.append(f"{x}+{y}+{carry}={x + y + carry}")
-        carry = (x + y + carry) // 10
-    return f"{','.join(steps)};{a + b}"
+        x, y = (n // base**place % base for n in (a, b))
+        steps.append(f"{x}+{y}+{carry}={np.base_repr(x + y + carry, base)}")
+        carry = (x + y + carry) // base
+    return f"{','.join(steps)};{np.base_repr(a + b, base)}"
 
 
 # ------------------------------------------------------------------------------- files of lines

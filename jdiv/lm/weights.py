@@ -8,7 +8,7 @@ is missing, left over or of the wrong shape and refuses it together, by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -94,6 +94,35 @@ def initial(config: Config, key: RandomKey, *, dtype: DTypeLike = jnp.float32) -
             deviation /= math.sqrt(2 * config.layers)
         made[name] = deviation * jax.random.normal(one, tensor.shape, dtype)
     return made
+
+
+# ------------------------------------------------------------------------------- layer by layer
+
+
+def layer_vectors(config: Config, model: Mapping[str, Array]) -> tuple[Array, ...]:
+    """The weights of each layer as one vector, and as a last one those of no layer.
+
+    For what treats a layer as a whole, such as `alignment.averaging.merge`.
+    """
+    ravel = lambda layered: [
+        model[name].reshape(config.layers if layered else 1, -1)
+        for name, tensor in tensors(config).items()
+        if tensor.layered == layered
+    ]
+    rows = [jnp.concatenate(ravel(layered), axis=1) for layered in (True, False)]
+    return (*rows[0], *rows[1])
+
+
+def from_layer_vectors(config: Config, vectors: Sequence[Array]) -> dict[str, Array]:
+    """The way back from `layer_vectors`: the tensors of a model."""
+    rows, model = {True: jnp.stack(vectors[:-1]), False: vectors[-1][None]}, {}
+    first = {True: 0, False: 0}
+    for name, tensor in tensors(config).items():
+        size = math.prod(tensor.shape[tensor.layered :])
+        part = rows[tensor.layered][:, first[tensor.layered] : first[tensor.layered] + size]
+        model[name] = part.reshape(tensor.shape)
+        first[tensor.layered] += size
+    return model
 
 
 # ------------------------------------------------------------------------------------ as in files

@@ -59,17 +59,24 @@ def test_grammars_without_end_are_refused():
         data.entropy(data.Grammar(np.ones((1, 1)), np.zeros((1, 1, 2), int)))
 
 
-def test_sums_are_right_step_by_step():
-    for prompt, answer in data.sums(3, count=50, length=3):
+@pytest.mark.parametrize("base", [10, 3])
+def test_sums_are_right_step_by_step(base):
+    value_of = lambda text: sum(int(x, base) for x in text.split("+"))
+    for prompt, answer in data.sums(3, count=50, length=3, base=base):
         steps, _, total = answer.partition(";")
-        assert eval(prompt[:-1]) == int(total)
+        assert value_of(prompt[:-1]) == int(total, base)
         carry = "0"
         for step in steps.split(","):
             terms, _, value = step.partition("=")
-            assert eval(terms) == int(value)
+            assert value_of(terms) == int(value, base)
             assert terms.split("+")[2] == carry
-            carry = str(int(value) // 10)
-        assert int(carry) == int(total) // 1000
+            carry = str(int(value, base) // base)
+        assert int(carry) == int(total, base) // base**3
+
+
+def test_bases_without_digits_are_refused():
+    with pytest.raises(ValueError, match="base must be"):
+        data.sums(0, count=1, base=11)
 
 
 def test_bad_lines_are_refused_together_by_number(tmp_path):

@@ -17,6 +17,7 @@ by others, and the line says what is inferred.
 * `gtpo`: GTPO, conflicting tokens and completions of high entropy
 * `haepo`: HAEPO, weights of whole trajectories
 * `lp_reg`: Lp-Reg, protection of rare tokens
+* `prioritized_kl`: a KL penalty where the reference is sure
 * `rapo`: RAPO, forward KL to a reference that is reweighted by rewards
 * `safe`: SAFE, a KL threshold moved by a controller
 * `spae`: SPAE, credit by the progress of each step
@@ -40,6 +41,7 @@ from jdiv.policy.recipes import (
     gtpo,
     haepo,
     lp_reg,
+    prioritized_kl,
     rapo,
     safe,
     spae,
@@ -61,6 +63,7 @@ __all__ = [
     "gtpo",
     "haepo",
     "lp_reg",
+    "prioritized_kl",
     "rapo",
     "safe",
     "spae",
