@@ -24,8 +24,8 @@ SHAPES = {
     "4 layers of width 256, vocabulary 32000": dict(
         vocabulary=32_000, width=256, layers=4, heads=4, key_heads=2, head_width=64, hidden=704
     ),
-    "8 layers of width 512, vocabulary 49152": dict(
-        vocabulary=49_152, width=512, layers=8, heads=8, key_heads=4, head_width=64, hidden=1408
+    "6 layers of width 384, vocabulary 49152": dict(
+        vocabulary=49_152, width=384, layers=6, heads=6, key_heads=3, head_width=64, hidden=1024
     ),
 }
 
