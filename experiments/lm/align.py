@@ -24,7 +24,7 @@ from experiments.lab import models
 from experiments.lab.axes import count, labels, non_negative, one_of, positive, seeds
 from experiments.lab.claims import Finding, at_least, at_most, claim
 from experiments.lab.files import Refused
-from experiments.lab.plots import Picture, legend_above, panels, style
+from experiments.lab.plots import GREY, MARKERS, Picture, legend_above, panels, style
 from jdiv import generators, parallel
 from jdiv.estimators import monte_carlo
 from jdiv.policy import advantages
@@ -369,8 +369,8 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture | str]
     return {
         "frontier": Picture(
             _frontier(results),
-            f"{said} Reward against the true KL to the reference, step by step from the left, with"
-            " standard errors of the reward.",
+            f"{said} Reward, with its standard error, against the true KL to the reference; the"
+            " colour is the step.",
         ),
         "kl": Picture(
             _estimators(results),
@@ -384,11 +384,13 @@ def _frontier(results: xr.Dataset) -> Figure:
     figure, axis = panels(1)
     for number, seed in enumerate(results.seed.values):
         here = results.sel(seed=seed)
-        look = style(number)
-        axis.errorbar(here.kl, here.reward, here.reward_error, label=f"seed {seed}",
-                      color=look["color"], marker="o", capsize=2)  # fmt: skip
+        axis.errorbar(here.kl, here.reward, here.reward_error, fmt="none", ecolor=GREY, zorder=1)
+        look = {"marker": MARKERS[number % len(MARKERS)], "label": f"seed {seed}"}
+        points = axis.scatter(here.kl, here.reward, c=here.step, cmap="viridis", **look)
+    figure.colorbar(points, label="steps")
     axis.set(xlabel="KL(policy‖reference) (nats per answer)", ylabel="reward (per answer)")
-    legend_above(figure, axis, columns=4)
+    if results.seed.size > 1:
+        legend_above(figure, axis, columns=4)
     return figure
 
 
