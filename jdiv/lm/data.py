@@ -162,7 +162,7 @@ def sums(seed: int, *, count: int, length: int = 2, base: int = 10) -> list[Sum]
     >>> sums(0, count=1)
     [Sum(prompt='85+63=', answer='5+3+0=8,8+6+0=14;148')]
     >>> sums(0, count=1, base=3)
-    [Sum(prompt='22+12=', answer='2+2+0=11,2+1+1=11;111')]
+    [Sum(prompt='21+12=', answer='1+2+0=10,2+1+1=11;110')]
     """
     checks.whole("base", base, 2, 10, "from 2 to 10")
     numbers = np.random.default_rng(seed).integers(0, base**length, (count, 2))
