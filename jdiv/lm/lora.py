@@ -2,7 +2,7 @@
 
 The product `W` of a layer becomes `W + (alpha / rank) B A`, A of shape `[rank, in]` and B of shape
 `[out, rank]`. The factors alone are a training's state: its optimizer and its checkpoints know of
-nothing else. B starts at 0, so the first model is the model itself.
+nothing else. B starts at 0, so the first model is the model itself::
 
     factors = lora.begin(model, key, rank=8)
     state = train.begin(factors, optimizer)

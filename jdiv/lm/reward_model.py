@@ -2,7 +2,7 @@
 
 The score of an answer is a linear function of the hidden state of its last token, `config.scores`
 says that there is one. `lm.save` writes a folder that `transformers` reads as a model for sequence
-classification. The loss is one for `train.update`:
+classification. The loss is one for `train.update`::
 
     model = reward_model.begin(model, key)
     state = train.begin(model, optimizer)
