@@ -387,6 +387,7 @@ def _frontier(results: xr.Dataset) -> Figure:
         axis.errorbar(here.kl, here.reward, here.reward_error, fmt="none", ecolor=GREY, zorder=1)
         look = {"marker": MARKERS[number % len(MARKERS)], "label": f"seed {seed}"}
         points = axis.scatter(here.kl, here.reward, c=here.step, cmap="viridis", **look)
+    axis.locator_params(axis="x", nbins=5)
     figure.colorbar(points, label="steps")
     axis.set(xlabel="KL(policy‖reference) (nats per answer)", ylabel="reward (per answer)")
     if results.seed.size > 1:
