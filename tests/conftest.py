@@ -89,6 +89,15 @@ def double_precision():
         yield
 
 
+@pytest.fixture(autouse=True)
+def same_draws(request, monkeypatch):
+    """A test draws the same numbers alone as after others: RNG of its file begins anew."""
+    rng = getattr(getattr(request, "module", None), "RNG", None)
+    if rng is not None:
+        entropy = rng.bit_generator.seed_seq.entropy
+        monkeypatch.setattr(request.module, "RNG", np.random.default_rng(entropy))
+
+
 @pytest.fixture
 def same_everywhere():
     """Asserts that f of `[8, ...]` arrays is the same eagerly, jitted, and vmapped and pmapped.

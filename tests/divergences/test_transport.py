@@ -16,10 +16,10 @@ import scipy.stats
 
 from jdiv.divergences import transport
 
-rng = np.random.default_rng(0)
+RNG = np.random.default_rng(0)
 N = 6
-PLACES = np.sort(rng.normal(size=N)) * 2
-POINTS = rng.normal(size=(N, 2))
+PLACES = np.sort(RNG.normal(size=N)) * 2
+POINTS = RNG.normal(size=(N, 2))
 DISTANCES = np.linalg.norm(POINTS[:, None] - POINTS[None], axis=-1)
 KERNEL = np.exp(-(DISTANCES**2))
 OF_GEOMETRY = {
@@ -30,8 +30,8 @@ OF_GEOMETRY = {
 every_exact = pytest.mark.parametrize("name", OF_GEOMETRY)
 COMPILED = {name: jax.jit(getattr(transport, name), static_argnames="axis") for name in OF_GEOMETRY}
 # Rows with zeros of p, of q, of both, of neither, and with disjoint supports.
-P = rng.normal(size=(5, N))
-Q = rng.normal(size=(5, N))
+P = RNG.normal(size=(5, N))
+Q = RNG.normal(size=(5, N))
 P[0, 2] = P[1, 2] = Q[1, 3] = P[2, 4] = Q[2, 4] = -np.inf
 P[3, :3] = Q[3, 3:] = -np.inf
 assert np.all(np.isfinite(P[4] + Q[4]))
@@ -101,7 +101,7 @@ def test_wasserstein_1_of_point_masses_is_their_distance():
 
 
 def test_positions_in_any_order_with_ties_and_by_row():
-    order = rng.permutation(N)
+    order = RNG.permutation(N)
     p, q, places, f = P, Q, PLACES.copy(), COMPILED["wasserstein_1"]
     places[2] = places[3]
     expected = np.asarray(f(p, q, places))
@@ -126,7 +126,7 @@ def test_energy_distance_on_a_line_is_twice_the_cramer_distance():
 
 
 def test_squared_mmd_is_a_squared_distance_of_embeddings():
-    features = rng.normal(size=(N, 3))
+    features = RNG.normal(size=(N, 3))
     found = COMPILED["squared_mmd"](P, Q, features @ features.T)
     embedded = (probabilities(P) - probabilities(Q)) @ features
     np.testing.assert_allclose(found, np.sum(embedded**2, axis=1), rtol=1e-12)
