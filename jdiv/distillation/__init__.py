@@ -1,0 +1,5 @@
+"""Distillation: losses between a teacher and a student, on any samples."""
+
+from __future__ import annotations
+
+__all__ = []
