@@ -34,6 +34,8 @@ PerSequence = Float[Array | np.ndarray, "*batch"]
 """One number for each sequence, or for each row of logits."""
 SequenceLogProbs = Float[Array | np.ndarray, "*batch"]
 """Log-probabilities of whole sequences, sums over their tokens."""
+RowMask = Shaped[Array | np.ndarray, "*batch"]
+"""1 or True for the rows of logits that count."""
 PerPair = Float[Array | np.ndarray, "*batch"]
 """One number for each pair of a chosen and a rejected answer."""
 PerSample = Float[Array | np.ndarray, "*samples"]

@@ -258,6 +258,7 @@ OF_FUNCTION = {
     "selection.share_of": {"dtype": jnp.float32, "count": indices()},
     "selection.kth_largest": {"count": indices(), "eligible": array(SAMPLES, dtype=jnp.bool_)},
     "selection.among_largest": {"count": indices(), "eligible": array(SAMPLES, dtype=jnp.bool_)},
+    "token.temperature_schedule": {"step": indices(), "steps": indices()},
     "tokens.kept": {"name": "x", "x": TOKEN, "mask": MASK},
     "trpo.trpo_step": {"surrogate": jnp.sum, "divergence": lambda x: jnp.sum(x * x)},
     "generators.from_f": {"f": lambda u: (u - 1) ** 2},

@@ -58,6 +58,9 @@ VOCABULARY = {
         tile token_weights indices model config architecture dtype path slots remember max_tokens
         tokenizer optimizer grammar sequences prompt answer stop top_k top_p min_p positions
         segments rank pattern factors whole base vectors""",
+    "distillation": """
+        student_logits teacher_logits student_temperature teacher_temperature weak_logits
+        weak_weight""",
     "randomness": "key keys seed seeds",
     "numerics and checks": """
         rows name closed allowed cls default example dtype f start newton tolerance kept expected a

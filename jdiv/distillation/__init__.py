@@ -2,4 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = []
+from jdiv.distillation import token
+
+__all__ = ["token"]
