@@ -42,8 +42,14 @@ PerSample = Float[Array | np.ndarray, "*samples"]
 """One number for each sample: log-probabilities, weights, estimates."""
 Hidden = Float[Array | np.ndarray, "*batch tokens width"]
 """States of a language model after its last layer."""
+Features = Float[Array | np.ndarray, "*batch width"]
+"""States of one layer of a network, one a row."""
 Head = Float[Array | np.ndarray, "vocabulary width"]
 """The matrix that makes logits of hidden states; tied, it is the embedding."""
+RowMask = Shaped[Array | np.ndarray, "*batch"]
+"""1 or True for the rows that count."""
+Centroids = Float[Array | np.ndarray, "classes n"]
+"""Logits of the mean answer of each class."""
 Rewards = Shaped[Array | np.ndarray, "*batch"]
 """One reward for each sequence, sample or answer: a number, a boolean, or an integer 0 or 1."""
 

@@ -15,6 +15,7 @@ import pytest
 from jdiv import generators, numerics, parallel
 from jdiv.alignment import f_dpg, gshf, margins
 from jdiv.bandits import adversarial, contextual, stochastic, streaming
+from jdiv.distillation import features
 from jdiv.divergences import categorical, gaussian, sparse, vocabulary
 from jdiv.games import self_play
 from jdiv.lm import Config, Transformer, data, reward_model, tabular, train, weights
@@ -65,6 +66,7 @@ OF_TYPE = {
     **dict.fromkeys(("Logits", "LogPolicy", "Probs", "Values", "Logits | TopK"), LOGITS),
     **dict.fromkeys(("PerSequence", "SequenceLogProbs", "PerPair", "Rewards", "Advantages"), ROW),
     **dict.fromkeys(("PerToken", "LogProbs"), TOKEN),
+    "Centroids": VALUES, "Features": array(BATCH, WIDTH),
     "Mask": MASK, "PerSample": SAMPLE, "RandomKey": KEY, "StateActions": VALUES,
     "PerState": array(STATES), "Indices": indices(BATCH), "Lengths": ROW,
     "Temperature": lambda arms, time: jnp.sqrt(time), "Table": TABLE,
@@ -227,6 +229,15 @@ OF_FUNCTION = {
                                    "batch": reward_model.Compared(TEXT, TEXT, ROW)},
     "lora.begin": {"model": TRANSFORMER, "rank": 2},
     "lora.merged": {"model": TRANSFORMER, "factors": FACTORS},
+    **{f"features.{name}": {"student_features": POINTS, "teacher_features": POINTS}
+       for name in ("cka_distance", "layer_scores")},
+    "features.projections": {"labels": indices(SAMPLES), "classes": 2, "k": 1},
+    "features.subclass_logits": {"directions": features.Projections(
+        array(N, WIDTH), array(N, 1, WIDTH))},
+    "features.class_logits": {"classes": 1},
+    "selection.hashed_counts": {"tokens": indices(BATCH, TOKENS), "mask": MASK, "buckets": 7},
+    "selection.bucket_law": {"counts": VALUES},
+    "selection.log_importance": {"counts": VALUES, "log_target": array(N), "ref_logits": array(N)},
     "deep.mlp_init": {"sizes": (2, 4, 2)},
     "deep.mlp": {"layers": NETWORK, "x": array(BATCH, 2)},
     "deep.bootstrapped": {"batch": MOVES},

@@ -60,7 +60,8 @@ VOCABULARY = {
         segments rank pattern factors whole base vectors""",
     "distillation": """
         student_logits teacher_logits student_temperature teacher_temperature weak_logits
-        weak_weight""",
+        weak_weight student_features teacher_features centroid_logits teacher_log_probs labels
+        classes bins buckets smoothing directions head""",
     "randomness": "key keys seed seeds",
     "numerics and checks": """
         rows name closed allowed cls default example dtype f start newton tolerance kept expected a

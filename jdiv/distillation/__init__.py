@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
-from jdiv.distillation import token
+from jdiv.distillation import (
+    augment,
+    features,
+    metrics,
+    selection,
+    self,
+    teacher,
+    token,
+    transport,
+)
 
-__all__ = ["token"]
+__all__ = [
+    "augment",
+    "features",
+    "metrics",
+    "selection",
+    "self",
+    "teacher",
+    "token",
+    "transport",
+]
