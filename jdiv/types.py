@@ -20,6 +20,8 @@ LogPolicy = Float[Array | np.ndarray, "*batch n"]
 """Normalized log-probabilities of a policy over n actions."""
 Probs = Float[Array | np.ndarray, "*batch n"]
 """Probabilities, which sum to one over the last axis."""
+Counts = Real[Array | np.ndarray, "*batch n"]
+"""How often each of n categories was seen."""
 Values = Float[Array | np.ndarray, "*batch n"]
 """Values of n actions, in the units of the reward."""
 

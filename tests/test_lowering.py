@@ -63,7 +63,7 @@ def tabular_environment():
 
 OF_TYPE = {
     "Scalar": SCALAR, "PerRow": SCALAR, "PerSequence | Scalar": ROW, "PerToken | Scalar": SCALAR,
-    **dict.fromkeys(("Logits", "LogPolicy", "Probs", "Values", "Logits | TopK"), LOGITS),
+    **dict.fromkeys(("Logits", "LogPolicy", "Probs", "Values", "Counts", "Logits | TopK"), LOGITS),
     **dict.fromkeys(("PerSequence", "SequenceLogProbs", "PerPair", "Rewards", "Advantages"), ROW),
     **dict.fromkeys(("PerToken", "LogProbs"), TOKEN),
     "Centroids": VALUES, "Features": array(BATCH, WIDTH),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jdiv.distillation import (
+    adaptive,
     augment,
     features,
     metrics,
@@ -10,10 +11,12 @@ from jdiv.distillation import (
     self,
     teacher,
     token,
+    transfer,
     transport,
 )
 
 __all__ = [
+    "adaptive",
     "augment",
     "features",
     "metrics",
@@ -21,5 +24,6 @@ __all__ = [
     "self",
     "teacher",
     "token",
+    "transfer",
     "transport",
 ]
