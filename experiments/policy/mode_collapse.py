@@ -24,10 +24,10 @@ from experiments.lab.axes import (
     one_of,
     positive,
     real,
-    seeds,
 )
 from experiments.lab.claims import Finding, at_least, at_most, claim, equals, within
 from experiments.lab.plots import Picture, curve, legend, panels, style
+from experiments.lab.results import Labelled, labelled
 from jdiv import divergences, generators, regularized
 
 AXES = {
@@ -35,7 +35,6 @@ AXES = {
     "generator": one_of(generators.TABLE),
     "sampling": one_of(("exact", "policy", "reference")),
     "beta": non_negative,
-    "seed": seeds,
 }
 FIELDS = {
     "ref_policy": each(inside(0, 1)),
@@ -44,6 +43,7 @@ FIELDS = {
     "alive": fraction,
     "beta_factor": real,
     "parameters.tsallis.index": positive,
+    "seeds": count,
     "step_size": non_negative,
     "steps": count,
 }
@@ -68,7 +68,7 @@ UNPENALIZED = {
     "sweep.generator": ("kl", "reverse_kl", "kl", "reverse_kl"),
     "sweep.sampling": ("exact", "exact", "policy", "reference"),
     "sweep.beta": (0.0, 0.001, 0.01, 0.1),
-    "sweep.seed": (0, 1, 2, 3),
+    "seeds": 4,
 }
 REPELLED = {
     "beta_factor": -1.0,
@@ -76,12 +76,12 @@ REPELLED = {
     "sweep.generator": ("kl", "reverse_kl"),
     "sweep.sampling": ("policy", "reference"),
     "sweep.beta": (0.0, 0.001, 0.01, 0.1),
-    "sweep.seed": (0, 1, 2, 3),
+    "seeds": 4,
 }
 
 
-def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
-    """The policy after training, and the optimum of its objective."""
+def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:
+    """The policies after training, one for each seed, and the optimum of their objective."""
     generator = row(config, point["generator"])
     log_ref = jnp.log(jnp.array(config.ref_policy))
     reward = (jnp.arange(len(config.ref_policy)) < config.correct).astype(log_ref.dtype)
@@ -93,20 +93,27 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array]:
     def ascend(logits, key):
         return logits + config.step_size * jax.grad(objective)(logits, key), None
 
-    logits, _ = jax.lax.scan(ascend, log_ref, jax.random.split(key, config.steps))
-    policy = jax.nn.softmax(logits)
-    right = policy[: config.correct]
+    def trained(seed):
+        keys = jax.random.split(jax.random.key(seed), config.steps)
+        return jax.lax.scan(ascend, log_ref, keys)[0]
+
+    seeds = jnp.arange(config.seeds)
+    # Without samples all seeds are one run.
+    logits = jax.vmap(trained)(seeds[:1] if exact else seeds)
+    logits = jnp.broadcast_to(logits, (config.seeds, *log_ref.shape))
+    right = jax.nn.softmax(logits)[:, : config.correct]
     best = log_ref
     if exact:  # of beta = 0 the limit
         temperature = jnp.maximum(point["beta"], 1e-4)
         best = regularized.greedy(reward, log_ref, temperature, generator=generator).log_policy
-    return {
-        "correct": jnp.sum(right),
-        "kept": jnp.sum(right >= config.alive, dtype=right.dtype),
-        "first": right[0],
-        "log_odds": logits[0] - logits[1],
-        "optimal_log_odds": best[0] - best[1],
+    found = {
+        "correct": jnp.sum(right, axis=-1),
+        "kept": jnp.sum(right >= config.alive, axis=-1, dtype=right.dtype),
+        "first": right[:, 0],
+        "log_odds": logits[:, 0] - logits[:, 1],
     }
+    by_seed = {name: labelled(x, seed=range(config.seeds)) for name, x in found.items()}
+    return by_seed | {"optimal_log_odds": best[0] - best[1]}
 
 
 def row(config: ConfigDict, name: str) -> divergences.Generator:
