@@ -34,7 +34,7 @@ def get_config(scale: str = "quick") -> ConfigDict:
             "index": {"smoke": (1.0, 2.0, 3.0)}.get(scale, (1.0, 1.2, 1.5, 2.0, 3.0, 4.0)),
             "alpha": (0.0, 0.9, 0.99),
             "noise": (0.0, 1.0),
-            "seed": tuple(range({"smoke": 4, "quick": 64, "full": 256}[scale])),
+            "seed": tuple(range({"smoke": 4, "quick": 32, "full": 256}[scale])),
         }
     )
     return config
