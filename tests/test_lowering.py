@@ -79,7 +79,7 @@ OF_TYPE = {
     "Scheme": operators.value_iteration(),
     "Model": {"weight": array(N), "bias": array(2)},
     "Learner": adversarial.hedge(1.0),
-    "Margin": margins.logistic,
+    "Margin": margins.logistic, "TopK": sparse.TopK(array(BATCH, 2), indices(BATCH, 2), ROW),
     "Normalizers": numerics.Normalizers(*[array(1)] * 5),
 }  # fmt: skip
 """By the name of the type, as it stands in the signature."""
@@ -269,6 +269,7 @@ OF_FUNCTION = {
     "selection.share_of": {"dtype": jnp.float32, "count": indices()},
     "selection.kth_largest": {"count": indices(), "eligible": array(SAMPLES, dtype=jnp.bool_)},
     "selection.among_largest": {"count": indices(), "eligible": array(SAMPLES, dtype=jnp.bool_)},
+    "ranking.plackett_luce": {"ranking": indices(BATCH, N)},
     "token.temperature_schedule": {"step": indices(), "steps": indices()},
     "tokens.kept": {"name": "x", "x": TOKEN, "mask": MASK},
     "trpo.trpo_step": {"surrogate": jnp.sum, "divergence": lambda x: jnp.sum(x * x)},
@@ -364,9 +365,10 @@ def called(function, made):
 
 def arguments(name, function):
     """What a function has to be given."""
-    given = OF_FUNCTION.get(name, {})
+    parameters = inspect.signature(function).parameters
+    given = {key: x for key, x in OF_FUNCTION.get(name, {}).items() if key in parameters}
     found = {}
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in parameters.values():
         variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if parameter.default is parameter.empty and not variable:
             known = parameter.name in given

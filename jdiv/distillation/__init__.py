@@ -2,28 +2,6 @@
 
 from __future__ import annotations
 
-from jdiv.distillation import (
-    adaptive,
-    augment,
-    features,
-    metrics,
-    selection,
-    self,
-    teacher,
-    token,
-    transfer,
-    transport,
-)
+from jdiv.distillation import adaptive, augment, features, metrics, ranking, selection, self, sparse, teacher, token, transfer, transport
 
-__all__ = [
-    "adaptive",
-    "augment",
-    "features",
-    "metrics",
-    "selection",
-    "self",
-    "teacher",
-    "token",
-    "transfer",
-    "transport",
-]
+__all__ = ["adaptive", "augment", "features", "metrics", "ranking", "selection", "self", "sparse", "teacher", "token", "transfer", "transport"]

@@ -150,7 +150,8 @@ def with_tail(generator: Generator, p: Logits | TopK, q: Logits | TopK) -> Reduc
 def renormalized(generator: Generator, p: Logits | TopK, q: Logits | TopK) -> Reduced:
     """The divergence of both sides conditioned on the k categories.
 
-    It does not see how much mass they have, so that a student may leave them without any loss.
+    It does not see how much mass they have, so that a student may leave them without any loss. Of a
+    side that has none at all on them it is the divergence of disjoint distributions.
     Shapes: one side is `TopK`, the other `[..., n]` logits; to `[...]`.
 
     >>> from jdiv import generators
@@ -159,10 +160,18 @@ def renormalized(generator: Generator, p: Logits | TopK, q: Logits | TopK) -> Re
     0.0000
     """
     p, q = (
-        side.log_probs if isinstance(side, TopK) else _kept(side, indices)
+        _elsewhere(side.log_probs if isinstance(side, TopK) else _kept(side, indices))
         for side, indices in _sides(p, q)
     )
     return categorical.f_divergence(generator, p, q)
+
+
+def _elsewhere(logits: Array) -> Array:
+    """One category more, which is a zero unless all others are."""
+    none = jnp.max(logits, axis=-1, keepdims=True) == -jnp.inf
+    return jnp.concatenate(
+        [logits, jnp.where(none, jnp.zeros_like(none, logits.dtype), -jnp.inf)], axis=-1
+    )
 
 
 def truncated(generator: Generator, p: Logits | TopK, q: Logits | TopK) -> Reduced:
