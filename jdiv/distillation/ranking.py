@@ -61,7 +61,7 @@ def plackett_luce(
 def pld(
     student_logits: Logits,
     teacher_logits: Logits,
-    tokens: Indices,
+    labels: Indices,
     *,
     teacher_temperature: PerRow = 1.0,
     mask: RowMask | None = None,
@@ -79,7 +79,7 @@ def pld(
 
     Reference: PLD (Bassam, Zhu and Bian 2025, arXiv:2506.12542).
     """
-    both, ranking = _ranking(student_logits, teacher_logits, tokens, mask, where)
+    both, ranking = _ranking(student_logits, teacher_logits, labels, mask, where)
     temperature = checks.positive("teacher_temperature", teacher_temperature, rows=both.teacher)
     zero = both.teacher == -jnp.inf
     log_t = numerics.log_softmax(
@@ -91,7 +91,7 @@ def pld(
 def list_mle(
     student_logits: Logits,
     teacher_logits: Logits,
-    tokens: Indices,
+    labels: Indices,
     *,
     mask: RowMask | None = None,
     where: Categories | None = None,
@@ -107,7 +107,7 @@ def list_mle(
 
     Reference: Xia et al. 2008.
     """
-    both, ranking = _ranking(student_logits, teacher_logits, tokens, mask, where)
+    both, ranking = _ranking(student_logits, teacher_logits, labels, mask, where)
     place, count = _places(both, where)
     log_weights = jnp.where(place <= count, -jnp.log(count), -jnp.inf)
     return _ranked_loss(both, ranking, log_weights)
@@ -116,7 +116,7 @@ def list_mle(
 def p_list_mle(
     student_logits: Logits,
     teacher_logits: Logits,
-    tokens: Indices,
+    labels: Indices,
     *,
     mask: RowMask | None = None,
     where: Categories | None = None,
@@ -134,7 +134,7 @@ def p_list_mle(
 
     Reference: Lan et al. 2014.
     """
-    both, ranking = _ranking(student_logits, teacher_logits, tokens, mask, where)
+    both, ranking = _ranking(student_logits, teacher_logits, labels, mask, where)
     place, count = _places(both, where)
     left = jnp.where(place < count, count - place, 1)
     halves = jnp.log1p(-jnp.exp2(-left)) - place * jnp.log(jnp.asarray(2, count.dtype))
@@ -144,17 +144,17 @@ def p_list_mle(
 def _ranking(
     student_logits: Logits,
     teacher_logits: Logits,
-    tokens: Indices,
+    labels: Indices,
     mask: RowMask | None,
     where: Categories | None,
 ) -> tuple[Sides, Array]:
     """Both sides, and the label followed by the other categories, by the teacher's logit."""
     both = sides(student_logits, jax.lax.stop_gradient(teacher_logits), mask=mask, where=where)
-    tokens = _labels(both, tokens)[..., None]
-    category = jax.lax.broadcasted_iota(tokens.dtype, both.teacher.shape, both.teacher.ndim - 1)
-    key = jnp.where(category == tokens, -jnp.inf, -both.teacher)
-    none = tokens >= both.teacher.shape[-1]  # no label, no ranking: out of range, which gives NaN
-    return both, jnp.where(none, tokens, jnp.argsort(key, axis=-1).astype(tokens.dtype))
+    labels = _labels(both, labels)[..., None]
+    category = jax.lax.broadcasted_iota(labels.dtype, both.teacher.shape, both.teacher.ndim - 1)
+    key = jnp.where(category == labels, -jnp.inf, -both.teacher)
+    none = labels >= both.teacher.shape[-1]  # no label, no ranking: out of range, which gives NaN
+    return both, jnp.where(none, labels, jnp.argsort(key, axis=-1).astype(labels.dtype))
 
 
 def _places(both: Sides, where: Categories | None) -> tuple[Array, Array]:

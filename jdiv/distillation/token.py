@@ -312,7 +312,7 @@ def skew_reverse_kl(
 def decoupled(
     student_logits: Logits,
     teacher_logits: Logits,
-    tokens: Indices,
+    labels: Indices,
     *,
     alpha: PerRow = 1.0,
     beta: PerRow = 8.0,
@@ -345,22 +345,22 @@ def decoupled(
         mask=mask,
         where=where,
     )
-    tokens = _labels(both, tokens)
+    labels = _labels(both, labels)
     alpha, beta = (
         jnp.asarray(checks.not_negative(name, x), both.student.dtype)
         for name, x in (("alpha", alpha), ("beta", beta))
     )
     binary = categorical.reverse_kl(
-        *(sparse.coarsened(x, tokens[..., None]) for x in (both.student, both.teacher))
+        *(sparse.coarsened(x, labels[..., None]) for x in (both.student, both.teacher))
     )
-    others = categorical.reverse_kl(*_of_others(both.student, both.teacher, tokens))
+    others = categorical.reverse_kl(*_of_others(both.student, both.teacher, labels))
     return jnp.square(jnp.asarray(temperature, binary.dtype)) * (alpha * binary + beta * others)
 
 
 def nkd(
     student_logits: Logits,
     teacher_logits: Logits,
-    tokens: Indices,
+    labels: Indices,
     *,
     gamma: PerRow = 1.5,
     temperature: PerRow = 1.0,
@@ -383,14 +383,14 @@ def nkd(
     Reference: Yang et al. 2023 (arXiv:2303.13005).
     """
     both = sides(student_logits, jax.lax.stop_gradient(teacher_logits), mask=mask, where=where)
-    tokens = _labels(both, tokens)
+    labels = _labels(both, labels)
     gamma = jnp.asarray(checks.not_negative("gamma", gamma), both.student.dtype)
-    log_t, log_s = (_at(x, tokens) for x in (both.teacher, both.student))
+    log_t, log_s = (_at(x, labels) for x in (both.teacher, both.student))
     of_label = _weighted(log_t, -log_s)
     student, teacher = (
         _divided(x, "temperature", temperature) for x in (both.student, both.teacher)
     )
-    others = _cross_entropy(*_of_others(student, teacher, tokens))
+    others = _cross_entropy(*_of_others(student, teacher, labels))
     square = jnp.square(jnp.asarray(temperature, others.dtype))
     return jnp.where(both.counts, of_label + gamma * square * others, 0)
 
@@ -398,7 +398,7 @@ def nkd(
 def uskd(
     student_logits: Logits,
     weak_logits: Logits,
-    tokens: Indices,
+    labels: Indices,
     *,
     share: PerRow = 1.0,
     alpha: PerRow = 1.0,
@@ -429,54 +429,54 @@ def uskd(
     Reference: Yang et al. 2023 (arXiv:2303.13005).
     """
     both = sides(student_logits, weak_logits, mask=mask, where=where)
-    tokens = _labels(both, tokens)
+    labels = _labels(both, labels)
     dtype = both.student.dtype
     share = jnp.asarray(checks.share("share", share), dtype)
     alpha, beta, weak_weight = (
         jnp.asarray(checks.not_negative(name, x), dtype)
         for name, x in (("alpha", alpha), ("beta", beta), ("weak_weight", weak_weight))
     )
-    log_s = _at(both.student, tokens)
+    log_s = _at(both.student, labels)
     squares = jnp.where(both.counts, jnp.exp(2 * jax.lax.stop_gradient(log_s)), 0)
     mean = jnp.sum(squares) / jnp.maximum(jnp.sum(both.counts, dtype=dtype), 1)
     soft = jnp.where(share > 0, squares + share - mean, 0)
     exists = (both.student != -jnp.inf) | (both.teacher != -jnp.inf)
-    zipf = _zipf(both.student, both.teacher, tokens, exists)
-    of_others = _cross_entropy(*_of_others(both.student, zipf, tokens))
+    zipf = _zipf(both.student, both.teacher, labels, exists)
+    of_others = _cross_entropy(*_of_others(both.student, zipf, labels))
     loss = alpha * _weighted(jnp.log(soft), -log_s) + beta * of_others
-    loss += weak_weight * _smoothed_cross_entropy(both.teacher, tokens, exists)
+    loss += weak_weight * _smoothed_cross_entropy(both.teacher, labels, exists)
     return jnp.where(both.counts, loss, 0)
 
 
-def _labels(both: Sides, tokens: Indices) -> Array:
+def _labels(both: Sides, labels: Indices) -> Array:
     """Labels as categories: 0 where nothing counts, and n where they are none, which gives NaN."""
-    tokens = checks.as_integers("tokens", tokens)
-    if tokens.shape != both.counts.shape:
-        shapes = f"tokens {tuple(tokens.shape)}, student_logits {tuple(both.student.shape)}"
-        raise ValueError(f"tokens must have one label for each position, got {shapes}")
-    return jnp.where(both.counts, jnp.where(tokens < 0, both.student.shape[-1], tokens), 0)
+    labels = checks.as_integers("labels", labels)
+    if labels.shape != both.counts.shape:
+        shapes = f"labels {tuple(labels.shape)}, student_logits {tuple(both.student.shape)}"
+        raise ValueError(f"labels must have one label for each position, got {shapes}")
+    return jnp.where(both.counts, jnp.where(labels < 0, both.student.shape[-1], labels), 0)
 
 
-def _is_label(logits: Array, tokens: Array) -> Array:
+def _is_label(logits: Array, labels: Array) -> Array:
     """`[..., n]` True at the label."""
     return (
-        jax.lax.broadcasted_iota(tokens.dtype, logits.shape, logits.ndim - 1) == tokens[..., None]
+        jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
     )
 
 
-def _at(logits: Array, tokens: Array) -> Array:
+def _at(logits: Array, labels: Array) -> Array:
     """Log-probabilities of the labels."""
     log_p = numerics.log_softmax(logits)
-    return jnp.take_along_axis(log_p, tokens[..., None], axis=-1, mode="fill")[..., 0]
+    return jnp.take_along_axis(log_p, labels[..., None], axis=-1, mode="fill")[..., 0]
 
 
-def _of_others(student: Array, teacher: Array, tokens: Array) -> tuple[Array, Array]:
+def _of_others(student: Array, teacher: Array, labels: Array) -> tuple[Array, Array]:
     """Logits of both sides, given that it is not the label.
 
     A side that is nothing but the label stays there: a student like that is infinitely far from a
     teacher that has others, and a teacher like that has nothing to tell, to whatever student.
     """
-    label = _is_label(student, tokens)
+    label = _is_label(student, labels)
     student_others, teacher_others = (jnp.where(label, -jnp.inf, x) for x in (student, teacher))
     none = lambda x: jnp.max(x, axis=-1, keepdims=True) == -jnp.inf
     alone = jnp.where(label, jnp.zeros_like(student), -jnp.inf)
@@ -499,11 +499,11 @@ def _cross_entropy(student: Array, teacher: Array) -> Array:
     return categorical.reverse_kl(student, jax.lax.stop_gradient(teacher)) + entropy
 
 
-def _zipf(student: Array, weak: Array, tokens: Array, exists: Array) -> Array:
+def _zipf(student: Array, weak: Array, labels: Array, exists: Array) -> Array:
     """`-log rank` of the others by `W^ + S^`, constants; -inf for the label and what is no more."""
-    given = jax.lax.stop_gradient(_of_others(student, weak, tokens))
+    given = jax.lax.stop_gradient(_of_others(student, weak, labels))
     score = jnp.logaddexp(*(numerics.log_softmax(x) for x in given))  # nothing underflows to a tie
-    ranked = exists & ~_is_label(student, tokens)
+    ranked = exists & ~_is_label(student, labels)
     order = jnp.argsort(jnp.where(ranked, -score, jnp.inf), axis=-1)
     rank = jnp.argsort(order, axis=-1).astype(student.dtype)
     return jnp.where(ranked, -jnp.log1p(rank), -jnp.inf)
@@ -513,10 +513,10 @@ SMOOTHING = 0.1
 """What the weak head's target has of the uniform distribution."""
 
 
-def _smoothed_cross_entropy(weak: Array, tokens: Array, exists: Array) -> Array:
+def _smoothed_cross_entropy(weak: Array, labels: Array, exists: Array) -> Array:
     """`-sum Y log W` of labels smoothed over the categories that there are."""
     count = jnp.sum(exists, axis=-1, keepdims=True, dtype=weak.dtype)
-    target = jnp.where(_is_label(weak, tokens), 1 - SMOOTHING, jnp.zeros_like(weak))
+    target = jnp.where(_is_label(weak, labels), 1 - SMOOTHING, jnp.zeros_like(weak))
     target = jnp.where(exists, target + SMOOTHING / count, 0)
     return jnp.sum(_weighted(jnp.log(target), -numerics.log_softmax(weak)), axis=-1)
 

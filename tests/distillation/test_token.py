@@ -358,7 +358,7 @@ def test_schedule_and_refusals():
         (["mask", "(3,)"], lambda: row(s, s, mask=np.ones(3, bool))),
         (["where"], lambda: row(s, s, where=np.ones(4, bool))),
         (["beta", "from 0 to 1"], lambda: token.gkd(s, s, beta=1.5)),
-        (["tokens", "one label"], lambda: token.nkd(s, s, np.zeros(3, int))),
+        (["labels", "one label"], lambda: token.nkd(s, s, np.zeros(3, int))),
         (["k", "from 1 to 3"], lambda: token.latent_sft(s, s, k=4)),
     ):
         refused(ValueError, words, call)
