@@ -210,6 +210,11 @@ def weigh(log_mass: Array, cost: ArrayLike) -> Array:
     return jnp.where(finite, jnp.exp(log_mass) * jnp.where(finite, cost, 0), cost)
 
 
+def weigh_all(log_mass: Array, cost: ArrayLike) -> Array:
+    """`weigh` of masses some of which may be exactly 0: those cost nothing, whatever the cost is."""
+    return jnp.where(log_mass == -jnp.inf, 0, weigh(log_mass, cost))
+
+
 # --------------------------------------------------------- differences of exponentials without loss
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jdiv import checks, numerics
-from jdiv.distillation.token import Sides, _labels, _weighted, sides
+from jdiv.distillation.token import Sides, sides
 from jdiv.types import Categories, Indices, Logits, PerRow, PerSequence, RowMask, Values
 
 
@@ -150,7 +150,7 @@ def _ranking(
 ) -> tuple[Sides, Array]:
     """Both sides, and the label followed by the other categories, by the teacher's logit."""
     both = sides(student_logits, jax.lax.stop_gradient(teacher_logits), mask=mask, where=where)
-    labels = _labels(both, labels)[..., None]
+    labels = both.categories(labels)[..., None]
     category = jax.lax.broadcasted_iota(labels.dtype, both.teacher.shape, both.teacher.ndim - 1)
     key = jnp.where(category == labels, -jnp.inf, -both.teacher)
     none = labels >= both.teacher.shape[-1]  # no label, no ranking: out of range, which gives NaN
@@ -178,4 +178,4 @@ def _ranked_loss(both: Sides, ranking: Array, log_weights: Array) -> Array:
     left = jax.lax.cumlogsumexp(jnp.concatenate([x[..., 1:], last], -1), x.ndim - 1, reverse=True)
     nothing = left < lowest / 2
     cost = jnp.where(zero, jnp.where(nothing, 0, jnp.inf), jax.nn.softplus(left - x))
-    return jnp.where(both.counts, jnp.sum(_weighted(log_weights, cost), axis=-1), 0)
+    return jnp.where(both.counts, jnp.sum(numerics.weigh_all(log_weights, cost), axis=-1), 0)

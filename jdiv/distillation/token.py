@@ -47,6 +47,15 @@ class Sides(NamedTuple):
     teacher: Array
     counts: Array
 
+    def categories(self, labels: Indices) -> Array:
+        """Labels: 0 where nothing counts, and n where they are no categories, which gives NaN."""
+        labels = checks.as_integers("labels", labels)
+        if labels.shape != self.counts.shape:
+            shapes = f"labels {tuple(labels.shape)}, student_logits {tuple(self.student.shape)}"
+            raise ValueError(f"labels must have one label for each position, got {shapes}")
+        outside = self.student.shape[-1]
+        return jnp.where(self.counts, jnp.where(labels < 0, outside, labels), 0)
+
 
 def sides(
     student_logits: Logits,
@@ -345,7 +354,7 @@ def decoupled(
         mask=mask,
         where=where,
     )
-    labels = _labels(both, labels)
+    labels = both.categories(labels)
     alpha, beta = (
         jnp.asarray(checks.not_negative(name, x), both.student.dtype)
         for name, x in (("alpha", alpha), ("beta", beta))
@@ -383,10 +392,10 @@ def nkd(
     Reference: Yang et al. 2023 (arXiv:2303.13005).
     """
     both = sides(student_logits, jax.lax.stop_gradient(teacher_logits), mask=mask, where=where)
-    labels = _labels(both, labels)
+    labels = both.categories(labels)
     gamma = jnp.asarray(checks.not_negative("gamma", gamma), both.student.dtype)
     log_t, log_s = (_at(x, labels) for x in (both.teacher, both.student))
-    of_label = _weighted(log_t, -log_s)
+    of_label = numerics.weigh_all(log_t, -log_s)
     student, teacher = (
         _divided(x, "temperature", temperature) for x in (both.student, both.teacher)
     )
@@ -429,7 +438,7 @@ def uskd(
     Reference: Yang et al. 2023 (arXiv:2303.13005).
     """
     both = sides(student_logits, weak_logits, mask=mask, where=where)
-    labels = _labels(both, labels)
+    labels = both.categories(labels)
     dtype = both.student.dtype
     share = jnp.asarray(checks.share("share", share), dtype)
     alpha, beta, weak_weight = (
@@ -443,18 +452,9 @@ def uskd(
     exists = (both.student != -jnp.inf) | (both.teacher != -jnp.inf)
     zipf = _zipf(both.student, both.teacher, labels, exists)
     of_others = _cross_entropy(*_of_others(both.student, zipf, labels))
-    loss = alpha * _weighted(jnp.log(soft), -log_s) + beta * of_others
+    loss = alpha * numerics.weigh_all(jnp.log(soft), -log_s) + beta * of_others
     loss += weak_weight * _smoothed_cross_entropy(both.teacher, labels, exists)
     return jnp.where(both.counts, loss, 0)
-
-
-def _labels(both: Sides, labels: Indices) -> Array:
-    """Labels as categories: 0 where nothing counts, and n where they are none, which gives NaN."""
-    labels = checks.as_integers("labels", labels)
-    if labels.shape != both.counts.shape:
-        shapes = f"labels {tuple(labels.shape)}, student_logits {tuple(both.student.shape)}"
-        raise ValueError(f"labels must have one label for each position, got {shapes}")
-    return jnp.where(both.counts, jnp.where(labels < 0, both.student.shape[-1], labels), 0)
 
 
 def _is_label(logits: Array, labels: Array) -> Array:
@@ -487,15 +487,10 @@ def _of_others(student: Array, teacher: Array, labels: Array) -> tuple[Array, Ar
     )
 
 
-def _weighted(log_weight: Array, cost: Array) -> Array:
-    """`weight * cost`: 0 for a weight that is 0, infinite for a cost that is."""
-    return jnp.where(log_weight == -jnp.inf, 0, numerics.weigh(log_weight, cost))
-
-
 def _cross_entropy(student: Array, teacher: Array) -> Array:
     """`-sum T log S = KL(T‖S) - sum T log T`, of which the first term alone has a gradient."""
     log_t = numerics.log_softmax(jax.lax.stop_gradient(teacher))
-    entropy = jnp.sum(_weighted(log_t, -log_t), axis=-1)
+    entropy = jnp.sum(numerics.weigh_all(log_t, -log_t), axis=-1)
     return categorical.reverse_kl(student, jax.lax.stop_gradient(teacher)) + entropy
 
 
@@ -518,7 +513,7 @@ def _smoothed_cross_entropy(weak: Array, labels: Array, exists: Array) -> Array:
     count = jnp.sum(exists, axis=-1, keepdims=True, dtype=weak.dtype)
     target = jnp.where(_is_label(weak, labels), 1 - SMOOTHING, jnp.zeros_like(weak))
     target = jnp.where(exists, target + SMOOTHING / count, 0)
-    return jnp.sum(_weighted(jnp.log(target), -numerics.log_softmax(weak)), axis=-1)
+    return jnp.sum(numerics.weigh_all(jnp.log(target), -numerics.log_softmax(weak)), axis=-1)
 
 
 # ------------------------------------------------------------------------------- parts of a teacher
