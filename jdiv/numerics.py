@@ -211,7 +211,7 @@ def weigh(log_mass: Array, cost: ArrayLike) -> Array:
 
 
 def weigh_all(log_mass: Array, cost: ArrayLike) -> Array:
-    """`weigh` of masses some of which may be exactly 0: those cost nothing, whatever the cost is."""
+    """`weigh` of masses that may be exactly 0: those cost nothing, whatever the cost is."""
     return jnp.where(log_mass == -jnp.inf, 0, weigh(log_mass, cost))
 
 

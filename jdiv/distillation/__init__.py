@@ -2,6 +2,32 @@
 
 from __future__ import annotations
 
-from jdiv.distillation import adaptive, augment, features, metrics, ranking, selection, self, sparse, teacher, token, transfer, transport
+from jdiv.distillation import (
+    adaptive,
+    augment,
+    features,
+    metrics,
+    ranking,
+    selection,
+    self,
+    sparse,
+    teacher,
+    token,
+    transfer,
+    transport,
+)
 
-__all__ = ["adaptive", "augment", "features", "metrics", "ranking", "selection", "self", "sparse", "teacher", "token", "transfer", "transport"]
+__all__ = [
+    "adaptive",
+    "augment",
+    "features",
+    "metrics",
+    "ranking",
+    "selection",
+    "self",
+    "sparse",
+    "teacher",
+    "token",
+    "transfer",
+    "transport",
+]

@@ -8,7 +8,7 @@ import numpy as np
 
 from jdiv import generators
 from jdiv.distillation import sparse, token
-from jdiv.divergences.sparse import top_k
+from jdiv.divergences.sparse import TopK, top_k
 from tests.checks import refused
 
 RNG = np.random.default_rng(5)
@@ -157,6 +157,16 @@ def test_another_vocabulary_is_compared_by_size_alone():
     for other in values[1:]:
         np.testing.assert_allclose(other, values[0], rtol=1e-14)
     assert not np.any(sparse.uld(s, s[:, ::-1]))
+
+
+def test_a_masked_teacher_may_hold_anything():
+    teacher = TopK(np.full((2, 2), NAN), np.full((2, 2), -100), np.full(2, NAN))
+    mask = np.zeros(2, bool)
+    for way in (sparse.with_tail, sparse.renormalized, sparse.truncated):
+        loss = functools.partial(way, teacher=teacher, generator=generators.kl(), mask=mask)
+        value, gradient = jax.value_and_grad(lambda s, loss=loss: loss(s).sum())(np.ones((2, 4)))
+        assert value == 0
+        assert not np.any(gradient)
 
 
 def test_wrong_teachers_are_refused():

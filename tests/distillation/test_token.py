@@ -347,6 +347,13 @@ def test_chain_rule_of_the_label_and_the_others():
     assert not np.any(others)
 
 
+def test_a_temperature_has_a_derivative_beside_zeros():
+    s, t = np.array([0.5, -INF, 1.0]), np.array([1.0, -INF, 0.0])
+    of = lambda hot: token.latent_sft(s, t, temperature=hot)
+    slope = jax.grad(of)(1.5)
+    np.testing.assert_allclose(slope, (of(1.5 + 1e-6) - of(1.5 - 1e-6)) / 2e-6, rtol=1e-7)
+
+
 def test_schedule_and_refusals():
     steps = jax.vmap(lambda step: token.temperature_schedule(step, 8, high=3.0))(np.arange(10))
     np.testing.assert_allclose(steps, np.maximum(3 - np.arange(10) / 4, 1))
