@@ -61,12 +61,12 @@ def bumps(config: ConfigDict, point: dict, key: Array) -> tuple[Array, Array]:
     place = jnp.arange(config.bins)[None, :] - start
 
     def at(shift: Array) -> Array:
-        inside = place - shift
+        inside = place - shift.reshape(1, 1)
         within = (inside >= 0) & (inside < config.width)
         bump = jnp.take_along_axis(values, jnp.clip(inside, 0, config.width - 1), axis=1)
         return jnp.where(within, bump, jnp.log(jnp.asarray(config.floor, bump.dtype)))
 
-    return at(jnp.zeros((), jnp.int32)), at(jnp.asarray(point["displacement"]).astype(jnp.int32))
+    return at(jnp.zeros_like(start[0])), at(jnp.asarray(point["displacement"]).astype(start.dtype))
 
 
 def places(config: ConfigDict) -> Array:
