@@ -27,14 +27,14 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config.spread = 3.0
     config.distance = 1.0
     # Steps of gradient descent on the logits.
-    config.steps = {"smoke": 2000, "quick": 4000, "full": 20000}[scale]
-    config.step_size = 2.0
+    config.steps = {"smoke": 1000, "quick": 2000, "full": 20000}[scale]
+    config.step_size = 4.0
     # The layer: features, bits of its weights, contexts to fit its scales on, steps.
     config.width = 16
     config.bits = 3
-    config.contexts = (8, 16, 64)
+    config.contexts = (8, 64)
     config.fitting_steps = 200
-    config.sweep.seed = tuple(range({"smoke": 2, "quick": 4, "full": 32}[scale]))
+    config.sweep.seed = tuple(range({"smoke": 2, "quick": 3, "full": 32}[scale]))
     # What is left of the teacher's mass on tokens that are not known.
     config.sweep.rest = (1.0,)
     return config

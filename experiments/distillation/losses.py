@@ -42,17 +42,17 @@ BETWEEN = {
     "skew forward KL": token.skew_forward_kl,
     "skew reverse KL": token.skew_reverse_kl,
 }
-LABEL = np.array(0)
+LOG_ODDS = np.linspace(-7, 7, 113)
+LABELS = np.zeros(len(LOG_ODDS), int)
 OF_A_LABEL = {
     "forward KL": BETWEEN["forward KL"],
-    "decoupled KD": lambda s, t: token.decoupled(s, t, LABEL, beta=2.0),
-    "NKD": lambda s, t: token.nkd(s, t, LABEL),
-    "PLD": lambda s, t: ranking.pld(s, t, LABEL),
-    "ListMLE": lambda s, t: ranking.list_mle(s, t, LABEL),
-    "P-ListMLE": lambda s, t: ranking.p_list_mle(s, t, LABEL),
+    "decoupled KD": lambda s, t: token.decoupled(s, t, LABELS, beta=2.0),
+    "NKD": lambda s, t: token.nkd(s, t, LABELS),
+    "PLD": lambda s, t: ranking.pld(s, t, LABELS),
+    "ListMLE": lambda s, t: ranking.list_mle(s, t, LABELS),
+    "P-ListMLE": lambda s, t: ranking.p_list_mle(s, t, LABELS),
     "clipped KL, above .08": lambda s, t: token.clipped(s, t, low=0.08),
 }
-LOG_ODDS = np.linspace(-7, 7, 113)
 TWO = np.log([0.2, 0.8])
 FOUR = np.log([0.6, 0.25, 0.1, 0.05])
 
@@ -90,10 +90,9 @@ def _kl(log_p: Array, log_q: Array) -> Array:
 
 def between_directions(s: Array, t: Array, plain: Array) -> dict[str, Labelled]:
     """GKD by convention and weight over the two KLs, and skew KLs of disjoint sides."""
-    betas = jnp.array(BETAS)
-    values = jnp.stack(
-        [jax.vmap(lambda b, f=f: f(s, t, beta=b))(betas) for f in CONVENTIONS.values()]
-    )
+    betas = jnp.broadcast_to(jnp.array(BETAS)[:, None], (len(BETAS), s.shape[0]))
+    sides = [jnp.broadcast_to(x, (*betas.shape, SIZE)) for x in (s, t)]
+    values = jnp.stack([f(*sides, beta=betas) for f in CONVENTIONS.values()])
     log_s, log_t = plain
     names = {"convention": CONVENTIONS, "beta": BETAS, "case": range(s.shape[0])}
     apart = jnp.array([0.0, -jnp.inf]), jnp.array([-jnp.inf, 0.0])
@@ -202,8 +201,11 @@ def _pulls(losses: dict, teacher: np.ndarray, place: int) -> Array:
     students = np.repeat(teacher[None], len(LOG_ODDS), axis=0)
     students[:, place] = others + LOG_ODDS
     teachers = jnp.broadcast_to(jnp.array(teacher), students.shape)
-    one = lambda f: -jax.vmap(jax.grad(f))(jnp.array(students), teachers)[:, place]
-    return jnp.stack([one(f) for f in losses.values()])
+    total = lambda x: sum(
+        jnp.sum(loss(own, teachers)) for loss, own in zip(losses.values(), x, strict=True)
+    )
+    slopes = jax.grad(total)([jnp.array(students)] * len(losses))
+    return -jnp.stack(slopes)[..., place]
 
 
 # --------------------------------------------------------------------------------------- figures
@@ -224,16 +226,16 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
         axis.set(xlabel="student's log-odds of the token, nats", xlim=(LOG_ODDS[0], LOG_ODDS[-1]))
         axis.legend(fontsize="x-small", loc="lower left")
     plots[0].set(ylabel="pull at its logit, -dL/dx, nats", title="two tokens, the teacher has .2")
-    plots[1].set(title="four tokens, not the label, the teacher has .25", ylim=(-2.2, 1.2))
+    plots[1].set(title="four tokens, not the label, the teacher has .25", ylim=(-2.4, 1.7))
     return {
         "pulls": Picture(
             figure,
             "How much a loss raises (above 0) or lowers the logit of a token, by the student's own"
-            " log-odds of it; dotted, the teacher's. Left: a token that the student has lost is"
-            " pulled back by forward KL and by what has a large share of it, and not by reverse KL,"
-            " whose pull lies where the student is wrong and sure. Right: of a token that is not"
-            " the label rankings ask for another share than the teacher has, and decoupled and"
-            " normalized KD for its share among the others, whatever the label's is.",
+            " log-odds of it; dotted, the teacher's. Left: forward KL alone pulls back a token that"
+            " the student has lost; the others' pull vanishes with its probability, skewed forward"
+            " KL's too, and at the other end, where the student is sure. Right: rankings ask for"
+            " about the teacher's share of a token that is not the label, decoupled and normalized"
+            " KD for its share among the others, and several times as hard.",
         )
     }
 

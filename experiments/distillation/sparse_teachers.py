@@ -53,8 +53,8 @@ FIELDS = {
     "distance": axes.non_negative,
     "step_size": axes.positive,
 }
-NO_REST = {"sweep.rest": (0.0,)}
-"""A server's k probabilities taken for all there are."""
+LESS_REST = {"sweep.rest": (0.25,), "sweep.seed": (0,), "generators": ("kl",), "steps": 100}
+"""A teacher's mass on the tokens that are not known is taken for a quarter of it."""
 
 
 def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:
@@ -141,29 +141,31 @@ def trained(config: ConfigDict, student: Array, teacher: Array, rest: Array) -> 
     known = known_of(teacher, jnp.array(config.kept), rest, config.kept)
     loss = lambda s: losses_of(config, s, teacher, known)
 
+    every = max(config.steps // 100, 1)
+    tokens = jnp.broadcast_to(known.indices, (len(TRAINED), *known.indices.shape))
+
     def step(s, _):
         value, pull = jax.vjp(loss, s)
-        probs = jax.nn.softmax(s)
-        mass = jnp.sum(
-            jnp.take_along_axis(probs, jnp.broadcast_to(
-                known.indices, (len(TRAINED), *known.indices.shape)), axis=-1), axis=-1
-        )  # fmt: skip
-        own = jnp.sum(jax.lax.top_k(probs, config.kept)[0], axis=-1)
-        return s - config.step_size * pull(jnp.ones_like(value))[0], (value, mass, own)
+        return s - config.step_size * pull(jnp.ones_like(value))[0], value
 
-    start = jnp.broadcast_to(student, (len(TRAINED), *student.shape))
-    _, (value, mass, own) = jax.lax.scan(step, start, length=config.steps)
-    every = max(config.steps // 200, 1)
+    def stretch(s, _):
+        probs = jax.nn.softmax(s)
+        mass = jnp.sum(jnp.take_along_axis(probs, tokens, axis=-1), axis=-1)
+        own = jnp.sum(jax.lax.top_k(probs, config.kept)[0], axis=-1)
+        s, value = jax.lax.scan(step, s, length=every)
+        return s, (value[0], jnp.mean(value < 0, axis=0), mass, own)
+
     moments = range(0, config.steps, every)
-    share = jnp.mean(value < 0, axis=(0, 2))
+    start = jnp.broadcast_to(student, (len(TRAINED), *student.shape))
+    _, (value, negative, mass, own) = jax.lax.scan(stretch, start, length=len(moments))
     log_mass = jax.nn.log_softmax(teacher)
     there = jnp.sum(jnp.exp(jnp.take_along_axis(log_mass, known.indices, axis=-1)), axis=-1)
     case = {"case": range(config.cases)}
     return {
-        "negative": labelled(share, loss=TRAINED),
-        "mass": labelled(mass[::every], step=moments, loss=TRAINED, **case),
-        "own_mass": labelled(own[::every], step=moments, loss=TRAINED, **case),
-        "loss_value": labelled(value[::every], step=moments, loss=TRAINED, **case),
+        "negative": labelled(jnp.mean(negative, axis=(0, 2)), loss=TRAINED),
+        "mass": labelled(mass, step=moments, loss=TRAINED, **case),
+        "own_mass": labelled(own, step=moments, loss=TRAINED, **case),
+        "loss_value": labelled(value, step=moments, loss=TRAINED, **case),
         "teacher_mass": labelled(there, **case),
     }
 
@@ -243,8 +245,8 @@ def by_known_figure(results: xr.Dataset) -> Picture:
     return Picture(
         figure,
         "Values over the whole divergence and relative errors of the gradient, means over random"
-        " pairs. With a tail values come from below and are never negative; truncated ones are"
-        " anywhere, and their gradients off by more than they are long while k is small.",
+        " pairs. With a tail values come from below, are never negative, and have the best gradient"
+        " of each direction; truncated reverse KL's is off by more than its length for k = 1 and 2.",
     )
 
 
@@ -265,14 +267,14 @@ def training_figure(config: ConfigDict, results: xr.Dataset) -> Picture:
     for axis in plots:
         axis.set_xscale("symlog", linthresh=10)
         axis.set(xlabel="gradient step", xlim=(0, config.steps))
-    plots[0].set(ylabel="loss, nats", ylim=(-0.6, 2.5))
+    plots[0].set(ylabel="loss, nats", ylim=(-0.45, 0.4))
     plots[1].set(ylabel=f"student's mass on {config.kept} tokens", ylim=(0, 1.03))
     legend_above(figure, plots[0], columns=3)
     return Picture(
         figure,
         f"Training by each loss with the teacher's {config.kept} tokens known; 'own tokens' are the"
         " student's most probable ones at each step, of which the mass is then shown. Truncated"
-        " losses go below 0: forward KL's student gathers on the k tokens, reverse KL's leaves them.",
+        " losses go below 0: forward KL's student gathers on the k tokens, reverse KL's leaves.",
     )
 
 
@@ -282,7 +284,7 @@ PROCESSING = "the data processing inequality of f-divergences (Csiszar 1967)"
 CALCULUS = "least values by calculus: M log M of forward KL, -M/e of reverse KL at the mass M/e"
 
 
-@claim(source=PROCESSING, reruns=(NO_REST,), wrong=({"way": "truncated"},))
+@claim(source=PROCESSING, reruns=(LESS_REST,), wrong=({"way": "truncated"},))
 def with_a_tail_it_is_a_bound(results: xr.Dataset, way: str = "with tail") -> Finding:
     """For every row and k the value is never negative and never above the whole divergence: the
     smallest value, and the largest excess over it, relative."""
@@ -290,7 +292,7 @@ def with_a_tail_it_is_a_bound(results: xr.Dataset, way: str = "with tail") -> Fi
     return between((0, -np.inf), (value.min(), (value / results.whole - 1).max()), (np.inf, 1e-12))
 
 
-@claim(source=PROCESSING, reruns=(NO_REST,), wrong=({"way": "renormalized"},))
+@claim(source=PROCESSING, reruns=(LESS_REST,), wrong=({"way": "renormalized"},))
 def more_tokens_tell_more(results: xr.Dataset, way: str = "with tail") -> Finding:
     """With a tail the value never falls as k grows, for every row and pair; with all but one token
     known it is the whole: smallest relative rise, largest relative distance at the last k."""
@@ -326,9 +328,9 @@ def truncated_reverse_kl_leaves_the_tokens(
 )
 def its_own_tokens_collapse(results: xr.Dataset, loss: str = "reverse KL, own tokens") -> Finding:
     """The mass of a student's k most probable tokens after training by truncated reverse KL on
-    these, over that at the start, mean over pairs: at most half."""
+    these, over that at the start, mean over pairs: at most two thirds."""
     own = results.own_mass.sel(loss=loss).mean(("seed", "case"))
-    return at_most(0.5, own.isel(step=-1) / own.isel(step=0))
+    return at_most(2 / 3, own.isel(step=-1) / own.isel(step=0))
 
 
 @claim(source=CALCULUS, wrong=({"loss": "forward KL, with tail"},))
@@ -342,8 +344,32 @@ def truncated_forward_kl_gathers(
     return between((0.99, 0), (last.mass.min(), np.abs(last.loss_value - least).max()), (1, 0.01))
 
 
-@claim(source="of the formula", reruns=(NO_REST,), wrong=({"loss": "forward KL, truncated"},))
+@claim(source="of the formula", reruns=(LESS_REST,), wrong=({"loss": "forward KL, truncated"},))
 def a_tail_keeps_the_mass(results: xr.Dataset, loss: str = "forward KL, with tail") -> Finding:
     """Trained with a tail the student has the teacher's mass on the k tokens: the difference."""
     mass = results.mass.isel(step=-1).sel(loss=loss)
     return at_most(0.01, np.abs(mass - results.teacher_mass).max())
+
+
+@claim(
+    source="OSTQuant (arXiv:2501.13987): KL-Top against cross-entropy; no number known",
+    wrong=({"than": "KL"},),
+)
+def kl_top_beats_cross_entropy(results: xr.Dataset, than: str = "cross-entropy") -> Finding:
+    """Held-out KL of a quantized layer fitted by KL-Top on the fewest contexts, without and with
+    the tail, over that of one fitted by cross-entropy, means over seeds: at most half."""
+    few = results.held_out.isel(contexts=0).mean("seed")
+    fitted = few.sel(fitted_by=["KL-Top", "KL-Top with tail"])
+    return at_most(0.5, fitted / few.sel(fitted_by=than))
+
+
+# OSTQuant's other direction, that KL-Top is better than the whole KL, is not seen in this layer.
+@claim(
+    source="a finding of this run, against OSTQuant's direction (arXiv:2501.13987)",
+    wrong=({"best": "KL-Top"},),
+)
+def the_whole_kl_is_no_worse_here(results: xr.Dataset, best: str = "KL") -> Finding:
+    """Held-out KL of layers fitted on the fewest contexts by KL-Top and by the whole KL, over the
+    latter's, means over seeds: at least 1."""
+    few = results.held_out.isel(contexts=0).mean("seed")
+    return at_least(1, few.sel(fitted_by=["KL-Top", "KL"]) / few.sel(fitted_by=best))
