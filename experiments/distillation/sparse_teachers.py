@@ -246,7 +246,7 @@ def by_known_figure(results: xr.Dataset) -> Picture:
         figure,
         "Values over the whole divergence and relative errors of the gradient, means over random"
         " pairs. With a tail values come from below, are never negative, and have the best gradient"
-        " of each direction; truncated reverse KL's is off by more than its length for k = 1 and 2.",
+        " of each direction; truncated reverse KL's is off by more than its length at k = 1, 2.",
     )
 
 
