@@ -134,12 +134,13 @@ def problems(config: ConfigDict) -> dict[str, Labelled]:
     Enumerated over success and failure: the gradient of a sample is `(r - baseline)(r - p)`.
     """
     p = jnp.array(config.pass_rates)
-    baseline = jnp.stack([p, jnp.zeros_like(p)])[:, None]
-    reward, law = jnp.array([0.0, 1.0])[:, None], jnp.stack([1 - p, p])
-    gradient = (reward - baseline) * (reward - p)
+    baseline = jnp.stack([p, jnp.zeros_like(p)])
+    law = jnp.stack([1 - p, p])[None]
+    reward = jnp.broadcast_to(jnp.array([0.0, 1.0])[:, None], law.shape)
+    gradient = (reward - baseline[:, None]) * (reward - p[None, None])
     mean = jnp.sum(law * gradient, axis=1)
     variance = jnp.sum(law * (gradient - mean[:, None]) ** 2, axis=1)
-    known = adaptive.signal_to_noise(p, baseline[:, 0])
+    known = adaptive.signal_to_noise(jnp.stack([p, p]), baseline)
     by = {"baseline": BASELINES, "pass_rate": config.pass_rates}
     rates = np.linspace(0, 1, 301)
     weight = adaptive.paced(jnp.array(rates), a=2.0, b=1.0)
