@@ -118,9 +118,8 @@ def of_labels_and_others(s, t, labels, plain, factor) -> dict[str, Array]:
     normalized = token.nkd(s, t, labels, gamma=rest)
     entropy = -jnp.sum(jnp.exp(log_t) * log_t, axis=-1)
     left_out = jnp.expm1(at(log_t)) * jnp.log(-jnp.expm1(at(log_s)))
-    of_smaller = jnp.exp(log_t) * (jnp.arange(SIZE)[None] == jnp.argmax(log_t, -1)[:, None])
     low = jnp.max(jnp.exp(log_t), axis=-1)
-    mode = -jnp.sum(jnp.where(of_smaller > 0, log_s, 0), axis=-1)
+    mode = -jnp.take_along_axis(log_s, jnp.argmax(log_t, axis=-1)[:, None], axis=-1)[:, 0]
     return {
         "chain": jnp.max(jnp.abs(whole - forward) / forward),
         "two_categories": jnp.max(jnp.abs(others)),

@@ -78,8 +78,8 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labell
 def known_of(teacher: Array, k: Array, rest: Array, most: int) -> TopK:
     """A teacher's k most probable tokens, filled up to `most` by tokens that no one has."""
     top = top_k(teacher, most)
-    place = jnp.arange(most)[None]
-    here = place < k
+    place = jax.lax.broadcasted_iota(top.indices.dtype, (1, most), 1)
+    here = place < k.astype(place.dtype)
     beyond = jnp.where(here, -jnp.inf, top.log_probs)
     beyond = jnp.concatenate([beyond, top.log_rest[..., None]], axis=-1)
     return TopK(
