@@ -72,7 +72,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labell
     return {
         **between_directions(s, t, plain),
         **of_labels_and_others(s, t, labels, plain, point["factor"]),
-        **of_rankings(s, labels, point["factor"]),
+        **of_rankings(s, t, labels, point["factor"]),
         **of_temperatures(s, t, drawn, point["factor"]),
         **of_other_vocabularies(s, t, of_order),
         **itself(s, t, labels, point["factor"]),
@@ -128,18 +128,25 @@ def of_labels_and_others(s, t, labels, plain, factor) -> dict[str, Array]:
     }
 
 
-def of_rankings(s: Array, labels: Array, factor: Array) -> dict[str, Array]:
+def of_rankings(s: Array, t: Array, labels: Array, factor: Array) -> dict[str, Array]:
     """Plackett and Luce's law: its sum, cross-entropy, least curvature, a shift of all logits."""
     one, weights = s[0], factor * jnp.ones(SIZE)
     law = jax.vmap(lambda r: ranking.plackett_luce(one, r, weights))(jnp.array(RANKINGS))
     sure = jnp.where(jax.nn.one_hot(labels, SIZE, dtype=bool), 0.0, -jnp.inf)
     cross_entropy = -jnp.take_along_axis(jax.nn.log_softmax(s), labels[:, None], axis=-1)[:, 0]
     loss = lambda x: ranking.pld(x, s[0] * 0.7, labels[0])
+    worth = jnp.where(jax.nn.one_hot(labels, SIZE, dtype=bool), jnp.inf, t)
+    order = jnp.argsort(-worth, axis=-1)
+    halves = jnp.array(2.0 ** np.arange(SIZE)[::-1] - 1)
+    of_weights = lambda w: ranking.plackett_luce(s, order, jnp.broadcast_to(w, s.shape))
+    evenly = of_weights(factor * jnp.ones(SIZE)) - SIZE * ranking.list_mle(s, t, labels)
+    halved = of_weights(factor * halves) - 2**SIZE * ranking.p_list_mle(s, t, labels)
     curvature = jnp.linalg.eigvalsh(jax.hessian(loss)(s[1]))
     far = 1e3 * jnp.sign(s[1])
     return {
         "law": jnp.abs(jnp.sum(jnp.exp(-law)) - 1),
         "label_alone": jnp.max(jnp.abs(factor * ranking.pld(s, sure, labels) - cross_entropy)),
+        "places": jnp.max(jnp.abs(jnp.stack([evenly, halved]))),
         "least_curvature": jnp.min(curvature),
         "shifted": jnp.abs(loss(s[1] + 100) - loss(s[1])),
         "far": jnp.max(jnp.abs(jax.grad(loss)(far))),
@@ -307,6 +314,13 @@ def a_law_of_rankings(results: xr.Dataset) -> Finding:
     """The probabilities of all 720 rankings of six categories sum to 1, and a teacher that is sure
     of the label makes PLD cross-entropy: largest errors."""
     return at_most(1e-12, (results.law.max(), results.label_alone.max()))
+
+
+@claim(source="ListMLE (Xia et al. 2008), P-ListMLE (Lan et al. 2014)", reruns=(DOUBLED,))
+def other_weights_of_places(results: xr.Dataset) -> Finding:
+    """Six times ListMLE is minus the logarithm of the law of the label and then the teacher's
+    order, 2^6 times P-ListMLE has the published weights 2^(6-k) - 1: the largest error, in nats."""
+    return at_most(1e-11, results.places.max())
 
 
 @claim(source="PLD (arXiv:2506.12542): convex, invariant", wrong=({"sign": -1.0},))

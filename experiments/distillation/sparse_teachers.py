@@ -301,6 +301,24 @@ def more_tokens_tell_more(results: xr.Dataset, way: str = "with tail") -> Findin
     return between((-1e-12, 0), (share.diff("known").min(), last), (np.inf, 1e-12))
 
 
+@claim(source="a finding of this run", reruns=(LESS_REST,), wrong=({"best": "truncated"},))
+def a_tail_has_the_best_gradient(results: xr.Dataset, best: str = "with tail") -> Finding:
+    """The error of the gradient, for every row and k, over the smaller one of the other two ways:
+    the largest ratio."""
+    error = results.error.mean("seed")
+    others = error.sel(way=[way for way in WAYS if way != best]).min("way")
+    return at_most(1, (error.sel(way=best) / others).max())
+
+
+@claim(source="of the formula", wrong=({"loss": "forward KL, with tail"},))
+def renormalized_is_blind(results: xr.Dataset, loss: str = "forward KL, renormalized") -> Finding:
+    """At the end of training renormalized the largest loss, in nats, is 0 and the mass on the k
+    tokens is still off: the largest difference from the teacher's."""
+    last = results.isel(step=-1).sel(loss=loss)
+    off = np.abs(last.mass - results.teacher_mass).max()
+    return between((0, 0.05), (last.loss_value.max(), off), (1e-4, 1))
+
+
 @claim(
     source="public trainers' reports of negative losses; no number known, 'most' is half",
     wrong=({"loss": "forward KL, with tail"}, {"loss": "forward KL, renormalized"}),
