@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jdiv import checks, numerics
-from jdiv.distillation.token import REVERSE_KL, Sides, sides
-from jdiv.divergences import sparse
+from jdiv.distillation.token import Sides, sides
+from jdiv.divergences import generators, sparse
 from jdiv.divergences.generator import Generator
 from jdiv.divergences.sparse import TopK
 from jdiv.types import Categories, Logits, PerRow, PerSequence, RowMask
@@ -175,7 +175,7 @@ def kl_top(
         where=where,
     )
     compare = sparse.with_tail if tail else sparse.renormalized
-    return compare(REVERSE_KL, both.student, sparse.top_k(both.teacher, k))
+    return compare(generators.reverse_kl(), both.student, sparse.top_k(both.teacher, k))
 
 
 def uld(
