@@ -67,6 +67,7 @@ OF_TYPE = {
     **dict.fromkeys(("PerSequence", "SequenceLogProbs", "PerPair", "Rewards", "Advantages"), ROW),
     **dict.fromkeys(("PerToken", "LogProbs"), TOKEN),
     "Centroids": VALUES, "Features": array(BATCH, WIDTH),
+    "RowMask": array(BATCH, dtype=jnp.bool_),
     "Mask": MASK, "PerSample": SAMPLE, "RandomKey": KEY, "StateActions": VALUES,
     "PerState": array(STATES), "Indices": indices(BATCH), "Lengths": ROW,
     "Temperature": lambda arms, time: jnp.sqrt(time), "Table": TABLE,
@@ -235,6 +236,10 @@ OF_FUNCTION = {
     "features.subclass_logits": {"directions": features.Projections(
         array(N, WIDTH), array(N, 1, WIDTH))},
     "features.class_logits": {"classes": 1},
+    "on_policy.mixture": {"real": SAMPLE, "generated": SAMPLE},
+    "on_policy.minillm": {
+        "student_logits": array(BATCH, TOKENS, N), "teacher_logits": array(BATCH, TOKENS, N),
+        "tokens": indices(BATCH, TOKENS)},
     "selection.hashed_counts": {"tokens": indices(BATCH, TOKENS), "mask": MASK, "buckets": 7},
     "selection.bucket_law": {"counts": VALUES},
     "selection.log_importance": {"counts": VALUES, "log_target": array(N), "ref_logits": array(N)},

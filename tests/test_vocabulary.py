@@ -61,7 +61,7 @@ VOCABULARY = {
     "distillation": """
         student_logits teacher_logits student_temperature teacher_temperature weak_logits
         weak_weight student_features teacher_features centroid_logits teacher_log_probs labels
-        classes bins buckets smoothing directions head teacher ranking tail""",
+        classes bins buckets smoothing directions head crucial wrong teacher ranking tail""",
     "randomness": "key keys seed seeds",
     "numerics and checks": """
         rows name closed allowed cls default example dtype f start newton tolerance kept expected a
