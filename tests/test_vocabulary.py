@@ -44,7 +44,7 @@ VOCABULARY = {
         divergence direction scale threshold count eligible weights kl old_kl entropy
         initial_entropy accuracy correct penalized correctness reflections potential saturation
         shaping solved utilities change normalized phase steps as_released push pull rho kappa runs
-        estimator penalty average""",
+        estimator penalty average positive negative by_sequence""",
     "preferences, best of n, rewards": """
         margin label_smoothing n c budget moments shift r_max proxy gold proxy_gain chi2 transform
         quantile cells exponent unbiased baseline window size policy_scores ref_scores""",

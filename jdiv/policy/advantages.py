@@ -13,6 +13,7 @@ Dr. GRPO      `grpo_advantages(scale=False)`  `ppo_clip`                `constan
 DAPO          `grpo_advantages`               `ppo_clip(high=.28)`      `token_mean`
 GSPO          `grpo_advantages`               `gspo`                    `sequence_mean`
 CISPO         `grpo_advantages`               `cispo`                   `token_mean`
+VESPO         `grpo_advantages`               `vespo`                   `token_mean`
 RLOO          `rloo_advantages`               `reinforce`               `constant_mean`, 1
 REINFORCE++   `batch_advantages`              `ppo_clip`                `token_mean`
 ============  ==============================  ========================  =====================

@@ -1,9 +1,7 @@
 """The GRPO family against TRL's own code: values and gradients by every log-probability.
 
 The rows of `tests/data/group_losses.json` are TRL 1.16's, in double precision. The model of a row
-is the array of its log-probabilities. What jdiv has no surrogate for is left out: VESPO, CISPO
-with the ratio of sequences, and the mask of stale answers. SAPO has none either: it is here as a
-user's own.
+is the array of its log-probabilities. SAPO has no surrogate here: it stands for a user's own.
 """
 
 import functools
@@ -19,16 +17,10 @@ from jdiv.lm import train
 from jdiv.policy import clipped, kl_terms, tokens
 
 FILE = pathlib.Path(__file__).parents[1] / "data" / "group_losses.json"
-ROWS = [
-    row
-    for row in json.loads(FILE.read_text())
-    if row["loss_type"] != "vespo"
-    and (row["loss_type"], row["level"]) != ("cispo", "sequence")
-    and "off_policy_mask_threshold" not in row
-]
+ROWS = json.loads(FILE.read_text())
 ARRAYS = ("log_probs", "old_log_probs", "ref_log_probs", "advantages", "mask")
 AVERAGES = {
-    **dict.fromkeys(("dapo", "bnpo", "cispo"), tokens.token_mean),
+    **dict.fromkeys(("dapo", "bnpo", "cispo", "vespo"), tokens.token_mean),
     **dict.fromkeys(("grpo", "sapo"), tokens.sequence_mean),
     "dr_grpo": functools.partial(tokens.constant_mean, length=5.0),
     "luspo": functools.partial(tokens.constant_mean, length=1.0),
@@ -53,8 +45,17 @@ def sapo(log_probs, old_log_probs, advantages, mask, *, level):
     return tokens.TokenLoss(loss, clipped.ClipDiagnostics(ratio, jnp.zeros_like(mask)))
 
 
+def fresh(log_probs, old_log_probs, advantages, mask, *, threshold, low, high):
+    """PPO's clip without stale sequences, which still count."""
+    sampled = log_probs, old_log_probs, advantages, mask
+    loss, evidence = clipped.ppo_clip(*sampled, low=low, high=high)
+    keep = clipped.off_policy_mask(*sampled, threshold=threshold)
+    return tokens.TokenLoss(jnp.where(keep, loss, 0), evidence)
+
+
 def kind(row):
-    return row["loss_type"], row["level"], row["weighted_kl"], "delta" in row
+    keys = "delta" in row, "off_policy_mask_threshold" in row
+    return row["loss_type"], row["level"], row["weighted_kl"], *keys
 
 
 def surrogate(row, low, high):
@@ -62,7 +63,13 @@ def surrogate(row, low, high):
     if row["loss_type"] == "sapo":
         return functools.partial(sapo, level=row["level"])
     if row["loss_type"] == "cispo":
-        return functools.partial(clipped.cispo, high=high - 1)
+        whole = row["level"] == "sequence"
+        return functools.partial(clipped.cispo, high=high - 1, by_sequence=whole)
+    if row["loss_type"] == "vespo":
+        return clipped.vespo
+    if "off_policy_mask_threshold" in row:
+        threshold = row["off_policy_mask_threshold"]
+        return functools.partial(fresh, threshold=threshold, low=low, high=high)
     if "delta" in row:
         return functools.partial(clipped.dual_clip, low=low, high=high, ceiling=row["delta"])
     of = clipped.gspo if row["level"] == "sequence" else clipped.ppo_clip
@@ -114,8 +121,8 @@ def test_values_and_gradients_are_those_of_trl(monkeypatch):
         named = str(kind(rows[0]))
         np.testing.assert_allclose(value, [x["value"] for x in rows], atol=1e-12, err_msg=named)
         np.testing.assert_allclose(grad, [x["grad"] for x in rows], atol=1e-12, err_msg=named)
-        by_token = rows[0]["loss_type"] in ("dapo", "bnpo", "cispo")
+        by_token = AVERAGES[rows[0]["loss_type"]] is tokens.token_mean
         counts = [np.sum(x["mask"]) if by_token else len(x["mask"]) for x in rows]
         np.testing.assert_array_equal(metrics["weight"], counts)
-    assert len(ROWS) == 41
+    assert len(ROWS) == 50
     assert {row["loss_type"] for row in ROWS} == set(AVERAGES)

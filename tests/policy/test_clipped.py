@@ -4,7 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdiv.policy.clipped import cispo, dual_clip, gspo, ppo_clip, reinforce
+from jdiv.policy.clipped import (
+    cispo,
+    dual_clip,
+    gspo,
+    off_policy_mask,
+    ppo_clip,
+    reinforce,
+    vespo,
+)
 from jdiv.policy.tokens import sequence_mean
 from tests.checks import refused
 
@@ -174,3 +182,23 @@ def test_refusals():
     refused(TypeError, ("mask", "boolean"), lambda: dual_clip(ones, ones, ones, ones))
     refused(ValueError, ("log_probs", "mask"), lambda: reinforce(ones, ones, mask[:, :2]))
     refused(ValueError, ("advantages",), lambda: reinforce(ones, ones[:1], mask))
+
+
+def test_stale_sequences_are_dropped_where_they_were_bad():
+    keep = np.asarray(off_policy_mask(hidden(NEW), hidden(OLD), ADVANTAGES, MASK, threshold=0.1))
+    for i in range(N):
+        gone = np.mean((OLD - NEW)[i, MASK[i]]) if MASK[i].any() else 0
+        assert (keep[i] == (MASK[i] & (ADVANTAGES[i] >= 0 or gone <= 0.1))).all()
+    assert 0 < np.sum(MASK & ~keep) < np.sum(MASK)
+    call = functools.partial(off_policy_mask, NEW, OLD, ADVANTAGES, MASK, threshold=-0.1)
+    refused(ValueError, ("threshold", "negative"), call)
+
+
+def test_vespo_of_ratios_near_nothing_and_far_beyond():
+    """The weight is w^k e^(l (1 - w)) also where w leaves the floats, and 0 in their limits."""
+    old = np.array([[-1.0], [-60.0], [-800.0], [-1.0], [-1.0]])
+    new = np.array([[-1.0], [-1.0], [-1.0], [-400.0], [-np.inf]])
+    for gain, k, l in ((1.0, 2.0, 3.0), (-1.0, 3.0, 2.0)):
+        loss = vespo(new, old, np.full(5, gain), np.ones((5, 1), bool)).loss
+        expected = [gain, 0, 0, gain * 400 * np.exp(k * -399 + l), 0]
+        np.testing.assert_allclose(loss[:, 0], expected, rtol=1e-12)

@@ -108,6 +108,7 @@ def test_losses_of_tokens():
         (clipped.ppo_clip, SAMPLED, {**BOUNDS, **SHAPES}),
         (clipped.gspo, SAMPLED, BOUNDS),
         (clipped.cispo, {**SAMPLED, "high": 2.0}, BOUNDS),
+        (clipped.vespo, SAMPLED, SHAPES),
         (clipped.dual_clip, SAMPLED, {**BOUNDS, "ceiling": [0.5, NAN, WORD]}),
         (clipped.reinforce, {"log_probs": NEW, "advantages": PAID, "mask": MASK},
          {"log_probs": ["new"], "mask": [MASK * 2]}),
@@ -255,7 +256,7 @@ def test_nan_is_never_swallowed():
     silent(
         (clipped.ppo_clip, SAMPLED, tokens_of), (clipped.ppo_clip, flat, tokens_of),
         (clipped.dual_clip, SAMPLED, tokens_of), (clipped.gspo, SAMPLED, tokens_of),
-        (clipped.cispo, {**SAMPLED, "high": 2.0}, tokens_of),
+        (clipped.cispo, {**SAMPLED, "high": 2.0}, tokens_of), (clipped.vespo, SAMPLED, tokens_of),
         (clipped.reinforce, {"log_probs": NEW, "advantages": PAID, "mask": MASK},
          ("log_probs", "advantages")),
         (kl_terms.kl_rewards, {**REFERRED, "rewards": PAID, "coefficient": 0.1},

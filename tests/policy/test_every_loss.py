@@ -15,7 +15,7 @@ import jdiv.policy
 from jdiv import generators
 from jdiv.policy import regularized_gradient
 from jdiv.policy.awr import awr
-from jdiv.policy.clipped import cispo, dual_clip, gspo, ppo_clip, reinforce
+from jdiv.policy.clipped import cispo, dual_clip, gspo, ppo_clip, reinforce, vespo
 from jdiv.policy.mpo import m_step_loss
 from jdiv.policy.ppo import ppo_kl
 from jdiv.policy.recipes.anchored_policy_optimization import anchored_policy_optimization
@@ -60,6 +60,8 @@ def rows(f, **options):
 LOSSES = {
     "ppo_clip": ppo_clip,
     "gspo": gspo,
+    "vespo": vespo,
+    "cispo by sequence": functools.partial(cispo, high=2.0, by_sequence=True),
     "cispo": lambda new, old, a, mask: cispo(new, old, a, mask, high=2.0),
     "reinforce": lambda new, old, a, mask: reinforce(new, a, mask),
     "ppo_kl": lambda new, old, a, mask: ppo_kl(new, old, a, mask, coefficient=0.1),
