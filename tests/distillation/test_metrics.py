@@ -74,6 +74,12 @@ def test_edges():
     assert half.kl[1] == INF
 
 
+def test_a_bin_has_its_upper_end():
+    logits = np.log([[0.5, 0.5], [0.4, 0.6]])
+    found = metrics.calibration_error(logits, np.array([0, 0]), bins=2)
+    np.testing.assert_allclose(found, (0.5 + 0.6) / 2)
+
+
 def test_wrong_arguments_are_refused():
     rows = {"logits": STUDENT, "labels": LABELS}
     pair = {"student_logits": STUDENT, "teacher_logits": TEACHER, "k": 2}
