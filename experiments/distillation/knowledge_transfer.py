@@ -5,6 +5,8 @@ four losses over all policies, in closed form (`distillation.transfer`), on n sa
 of the teacher's labels: their counts are all that it sees, and are drawn as such.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +15,10 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from experiments.lab.axes import between, count, each, labels, one_of, seeds, static
-from experiments.lab.claims import Finding, claim, equals, together, within
+from experiments.lab.claims import Finding, at_most, claim, equals, together, within
 from experiments.lab.plots import Picture, legend_above, panels, style
 from experiments.lab.results import Labelled, labelled
-from jdiv import divergences
+from jdiv import divergences, numerics
 from jdiv.distillation import transfer
 
 AXES = {
@@ -69,18 +71,23 @@ STANDING = {
 def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:
     """The four errors for each number of samples, and the error of `ce_partial` in the limit."""
     samples = jnp.array(config.samples, float)
-    errors = jax.vmap(lambda n, key: error(config, point, n, key))
+    learned = jax.vmap(lambda n, key: error(config, point, n, key))
+    errors, slopes = learned(samples, jax.random.split(key, samples.size))
     by = {"samples": config.samples, "learner": LEARNERS}
     inputs, teacher = instance(point, samples[-1])
     limit = transfer.ce_partial(inputs[:, None] * jnp.exp(teacher), teacher)
     return {
-        "error": labelled(errors(samples, jax.random.split(key, samples.size)), **by),
+        "error": labelled(errors, **by),
+        "slope": labelled(slopes, samples=config.samples, loss=LEARNERS[1:3]),
         "limit": jnp.sum(inputs * divergences.total_variation(limit, teacher)),
     }
 
 
-def error(config: ConfigDict, point: dict, n: Array, key: Array) -> Array:
-    """`[4]` total variation to the teacher, mean over inputs, of the learners after n samples."""
+def error(config: ConfigDict, point: dict, n: Array, key: Array) -> tuple[Array, Array]:
+    """Of the learners after n samples `[4]` the total variation to the teacher, mean over inputs.
+
+    And `[2]` the largest slope of the two losses of the label's probability at their learners.
+    """
     inputs, teacher = instance(point, n if config.follows else jnp.asarray(100, n.dtype))
     law = inputs[:, None] * jnp.exp(teacher)
     counts = jax.random.multinomial(key, n, law.reshape(-1)).reshape(law.shape)
@@ -91,7 +98,22 @@ def error(config: ConfigDict, point: dict, n: Array, key: Array) -> Array:
         transfer.sel_partial(counts, teacher),
         transfer.ce_full(counts, teacher),
     )
-    return jnp.stack([inputs @ divergences.total_variation(x, teacher) for x in learned])
+    errors = jnp.stack([inputs @ divergences.total_variation(x, teacher) for x in learned])
+    losses = transfer.ce_partial_loss, transfer.sel_partial_loss
+    slopes = [slope(f, counts, teacher, x) for f, x in zip(losses, learned[1:3], strict=True)]
+    return errors, jnp.stack(slopes)
+
+
+def slope(loss: Callable, counts: Array, teacher: Array, learned: Array) -> Array:
+    """The largest derivative, by a logit, of the mean loss of the samples."""
+    seen = counts > 0
+
+    def mean(logits: Array) -> Array:
+        log_policy = jnp.where(seen, numerics.log_softmax(logits), 0)
+        losses = loss(log_policy, jnp.where(seen, teacher, 0))
+        return jnp.sum(jnp.where(seen, counts * losses, 0)) / jnp.sum(counts)
+
+    return jnp.max(jnp.abs(jax.grad(mean)(learned)))
 
 
 def instance(point: dict, n: Array) -> tuple[Array, Array]:
@@ -214,3 +236,11 @@ def rates_of_the_worst_cases(results: xr.Dataset) -> Finding:
     errors = [mean.sel(learner=learner, teacher=teacher) for learner, teacher in WORST.items()]
     fits = [np.polyfit(np.log(x.samples), np.log(np.maximum(x, 1e-300)), 1)[0] for x in errors]
     return equals((-0.5, -1.0, -1.0), np.array(fits), tolerance=0.03)
+
+
+@claim(source=f"{SOURCE}, the losses of the learners", reruns=(UNWEIGHTED,))
+def learners_minimize_their_losses(results: xr.Dataset) -> Finding:
+    """Largest derivative of the weighted cross-entropy and of the squared error of logarithms where
+    their learners are, over all teachers and samples; unweighted counts are not where the first
+    has its least value."""
+    return at_most(1e-12, results.slope.max(("samples", "seed", "teacher")))
