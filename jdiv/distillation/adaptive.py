@@ -174,6 +174,7 @@ def paced(accuracy: PerRow, *, a: PerRow = 1.0, b: PerRow = 1.0) -> Array:
     [0.   0.25 0.  ]
 
     Reference: Xu et al. 2026 (arXiv:2603.11178).
+    Reconstructed: that both exponents are 1 by default.
     """
     accuracy = jax.lax.stop_gradient(_pass_rates(accuracy))
     a, b = (
