@@ -296,8 +296,7 @@ def _taken(x: Array, order: Array) -> Array:
 def _entropy(logits: Array) -> Array:
     """`-sum p log p`."""
     log_p = numerics.log_softmax(logits)
-    zero = log_p == -jnp.inf
-    return -jnp.sum(jnp.where(zero, 0, jnp.exp(log_p) * jnp.where(zero, 0, log_p)), axis=-1)
+    return jnp.sum(numerics.weigh_all(log_p, -log_p), axis=-1)
 
 
 def _at_least_mean(x: Array, labels: Array, classes: int) -> Array:
