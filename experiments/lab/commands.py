@@ -8,6 +8,7 @@ import signal
 import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -87,6 +88,8 @@ def use_cpu(devices: int) -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(records.ROOT / ".cache" / "jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        # Of a program that another process is still writing, or was killed over: it is compiled.
+        warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
 
 
 def command(module: str) -> str:
