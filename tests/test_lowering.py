@@ -71,6 +71,7 @@ OF_TYPE = {
     "Mask": MASK, "PerSample": SAMPLE, "RandomKey": KEY, "StateActions": VALUES,
     "PerState": array(STATES), "Indices": indices(BATCH), "Lengths": ROW,
     "Temperature": lambda arms, time: jnp.sqrt(time), "Table": TABLE,
+    "Tables": array(BATCH, 3, 3), "Right": array(BATCH, 7), "Answers": indices(BATCH, N),
     "Samples": POINTS, "OtherSamples": array(4, WIDTH), "Preference": array(N, N),
     "Scores": array(SAMPLES, SAMPLES), "Square": array(N, N), "CriticOfP": SAMPLE,
     "CriticOfQ": array(4), "Side": SIDE, "FromHidden | Logits": SIDE, "AnyMdp": MDP,
@@ -201,6 +202,8 @@ OF_FUNCTION = {
     "tabular.normal_logits": {"seed": indices(), "seeds": (0, 1)},
     "tabular.from_sequences": {"log_weights": jax.eval_shape(
         tabular.sequence_log_probs, TABLE), "shape": tabular.table_shape(3)},
+    "questions.train": {
+        "loss": lambda batch, state: (jnp.sum(batch.log_probs), state), "steps": 2, "size": N},
     "enumeration.table": {"model": TRANSFORMER, "tokens": indices(2), "longest": 2, "end": 0},
     "enumeration.table_among": {
         "model": TRANSFORMER, "tokens": indices(2), "longest": 2, "indices": indices(2),

@@ -57,7 +57,7 @@ VOCABULARY = {
     "language models": """
         tile token_weights indices model config architecture dtype path slots remember max_tokens
         tokenizer optimizer grammar sequences prompt answer stop top_k top_p min_p positions
-        segments rank pattern factors whole base vectors""",
+        segments rank pattern factors whole base vectors right answers inner""",
     "distillation": """
         student_logits teacher_logits student_temperature teacher_temperature weak_logits
         weak_weight student_features teacher_features centroid_logits teacher_log_probs labels

@@ -13,8 +13,9 @@ from typing import Any
 from jdiv.lm import tabular as tabular
 
 _MODULES = (
-    "architectures", "config", "data", "enumeration", "gguf", "lora", "model", "reward_model",
-    "rewards", "sampling", "scoring", "storage", "tabular", "tokenizer", "train", "weights",
+    "architectures", "config", "data", "enumeration", "gguf", "lora", "model", "questions",
+    "reward_model", "rewards", "sampling", "scoring", "storage", "tabular", "tokenizer", "train",
+    "weights",
 )  # fmt: skip
 _NAMES = {
     "Config": "config", "Tokenizer": "tokenizer", "Transformer": "model", "generate": "sampling",
