@@ -196,7 +196,7 @@ def test_losses_that_are_no_averages_of_tokens():
     assert float(trajectories.terms.sum()) == pytest.approx(-1.2)  # the sum is the objective
     assert float(token_mean(trajectories.terms, every)) == pytest.approx(-0.4)  # the mean is not
     # A group's and a state's are one number each: an average over tokens refuses them.
-    groups = group_forward_kl(log_probs, dmpo_target(rewards))
+    groups = group_forward_kl(log_probs, dmpo_target(rewards, temperature=1.0))
     states = m_step_loss(log_probs, rewards, log_probs, coefficient=1.0)
     assert groups.shape == states.loss.shape == ()
     for found in (groups, states.loss):
