@@ -25,6 +25,10 @@ def test_lengths_as_the_code_cuts_them():
         lengths = np.ones((1, size))
         lengths[0, 0] = 1e6
         assert (np.asarray(cut(np.ones((1, size)), lengths)) < lengths).any() == shorter
+    # An excess of the margin is enough: 95 is 23 above the limit.
+    lengths = np.array([[5.0, 5.0, 5.0, 95.0]])
+    for margin, last in ((23.0, 72.0), (24.0, 95.0)):
+        assert cut(np.ones((1, 4)), lengths, scale=1.0, margin=margin)[0, 3] == last
     single = truncated_lengths(np.ones((1, 1)), np.full((1, 1), 9.0), scale=0.0, margin=0.0)
     assert single.tolist() == [[9.0]]
     with pytest.raises(ValueError, match="lengths"):
