@@ -283,6 +283,12 @@ OF_FUNCTION = {
     "selection.share_of": {"dtype": jnp.float32, "count": indices()},
     "selection.kth_largest": {"count": indices(), "eligible": array(SAMPLES, dtype=jnp.bool_)},
     "selection.among_largest": {"count": indices(), "eligible": array(SAMPLES, dtype=jnp.bool_)},
+    **{f"metrics.{name}": {"correct": GROUPS, "rewards": GROUPS} for name in (
+        "pass_at_k", "max_at_k")},
+    "metrics.maj_at_k": {"labels": indices(BATCH, 4), "target": indices(BATCH)},
+    "metrics.token_entropy": {"logits": array(BATCH, TOKENS, N)},
+    "metrics.effective_sample_size": {"log_weights": TOKEN},
+    "metrics.token_share": {"where": MASK},
     "ranking.plackett_luce": {"ranking": indices(BATCH, N)},
     "token.temperature_schedule": {"step": indices(), "steps": indices()},
     "tokens.kept": {"name": "x", "x": TOKEN, "mask": MASK},
