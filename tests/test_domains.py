@@ -17,6 +17,7 @@ from jdiv.alignment import (
     inference_aware,
     preference,
     q_sharp,
+    reference_free,
     rewards,
 )
 from jdiv.games import preferences, self_play
@@ -38,6 +39,8 @@ FOUR = {
         ("ref_rejected", [-1.5, -2.0]),
     )
 }
+TWO = {name: FOUR[name] for name in ("chosen", "rejected")}
+ONES = (np.ones(2), np.ones(2))
 SAMPLED = {"sampled": np.array([[-1.0, -2.0]] * 2), "ref_sampled": np.array([[-1.5, -1.0]] * 2)}
 TREE = np.array([[1, 2], [-1, -1], [-1, -1]])
 LEAVES = {"children": TREE, "ref_logits": np.zeros((3, 2))}
@@ -81,8 +84,17 @@ def test_alignment():
         (preference.rpo, {**FOUR, "beta": 0.3, "coefficient": 0.1}, {"coefficient": [-1.0, NAN]}),
         (preference.hypo, {**FOUR, **SAMPLED, "beta": 0.3, "coefficient": 0.1},
          {"coefficient": [-1.0, NAN]}),
-        (preference.sigmoid_norm, {**FOUR, "beta": 0.3, "lengths": (np.ones(2), np.ones(2))},
+        (preference.sigmoid_norm, {**FOUR, "beta": 0.3, "lengths": ONES},
          {"lengths": [(np.ones(2), np.zeros(2))], **beta}),
+        (reference_free.cpo, {**TWO, "beta": 0.3}, {"coefficient": [-1.0, NAN], **beta}),
+        (reference_free.simpo, {**TWO, "lengths": ONES, "beta": 0.3, "gamma": 0.1},
+         {"gamma": [-0.1, NAN], **beta}),
+        (reference_free.alpha_po, {**TWO, "lengths": ONES, "beta": 0.3, "gamma": 0.1, "alpha": 0.2},
+         {"alpha": [NAN, INF], "gamma": [-0.1, NAN], **beta}),
+        (reference_free.orpo, {**TWO, "lengths": ONES, "coefficient": 0.3},
+         {"coefficient": [-1.0, NAN], "chosen": [np.array([0.1, -1.0])]}),
+        (preference.xpo, {**FOUR, "sampled": -np.ones(2), "beta": 0.3, "coefficient": 0.1},
+         {"coefficient": [-1.0, NAN], **beta}),
         (a_star_po.optimal_value_estimate, {"rewards": REWARDS, "beta": 0.3}, beta),
         (a_star_po.binary_value, {"accuracy": np.array([0.5, 1.0]), "beta": 0.5, "n": 3},
          {"accuracy": [np.array([1.5, 0.5]), np.array([-0.1, 0.5])], "n": [0], **beta}),

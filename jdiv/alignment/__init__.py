@@ -13,8 +13,10 @@ from jdiv.alignment import (
     margins,
     preference,
     q_sharp,
+    reference_free,
     rewards,
     tilts,
+    unpaired,
 )
 from jdiv.alignment.margins import Margin
 
@@ -30,6 +32,8 @@ __all__ = [
     "margins",
     "preference",
     "q_sharp",
+    "reference_free",
     "rewards",
     "tilts",
+    "unpaired",
 ]

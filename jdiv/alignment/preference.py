@@ -26,7 +26,7 @@ from jdiv.divergences import generators
 from jdiv.divergences.generator import Generator, checked_row
 from jdiv.divergences.generators import KL
 from jdiv.policy.advantages import rloo_advantages
-from jdiv.types import Logits, PerPair, PerRow, PerSequence, Rewards, Values
+from jdiv.types import Logits, PerPair, PerSequence, Values
 
 _KL = generators.kl()
 Lengths = tuple[PerPair, PerPair]
@@ -175,11 +175,16 @@ def dpo(
     return f_dpo(*pair, beta=beta, generator=_KL, margin=margin)
 
 
-def _lengths(lengths: Lengths, like: Array) -> tuple[Array, Array]:
-    """Checked lengths of both answers, in the precision of the log-ratios."""
-    of_chosen, of_rejected = (jnp.asarray(n, like.dtype) for n in lengths)
-    checks.same_shape(chosen=like, lengths_of_chosen=of_chosen, lengths_of_rejected=of_rejected)
-    return tuple(jnp.asarray(checks.positive("lengths", n)) for n in (of_chosen, of_rejected))
+def per_token(chosen: PerPair, rejected: PerPair, lengths: Lengths) -> tuple[Array, Array]:
+    """`chosen / length, rejected / length`, each with the length of its own answer.
+
+    Shapes: `[...]` twice, and twice for the lengths, to `[...]` twice.
+    """
+    chosen, rejected = checks.alike(chosen=chosen, rejected=rejected)
+    of_chosen, of_rejected = (jnp.asarray(n, chosen.dtype) for n in lengths)
+    checks.same_shape(chosen=chosen, lengths_of_chosen=of_chosen, lengths_of_rejected=of_rejected)
+    of_chosen, of_rejected = (checks.positive("lengths", n) for n in (of_chosen, of_rejected))
+    return chosen / of_chosen, rejected / of_rejected
 
 
 def ipo(
@@ -203,8 +208,7 @@ def ipo(
     t_w, t_l, beta = _log_ratios(chosen, rejected, ref_chosen, ref_rejected, beta)
     if lengths is not None:
         _only_kl(generator, "ipo with lengths", _EQUAL_LENGTHS)
-        of_w, of_l = _lengths(lengths, t_w)
-        t_w, t_l = t_w / of_w, t_l / of_l
+        t_w, t_l = per_token(t_w, t_l, lengths)
     return _of_difference(margins.squared, generator, 2 * beta, t_w, t_l) / (2 * beta) ** 2
 
 
@@ -227,8 +231,8 @@ def sigmoid_norm(
     """
     _only_kl(generator, "sigmoid_norm", _EQUAL_LENGTHS)
     t_w, t_l, beta = _log_ratios(chosen, rejected, ref_chosen, ref_rejected, beta)
-    of_w, of_l = _lengths(lengths, t_w)
-    return margins.logistic(beta * (t_w / of_w - t_l / of_l))
+    t_w, t_l = per_token(t_w, t_l, lengths)
+    return margins.logistic(beta * (t_w - t_l))
 
 
 def slic(
@@ -379,6 +383,34 @@ def rpo(
     coefficient = checks.not_negative("coefficient", coefficient)
     loss = dpo(chosen, rejected, ref_chosen, ref_rejected, beta=beta)
     return loss + jnp.asarray(coefficient, loss.dtype) * sft(chosen).astype(loss.dtype)
+
+
+def xpo(
+    chosen: PerPair,
+    rejected: PerPair,
+    ref_chosen: PerPair,
+    ref_rejected: PerPair,
+    sampled: PerSequence,
+    *,
+    beta: ArrayLike,
+    coefficient: ArrayLike,
+) -> PerPair:
+    """`dpo + coefficient log pi(sampled)`: answers sampled by the reference become less likely.
+
+    Pairs are of answers of the current policy, or of one and one of the reference. The bonus is
+    optimism: on average it is `-coefficient KL(ref‖pi)` and a constant. Where its gradient,
+    `coefficient (ref - pi)` by the logits, is balanced by that of DPO, answers that are likelier
+    than by the reference are fitted with more than their share of wins. For a large coefficient
+    there is no minimum. Code with the opposite sign draws to the reference instead. Shapes: `[...]`
+    five times to `[...]`.
+
+    Reference: Xie et al. 2024 (arXiv:2405.21046), algorithm 1.
+    """
+    coefficient = checks.not_negative("coefficient", coefficient)
+    loss = dpo(chosen, rejected, ref_chosen, ref_rejected, beta=beta)
+    sampled = checks.as_float("sampled", sampled).astype(loss.dtype)
+    checks.same_shape(chosen=loss, sampled=sampled)
+    return loss + jnp.asarray(coefficient, loss.dtype) * sampled
 
 
 def hypo(
@@ -589,76 +621,6 @@ def _sorted_difference(
         raise ValueError("chosen must have an axis to sort along, got a scalar")
     difference = jnp.sort(first, axis=-1) - jnp.sort(second, axis=-1)
     return margins.label_smoothed(label_smoothing)(beta * difference)
-
-
-# ------------------------------------------------------------------------------------- unpaired
-
-
-def kto(
-    log_probs: PerSequence,
-    ref_log_probs: PerSequence,
-    desirable: Rewards,
-    kl: PerRow,
-    *,
-    beta: ArrayLike,
-    weights: tuple[ArrayLike, ArrayLike] = (1.0, 1.0),
-) -> PerSequence:
-    """`w sigmoid(beta (kl - t))` of a desirable answer, `w sigmoid(beta (t - kl))` of another.
-
-    Here `t = log pi/ref`; `desirable` is 1 or True for answers that are good by themselves, and
-    `weights` are those of desirable and of other ones. `kl` is the point from which answers count
-    as gains, KL(pi‖ref) over the prompts of the data; nothing flows back through it, and below 0 it
-    is taken for 0. What trainers put there, `mismatched_kl`, is another number.
-    Shapes: `[...]` three times and `[]` or `[...]` to `[...]`.
-
-    Reference: Ethayarajh et al. 2024 (arXiv:2402.01306), equation 8, less its constant.
-    """
-    log_ratio, good, beta = _unpaired(log_probs, ref_log_probs, desirable, beta)
-    kl = jnp.asarray(jax.lax.stop_gradient(kl), log_ratio.dtype)
-    shift = beta * (log_ratio - jnp.where(kl < 0, 0, kl))
-    better, worse = (jnp.asarray(w, log_ratio.dtype) for w in weights)
-    return jnp.where(good, better * jax.nn.sigmoid(-shift), worse * jax.nn.sigmoid(shift))
-
-
-def apo_zero_unpaired(
-    log_probs: PerSequence,
-    ref_log_probs: PerSequence,
-    desirable: Rewards,
-    *,
-    beta: ArrayLike,
-    weights: tuple[ArrayLike, ArrayLike] = (1.0, 1.0),
-) -> PerSequence:
-    """`kto` without a baseline: desirable answers up, others down, from the reference on.
-
-    Shapes: `[...]` three times to `[...]`.
-
-    Reference: D'Oosterlinck et al. 2024 (arXiv:2408.06266), as TRL 1.16 has it.
-    """
-    return kto(log_probs, ref_log_probs, desirable, 0.0, beta=beta, weights=weights)
-
-
-def mismatched_kl(log_probs: PerSequence, ref_log_probs: PerSequence) -> Array:
-    """`max(0, mean log pi/ref)` of answers of other prompts: the baseline that trainers give `kto`.
-
-    It is no estimate of KL(pi‖ref): its answers are not drawn from the policy after these prompts.
-    Shapes: any, twice the same, to `[]`.
-
-    Reference: Ethayarajh et al. 2024 (arXiv:2402.01306), section 4.2.
-    """
-    log_probs, ref = checks.alike(log_probs=log_probs, ref_log_probs=ref_log_probs)
-    mean = jnp.mean(log_probs - ref)
-    return jnp.where(mean < 0, 0, mean)
-
-
-def _unpaired(
-    log_probs: PerSequence, ref_log_probs: PerSequence, desirable: Rewards, beta: ArrayLike
-) -> tuple[Array, Array, Array]:
-    """`log pi/ref`, which are desirable, and beta in their precision."""
-    beta = checks.positive("beta", beta)
-    log_probs, ref = checks.alike(log_probs=log_probs, ref_log_probs=ref_log_probs)
-    good = checks.as_mask("desirable", desirable)
-    checks.same_shape(log_probs=log_probs, desirable=good)
-    return log_probs - ref, good, jnp.asarray(beta, log_probs.dtype)
 
 
 # ----------------------------------------------------------------------------------------- chi2-PO

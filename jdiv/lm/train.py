@@ -25,7 +25,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jdiv import checks, parallel
 from jdiv.alignment import f_dpg as dpg
-from jdiv.alignment import margins, preference
+from jdiv.alignment import margins, preference, unpaired
 from jdiv.alignment.margins import Margin
 from jdiv.divergences import generators, vocabulary
 from jdiv.divergences.generator import Generator
@@ -176,9 +176,9 @@ def f_dpo(
 def kto(
     model: Transformer, batch: Judged, *, beta: ArrayLike, tile: int | None = None
 ) -> tuple[Array, Metrics]:
-    """`alignment.preference.kto`, the mean over answers."""
+    """`alignment.unpaired.kto`, the mean over answers."""
     log_p = log_probs(model, batch.text, tile=tile).sum(-1)
-    loss = preference.kto(log_p, batch.ref_log_probs, batch.desirable, batch.kl, beta=beta)
+    loss = unpaired.kto(log_p, batch.ref_log_probs, batch.desirable, batch.kl, beta=beta)
     return loss.mean(), {"weight": jnp.asarray(loss.size, loss.dtype)}
 
 
