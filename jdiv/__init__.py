@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         policy,
         regularized,
         roots,
+        testing,
         types,
     )
     from jdiv.divergences import generators
@@ -50,6 +51,7 @@ __all__ = [
     "policy",
     "regularized",
     "roots",
+    "testing",
     "types",
 ]
 

@@ -322,6 +322,7 @@ NO_PROGRAMS = {
     "tomato.tomato": "a board of characters beside a process",
     "model.validate": "raises for arrays with values",
     "tabular.enumerate_sequences": "NumPy",
+    "testing": "enumerates in NumPy",
     **dict.fromkeys(("gguf", "storage"), "reads and writes files"),
     **{
         f"weights.{name}": "describes arrays"

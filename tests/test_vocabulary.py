@@ -66,6 +66,7 @@ VOCABULARY = {
     "numerics and checks": """
         rows name closed allowed cls default example dtype f start newton tolerance kept expected a
         b r dtype times log_mass normalizers""",
+    "gradients of any loss": "objective differentiate batches lag torch",
     "devices, files and collectives": """
         axis_name devices points shared optimized lanes tree program flag grads coordinator_address
         num_processes process_id timeout folder step arrays keep report""",
