@@ -268,14 +268,7 @@ OF_FUNCTION = {
     "operators.modified_policy_iteration": {"greedy_step": lambda q, old: operators.greedy(q)},
     "operators.gap_increasing": {"soft_step": operators.greedy},
     **{f"advantages.{name}": {"rewards": GROUPS} for name in (
-        "grouped", "grpo_advantages", "rloo_advantages", "varied", "pass_at_k_rewards",
-        "pass_at_k_advantages")},
-    "advantages.pass_at_k_grpo_advantages": {"correct": GROUPS},
-    "advantages.opo_advantages": {"rewards": GROUPS, "lengths": GROUPS},
-    "advantages.score_norms": {"logits": LOGITS, "tokens": indices(BATCH)},
-    "advantages.optimal_token_advantages": dict.fromkeys(
-        ("returns", "weights"), array(BATCH, 4, TOKENS)) | {
-            "mask": array(BATCH, 4, TOKENS, dtype=jnp.bool_)},
+        "grouped", "grpo_advantages", "rloo_advantages", "varied")},
     "arlcp.arlcp_rewards": dict.fromkeys(("correct", "lengths", "reflections"), GROUPS),
     "asymmetric_po.dads_weights": {"correct": GROUPS},
     "asymmetric_po.stcr_advantages": dict.fromkeys(("advantages", "correct", "lengths"), GROUPS),
@@ -300,6 +293,7 @@ OF_FUNCTION = {
     "metrics.token_share": {"where": MASK},
     "ranking.plackett_luce": {"ranking": indices(BATCH, N)},
     "token.temperature_schedule": {"step": indices(), "steps": indices()},
+    "tokens.bnpo_weights": {"mask": array(2, BATCH, TOKENS, dtype=jnp.bool_)},
     "tokens.kept": {"name": "x", "x": TOKEN, "mask": MASK},
     "trpo.trpo_step": {"surrogate": jnp.sum, "divergence": lambda x: jnp.sum(x * x)},
     "generators.from_f": {"f": lambda u: (u - 1) ** 2},
@@ -330,7 +324,6 @@ NO_PROGRAMS = {
     "model.validate": "raises for arrays with values",
     "tabular.enumerate_sequences": "NumPy",
     "testing": "enumerates in NumPy",
-    "metrics.chances_of_largest": "NumPy",
     **dict.fromkeys(("gguf", "storage"), "reads and writes files"),
     **{
         f"weights.{name}": "describes arrays"

@@ -1,10 +1,10 @@
 """Policy updates: exact on finite processes, and as losses of sampled tokens.
 
 Losses of tokens are put together from `advantages`, a weight of the ratio (`clipped`), a KL term
-(`kl_terms`) and an average (`tokens`); `metrics` are reported beside them. `trpo`, `ppo`, `mpo`,
-`reps` and `awr` bound the step, `regularized_gradient` has the gradient of a regularized objective
-for every row of the table, `tabular` the exact updates, and `recipes` one file for each further
-paper.
+(`kl_terms`) and an average (`tokens`); `metrics` are reported beside them. `trpo`, `ppo`, `dppo`,
+`mpo`, `reps` and `awr` bound the step, `regularized_gradient` has the gradient of a regularized
+objective for every row of the table, `tabular` the exact updates, and `recipes` one file for each
+further paper.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from jdiv.policy import (
     advantages,
     awr,
     clipped,
+    dppo,
     kl_terms,
     metrics,
     mpo,
@@ -32,6 +33,7 @@ __all__ = [
     "advantages",
     "awr",
     "clipped",
+    "dppo",
     "kl_terms",
     "metrics",
     "mpo",

@@ -9,6 +9,7 @@ widened.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
 import jax
@@ -142,6 +143,112 @@ def constant_mean(
     sums = jnp.sum(x, axis=-1)
     length = checks.positive("length", length, rows=sums.ravel())
     return masked_mean(sums, jnp.any(mask, axis=-1), axis_name) / length
+
+
+# ------------------------------------------------------------------------- averages as weights
+
+
+def token_weights(mask: Mask, *, axis_name: str | None = None) -> Array:
+    """`1/N` for each of the N tokens that count: `token_mean(x, mask) == sum(weights * x)`.
+
+    Shapes: `[n, T]` to the same; 0 where masked.
+
+    Reference: as `token_mean`.
+    """
+    mask = checks.as_mask("mask", mask)
+    return _shared(mask, jnp.maximum(count(mask, axis_name), 1))
+
+
+def sequence_weights(mask: Mask, *, axis_name: str | None = None) -> Array:
+    """`1/(n L)` for a token of one of the n sequences that has L: those of `sequence_mean`.
+
+    Shapes: `[n, T]` to the same; 0 where masked.
+
+    >>> print(sequence_weights(jnp.array([[True, False], [True, True]])))
+    [[0.5  0.  ]
+     [0.25 0.25]]
+
+    Reference: as `sequence_mean`.
+    """
+    mask = checks.as_mask("mask", mask)
+    length = jnp.sum(mask, axis=-1, keepdims=True, dtype=jnp.int32)
+    n = jnp.maximum(count(length > 0, axis_name), 1)
+    return _shared(mask, n * jnp.maximum(length, 1))
+
+
+def constant_weights(mask: Mask, length: Scalar, *, axis_name: str | None = None) -> Array:
+    """`1/(n length)` for each token: those of `constant_mean`; with length 1 those of LUSPO.
+
+    Shapes: `[n, T]` and `[]` to `[n, T]`; 0 where masked.
+
+    Reference: as `constant_mean`.
+    """
+    mask = checks.as_mask("mask", mask)
+    n = jnp.maximum(count(jnp.any(mask, axis=-1), axis_name), 1)
+    each = _shared(mask, n)
+    return each / checks.positive("length", length, rows=each.ravel())
+
+
+def bnpo_weights(mask: Mask) -> Array:
+    """`1/(m N_i)` for each of the N_i tokens of the i-th of m parts of a batch.
+
+    A mean over parts of means over their tokens, as of devices or steps that each average their
+    own: the same as DAPO's mean over all tokens only if the parts have equally many. Shapes:
+    `[m, n, T]` to the same; 0 where masked.
+
+    >>> print(bnpo_weights(jnp.array([[[True, False]], [[True, True]]])))
+    [[[0.5  0.  ]]
+    <BLANKLINE>
+     [[0.25 0.25]]]
+
+    Reference: BNPO, as the loss of that name in TRL 1.16.
+    Reconstructed: the average is TRL's; the paper's normalization of advantages is another thing.
+    """
+    mask = checks.as_mask("mask", mask)
+    tokens = jnp.sum(mask, axis=(-2, -1), keepdims=True, dtype=jnp.int32)
+    return _shared(mask, mask.shape[0] * jnp.maximum(tokens, 1))
+
+
+def _shared(mask: Array, among: Array) -> Array:
+    """One among so many where the mask is True, in the default precision."""
+    return jnp.where(mask, 1 / among.astype(float), 0)
+
+
+class Average(NamedTuple):
+    """How a trainer averages, as the weight of each token in both terms of its loss.
+
+    A KL term that is taken token by token and added to the loss has the weights of the loss, times
+    its coefficient; trainers that average both in their own ways have two kinds.
+
+    Fields:
+        loss: Weights of the policy's term by the mask `[n, T]`.
+        kl: Weights of the KL term.
+    """
+
+    loss: Callable[[Array], Array]
+    kl: Callable[[Array], Array]
+
+
+def _longest_weights(mask: Mask) -> Array:
+    return constant_weights(mask, mask.shape[-1])
+
+
+def _unit_weights(mask: Mask) -> Array:
+    return constant_weights(mask, 1.0)
+
+
+AVERAGES = {
+    "GRPO": Average(sequence_weights, sequence_weights),
+    "DAPO": Average(token_weights, token_weights),
+    "Dr. GRPO": Average(_longest_weights, _longest_weights),
+    "LUSPO": Average(_unit_weights, _unit_weights),
+    "SAPO and GMPO, verl": Average(sequence_weights, token_weights),
+}
+"""By method: of GRPO and DAPO as in their papers, of others as TRL 1.16 and verl 0.9 have them.
+
+verl averages SAPO and GMPO over sequences whatever is asked for, and their KL loss as is asked for,
+over tokens if nothing is. LUSPO's are for GSPO's loss.
+"""
 
 
 # ------------------------------------------------------------------------------------- sums to go

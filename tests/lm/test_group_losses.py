@@ -1,7 +1,7 @@
 """The GRPO family against TRL's own code: values and gradients by every log-probability.
 
 The rows of `tests/data/group_losses.json` are TRL 1.16's, in double precision. The model of a row
-is the array of its log-probabilities. SAPO has no surrogate here: it stands for a user's own.
+is the array of its log-probabilities.
 """
 
 import functools
@@ -34,25 +34,6 @@ def sequence_log_ratio(log_ratio, mask):
     return jnp.broadcast_to(mean, log_ratio.shape)
 
 
-def sapo(log_probs, old_log_probs, advantages, mask, *, level):
-    """`-(4/t) sigmoid(t (w - 1)) A`, t 1 where A is positive and 1.05 where it is not."""
-    log_ratio = log_probs - old_log_probs
-    if level == "sequence":
-        log_ratio = sequence_log_ratio(log_ratio, mask)
-    ratio, gain = jnp.exp(log_ratio), advantages[:, None]
-    t = jnp.where(gain > 0, 1.0, 1.05)
-    loss = jnp.where(mask, -4 / t * jax.nn.sigmoid(t * (ratio - 1)) * gain, 0)
-    return tokens.TokenLoss(loss, clipped.ClipDiagnostics(ratio, jnp.zeros_like(mask)))
-
-
-def fresh(log_probs, old_log_probs, advantages, mask, *, threshold, low, high):
-    """PPO's clip without stale sequences, which still count."""
-    sampled = log_probs, old_log_probs, advantages, mask
-    loss, evidence = clipped.ppo_clip(*sampled, low=low, high=high)
-    keep = clipped.off_policy_mask(*sampled, threshold=threshold)
-    return tokens.TokenLoss(jnp.where(keep, loss, 0), evidence)
-
-
 def kind(row):
     keys = "delta" in row, "off_policy_mask_threshold" in row
     return row["loss_type"], row["level"], row["weighted_kl"], *keys
@@ -61,7 +42,7 @@ def kind(row):
 def surrogate(row, low, high):
     """TRL's: its largest ratio of CISPO is an excess over 1 here."""
     if row["loss_type"] == "sapo":
-        return functools.partial(sapo, level=row["level"])
+        return functools.partial(clipped.sapo, by_sequence=row["level"] == "sequence")
     if row["loss_type"] == "cispo":
         whole = row["level"] == "sequence"
         return functools.partial(clipped.cispo, high=high - 1, by_sequence=whole)
@@ -69,7 +50,7 @@ def surrogate(row, low, high):
         return clipped.vespo
     if "off_policy_mask_threshold" in row:
         threshold = row["off_policy_mask_threshold"]
-        return functools.partial(fresh, threshold=threshold, low=low, high=high)
+        return functools.partial(clipped.off_policy_masked, threshold=threshold, low=low, high=high)
     if "delta" in row:
         return functools.partial(clipped.dual_clip, low=low, high=high, ceiling=row["delta"])
     of = clipped.gspo if row["level"] == "sequence" else clipped.ppo_clip

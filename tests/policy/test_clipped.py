@@ -5,15 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdiv.policy.clipped import (
+    TABLE,
     cispo,
     dual_clip,
     gspo,
+    luspo,
     off_policy_mask,
     ppo_clip,
     reinforce,
     vespo,
 )
-from jdiv.policy.tokens import sequence_mean
+from jdiv.policy.tokens import constant_mean, sequence_mean
 from tests.checks import refused
 
 RNG = np.random.default_rng(0)
@@ -202,3 +204,96 @@ def test_vespo_of_ratios_near_nothing_and_far_beyond():
         loss = vespo(new, old, np.full(5, gain), np.ones((5, 1), bool)).loss
         expected = [gain, 0, 0, gain * 400 * np.exp(k * -399 + l), 0]
         np.testing.assert_allclose(loss[:, 0], expected, rtol=1e-12)
+
+
+def independent(log_ratio, advantages, mask):
+    """The weights by their formulas, of NumPy, sequence by sequence."""
+    found = {name: np.zeros(mask.shape) for name in TABLE}
+    for i in range(len(mask)):
+        l, a = log_ratio[i][mask[i]], advantages[i][mask[i]]
+        w, whole, n = np.exp(l), np.exp(l.sum()), max(len(l), 1)
+        s = np.full(l.shape, np.exp(l.sum() / n))
+        ppo = lambda w, low, high, a=a: np.where(
+            ((a > 0) & (w > 1 + high)) | ((a < 0) & (w < 1 - low)), 0, w * a
+        )
+        falling = lambda w, most, x, a=a: np.where((a < 0) & (w > most), 0, x)
+        t, k, fall = (np.where(a > 0, *pair) for pair in ((1, 1.05), (2, 3), (3, 2)))
+        bounded = np.where(a > 0, np.minimum(l, 0.4), np.maximum(l, -0.4))
+        stale = (a < 0) & (-l.sum() / n > 0.1)
+        gspo = ppo(s, 3e-4, 4e-4)
+        of_row = {
+            "reinforce": a,
+            "importance": whole * a,
+            "truncated": min(whole, 2) * a,
+            "ppo": ppo(w, 0.2, 0.2),
+            "dual_clip": falling(w, 3, ppo(w, 0.2, 0.28)),
+            "two_sided": falling(w, 4, ppo(w, 0.2, 0.2)),
+            "cispo": np.minimum(w, 3) * a,
+            "sapo": w / np.cosh(t * (w - 1) / 2) ** 2 * a,
+            "dro": a - 0.1 * l,
+            "awr": np.minimum(np.exp(a), 20),
+            "gspo": gspo,
+            "luspo": len(l) * gspo,
+            "gmpo": np.where(bounded == l, np.exp(bounded.sum() / n), 0) * a,
+            "vespo": whole**k * np.exp(fall * (1 - whole)) * a,
+            "off_policy_mask": np.where(stale, 0, ppo(w, 0.2, 0.2)),
+        }
+        for name, x in of_row.items():
+            found[name][i][mask[i]] = x
+    return found
+
+
+def test_every_row_is_its_formula_and_the_slope_of_its_loss():
+    new = OLD + np.where(np.arange(N)[:, None] < 8, 1, 3) * (NEW - OLD)
+    gains = np.broadcast_to(3 * ADVANTAGES[:, None], MASK.shape)
+
+    @jax.jit
+    def both(new):
+        def of(row):
+            summed = lambda x: jnp.sum(row.loss(x, hidden(OLD, np.inf), hidden(gains), MASK).loss)
+            weight = row.weight(new - hidden(OLD, np.inf), hidden(gains), MASK)
+            return weight, jax.grad(summed)(new)
+
+        return {name: of(row) for name, row in TABLE.items()}
+
+    expected = independent(new - OLD, gains, MASK)
+    for name, (weight, gradient) in both(hidden(new)).items():
+        np.testing.assert_allclose(weight, expected[name], rtol=1e-12, err_msg=name)
+        np.testing.assert_allclose(gradient, -weight, rtol=1e-12, atol=1e-15, err_msg=name)
+    assert (expected["gmpo"][MASK] == 0).any()
+    assert (expected["off_policy_mask"] != expected["ppo"]).any()
+    alone = {name for name, row in TABLE.items() if row.by == "token"}
+    assert alone == {"reinforce", "ppo", "dual_clip", "two_sided", "cispo", "sapo", "dro", "awr"}
+
+
+def test_weights_of_ratios_beyond_the_floats():
+    """At ratios 0, e^50 and inf, of either sign, and of no advantage; nothing is NaN."""
+    log_ratio = np.repeat([-np.inf, 50.0, 900.0], 3)[:, None]
+    gains = np.tile([1.0, -1.0, 0.0], 3)[:, None]
+    one = np.ones((9, 1), bool)
+    found = jax.jit(lambda x: {name: row.weight(x, gains, one) for name, row in TABLE.items()})
+    far = {"reinforce": (1, 1), "awr": (1, 1), "cispo": (3, 3), "truncated": (2, 2)}
+    none = ("sapo", "vespo", "dual_clip", "two_sided")
+    for name, weight in found(log_ratio).items():
+        size = np.abs(weight).reshape(3, 3)
+        assert not np.isnan(weight).any(), name
+        if name == "awr":
+            continue
+        assert (size[:, 2] == (0 if name != "dro" else 0.1 * np.array([np.inf, 50, 900]))).all()
+        if name in none:
+            assert (size[1:, :2] == 0).all(), name
+        elif name in far:
+            np.testing.assert_array_equal(size[1:, :2], [far[name]] * 2)
+        if name not in ("reinforce", "dro"):
+            assert (size[0, :2] == 0).all(), name
+    ratio = np.exp(50.0)
+    for name, bound in (("ppo", 0), ("gspo", 0), ("luspo", 0), ("gmpo", 0), ("importance", ratio)):
+        pull = np.asarray(found(log_ratio)[name]).reshape(3, 3)
+        np.testing.assert_allclose(pull[1, :2], [bound, -ratio], rtol=1e-12, err_msg=name)
+        assert pull[2, 1] == -np.inf, name
+
+
+def test_luspo_is_gspo_that_is_summed_over_its_tokens():
+    found = luspo(hidden(NEW), hidden(OLD), ADVANTAGES, MASK, low=0.1, high=0.1).loss
+    summed = constant_mean(evaluated()["gspo"][1].loss, MASK, 1.0)
+    np.testing.assert_allclose(sequence_mean(found, MASK), summed)

@@ -10,6 +10,7 @@ from jdiv.policy import (
     advantages,
     awr,
     clipped,
+    dppo,
     kl_terms,
     metrics,
     mpo,
@@ -66,6 +67,8 @@ SHARE = [-0.1, 1.5, NAN, WORD, EACH]
 BOUNDS = {name: [-0.5, NAN, WORD, EACH] for name in ("low", "high")}
 
 SAMPLED = {"log_probs": NEW, "old_log_probs": OLD, "advantages": PAID, "mask": MASK}
+CHANGED = {"log_ratio": NEW - OLD, "advantages": OTHERS}
+WEIGHED = {**CHANGED, "mask": MASK}
 REFERRED = {"log_probs": NEW, "ref_log_probs": OLD, "mask": MASK}
 ROW = {"coefficient": 0.1, "generator": generators.kl()}
 PENALIZED = {"log_probs": NEW, "old_log_probs": OLD, "rewards": PAID, "mask": MASK, **ROW}
@@ -116,6 +119,32 @@ def test_losses_of_tokens():
         (clipped.cispo, {**SAMPLED, "high": 2.0}, BOUNDS),
         (clipped.vespo, SAMPLED, SHAPES),
         (clipped.dual_clip, SAMPLED, {**BOUNDS, "ceiling": [0.5, NAN, WORD]}),
+        (clipped.sapo, SAMPLED, {"positive": POSITIVE[:-1], "negative": POSITIVE[:-1]}),
+        (clipped.gmpo, SAMPLED, BOUNDS), (clipped.luspo, SAMPLED, BOUNDS),
+        (clipped.dro, SAMPLED, {"beta": POSITIVE}),
+        (clipped.importance, SAMPLED, {"ceiling": [0.5, NAN, WORD]}),
+        (clipped.off_policy_masked, SAMPLED, {**BOUNDS, "threshold": NOT_NEGATIVE}),
+        (clipped.clipped_weight, {**CHANGED, "low": 0.2, "high": 0.2},
+         {**BOUNDS, "ceiling": [0.5, NAN], "advantages": [PAID]}),
+        (clipped.cispo_weight, {**CHANGED, "high": 2.0}, BOUNDS),
+        (clipped.sapo_weight, CHANGED, {"positive": POSITIVE[:-1], "negative": POSITIVE[:-1]}),
+        (clipped.dro_weight, CHANGED, {"beta": POSITIVE}),
+        (clipped.gspo_weight, WEIGHED, BOUNDS), (clipped.luspo_weight, WEIGHED, BOUNDS),
+        (clipped.gmpo_weight, WEIGHED, BOUNDS),
+        (clipped.importance_weight, WEIGHED, {"ceiling": [0.5, NAN, WORD]}),
+        (clipped.off_policy_masked_weight, WEIGHED, {**BOUNDS, "threshold": NOT_NEGATIVE}),
+        (clipped.vespo_weight, WEIGHED, {"mask": [MASK * 2]}),
+        (dppo.dppo, {**SAMPLED, "divergence": -OLD, "threshold": 0.1},
+         {"threshold": [-0.5, NAN, WORD, EACH], "ceiling": [0.5, NAN], "divergence": [EACH]}),
+        (dppo.dppo_weight, {**CHANGED, "divergence": -OLD, "threshold": 0.1},
+         {"threshold": [-0.5, NAN, WORD, EACH], "ceiling": [0.5, NAN]}),
+        (dppo.binary_divergence, {"log_probs": NEW, "old_log_probs": OLD,
+                                  "generator": generators.kl()},
+         {"generator": ["kld"], "old_log_probs": [PAID]}),
+        (tokens.constant_weights, {"mask": MASK, "length": 2.0}, {"length": POSITIVE}),
+        (tokens.token_weights, {"mask": MASK}, {"mask": [MASK * 2, None]}),
+        (tokens.sequence_weights, {"mask": MASK}, {"mask": [MASK * 2]}),
+        (tokens.bnpo_weights, {"mask": MASK[None]}, {"mask": [MASK[None] * 2]}),
         (clipped.reinforce, {"log_probs": NEW, "advantages": PAID, "mask": MASK},
          {"log_probs": ["new"], "mask": [MASK * 2]}),
         (kl_terms.kl_rewards, {**REFERRED, "rewards": PAID, "coefficient": 0.1},
@@ -275,6 +304,7 @@ def test_trust_regions_and_processes():
 def test_nan_is_never_swallowed():
     tokens_of = ("log_probs", "old_log_probs", "advantages")
     rewards_of = ("log_probs", "old_log_probs", "rewards")
+    weights_of = ("log_ratio", "advantages")
     correct = {"correct": REWARDS, "lengths": 9 + REWARDS, "reflections": 60 + OTHERS}
     flat = {**SAMPLED, "advantages": np.zeros(2)}
     silent(
@@ -283,6 +313,19 @@ def test_nan_is_never_swallowed():
         (clipped.cispo, {**SAMPLED, "high": 2.0}, tokens_of), (clipped.vespo, SAMPLED, tokens_of),
         (clipped.reinforce, {"log_probs": NEW, "advantages": PAID, "mask": MASK},
          ("log_probs", "advantages")),
+        (clipped.sapo, SAMPLED, tokens_of), (clipped.gmpo, SAMPLED, tokens_of),
+        (clipped.luspo, SAMPLED, tokens_of), (clipped.dro, SAMPLED, tokens_of),
+        (clipped.importance, SAMPLED, tokens_of),
+        (clipped.off_policy_masked, SAMPLED, tokens_of),
+        *((weight, WEIGHED, weights_of) for weight in (
+            clipped.gspo_weight, clipped.luspo_weight, clipped.gmpo_weight, clipped.vespo_weight,
+            clipped.importance_weight, clipped.off_policy_masked_weight)),
+        (clipped.clipped_weight, {**CHANGED, "low": 0.2, "high": 0.2}, weights_of),
+        (clipped.cispo_weight, {**CHANGED, "high": 2.0}, weights_of),
+        (clipped.sapo_weight, CHANGED, weights_of), (clipped.dro_weight, CHANGED, weights_of),
+        (dppo.dppo, {**SAMPLED, "divergence": -OLD, "threshold": 0.1}, (*tokens_of, "divergence")),
+        (dppo.binary_divergence, {"log_probs": NEW, "old_log_probs": OLD,
+                                  "generator": generators.kl()}, ("log_probs", "old_log_probs")),
         (kl_terms.kl_rewards, {**REFERRED, "rewards": PAID, "coefficient": 0.1},
          ("log_probs", "ref_log_probs", "rewards")),
         (kl_terms.kl_penalty, {**REFERRED, "old_log_probs": OLD},
@@ -301,12 +344,6 @@ def test_nan_is_never_swallowed():
         (advantages.grpo_advantages, {"rewards": REWARDS}, ("rewards",)),
         (advantages.rloo_advantages, {"rewards": REWARDS}, ("rewards",)),
         (advantages.mean_of_others, {"rewards": REWARDS}, ("rewards",)),
-        (advantages.pass_at_k_rewards, {"rewards": REWARDS, "k": 2}, ("rewards",)),
-        (advantages.pass_at_k_advantages, {"rewards": REWARDS, "k": 2}, ("rewards",)),
-        (advantages.pass_at_k_grpo_advantages, {"correct": REWARDS, "k": 2}, ("correct",)),
-        (advantages.opo_advantages, {"rewards": REWARDS, "lengths": 9 * REWARDS}, ("rewards",)),
-        (advantages.optimal_token_advantages,
-         {"returns": NEW[None], "weights": -OLD[None], "mask": MASK[None] | True}, ("returns", "weights")),
         (metrics.pass_at_k, {"correct": REWARDS, "k": 2}, ("correct",)),
         (metrics.max_at_k, {"rewards": REWARDS, "k": 2}, ("rewards",)),
         (metrics.effective_sample_size, {"log_weights": NEW, "mask": MASK}, ("log_weights",)),

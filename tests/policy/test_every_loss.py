@@ -15,7 +15,21 @@ import jdiv.policy
 from jdiv import generators
 from jdiv.policy import regularized_gradient
 from jdiv.policy.awr import awr
-from jdiv.policy.clipped import cispo, dual_clip, gspo, ppo_clip, reinforce, vespo
+from jdiv.policy.clipped import (
+    cispo,
+    dro,
+    dual_clip,
+    gmpo,
+    gspo,
+    importance,
+    luspo,
+    off_policy_masked,
+    ppo_clip,
+    reinforce,
+    sapo,
+    vespo,
+)
+from jdiv.policy.dppo import binary_divergence, dppo
 from jdiv.policy.mpo import m_step_loss
 from jdiv.policy.ppo import ppo_kl
 from jdiv.policy.recipes.anchored_policy_optimization import anchored_policy_optimization
@@ -60,6 +74,21 @@ def rows(f, **options):
 LOSSES = {
     "ppo_clip": ppo_clip,
     "gspo": gspo,
+    "luspo": luspo,
+    "gmpo": gmpo,
+    "sapo": sapo,
+    "sapo by sequence": functools.partial(sapo, by_sequence=True),
+    "dro": dro,
+    "importance": functools.partial(importance, ceiling=50.0),
+    "off_policy_masked": off_policy_masked,
+    "dppo": lambda new, old, a, mask: dppo(
+        new,
+        old,
+        a,
+        mask,
+        binary_divergence(new, old, generator=generators.total_variation()),
+        threshold=0.1,
+    ),
     "vespo": vespo,
     "cispo by sequence": functools.partial(cispo, high=2.0, by_sequence=True),
     "cispo": lambda new, old, a, mask: cispo(new, old, a, mask, high=2.0),

@@ -5,7 +5,17 @@ import numpy as np
 from jdiv import parallel
 from jdiv.policy.advantages import batch_advantages
 from jdiv.policy.clipped import ppo_clip
-from jdiv.policy.tokens import constant_mean, sequence_mean, to_go, token_mean
+from jdiv.policy.tokens import (
+    AVERAGES,
+    bnpo_weights,
+    constant_mean,
+    constant_weights,
+    sequence_mean,
+    sequence_weights,
+    to_go,
+    token_mean,
+    token_weights,
+)
 from tests.checks import refused
 
 RNG = np.random.default_rng(0)
@@ -70,6 +80,42 @@ def test_share_of_the_gradient_by_length():
         share, (length / length.sum(), flat, flat * length / 7), strict=True
     ):
         np.testing.assert_allclose(-found, expected)
+
+
+def weights(mask, axis_name=None):
+    return jnp.stack([
+        token_weights(mask, axis_name=axis_name),
+        sequence_weights(mask, axis_name=axis_name),
+        constant_weights(mask, 7.0, axis_name=axis_name),
+    ])  # fmt: skip
+
+
+def test_weights_of_an_average_are_its_derivative():
+    value, slope = jax.jit(lambda x: (averages(x, MASK), jax.jacrev(averages)(x, MASK)))(NEW)
+    found = np.asarray(weights(MASK))
+    np.testing.assert_allclose(found, slope, rtol=1e-15)
+    np.testing.assert_allclose((found * NEW).sum(axis=(1, 2)), value, rtol=1e-13)
+    assert not np.asarray(weights(np.zeros_like(MASK))).any()
+    by_hand = {
+        "GRPO": (found[1], found[1]),
+        "DAPO": (found[0], found[0]),
+        "Dr. GRPO": (7 / T * found[2],) * 2,
+        "LUSPO": (7 * found[2],) * 2,
+        "SAPO and GMPO, verl": (found[1], found[0]),
+    }
+    for name, average in AVERAGES.items():
+        of_both = average.loss(MASK), average.kl(MASK)
+        np.testing.assert_allclose(of_both, by_hand[name], rtol=1e-15, err_msg=name)
+
+
+def test_weights_of_a_divided_batch():
+    parts = MASK.reshape(8, N // 8, T)
+    divided = jax.pmap(lambda mask: weights(mask, parallel.BATCH), axis_name=parallel.BATCH)(parts)
+    joined = np.moveaxis(np.asarray(divided), 1, 0).reshape(3, N, T)
+    np.testing.assert_allclose(joined, weights(MASK), rtol=1e-15)
+    x = NEW.reshape(parts.shape)
+    each = [x[i][parts[i]].mean() if parts[i].any() else 0 for i in range(8)]
+    np.testing.assert_allclose(np.sum(bnpo_weights(parts) * x), np.mean(each))
 
 
 def test_refusals():
