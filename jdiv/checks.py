@@ -95,6 +95,21 @@ def _refuse_other_integers(name: str, x: Array) -> None:
         raise ValueError(f"{name} must be 0 and 1 where it holds integers, got {other[0]}")
 
 
+def zeros_and_ones(name: str, x: ArrayLike) -> Array:
+    """`as_rewards` of which all are 0 or 1: others are refused, and NaN if they are traced.
+
+    >>> zeros_and_ones("correct", [True, False])
+    Array([1., 0.], dtype=float32)
+    """
+    x = as_rewards(name, x)
+    wrong = (x != 0) & (x != 1)
+    if not isinstance(x, jax.core.Tracer):
+        other = np.asarray(x)[np.asarray(wrong & ~jnp.isnan(x))]
+        if other.size:
+            raise ValueError(f"{name} must be 0 and 1, got {other[0]}")
+    return jnp.where(wrong, jnp.nan, x)
+
+
 def same_shape(**arrays: Array) -> None:
     """Refuses arrays of different shapes, naming them."""
     shapes = {name: tuple(x.shape) for name, x in arrays.items()}

@@ -268,7 +268,14 @@ OF_FUNCTION = {
     "operators.modified_policy_iteration": {"greedy_step": lambda q, old: operators.greedy(q)},
     "operators.gap_increasing": {"soft_step": operators.greedy},
     **{f"advantages.{name}": {"rewards": GROUPS} for name in (
-        "grouped", "grpo_advantages", "rloo_advantages", "varied")},
+        "grouped", "grpo_advantages", "rloo_advantages", "varied", "pass_at_k_rewards",
+        "pass_at_k_advantages")},
+    "advantages.pass_at_k_grpo_advantages": {"correct": GROUPS},
+    "advantages.opo_advantages": {"rewards": GROUPS, "lengths": GROUPS},
+    "advantages.score_norms": {"logits": LOGITS, "tokens": indices(BATCH)},
+    "advantages.optimal_token_advantages": dict.fromkeys(
+        ("returns", "weights"), array(BATCH, 4, TOKENS)) | {
+            "mask": array(BATCH, 4, TOKENS, dtype=jnp.bool_)},
     "arlcp.arlcp_rewards": dict.fromkeys(("correct", "lengths", "reflections"), GROUPS),
     "asymmetric_po.dads_weights": {"correct": GROUPS},
     "asymmetric_po.stcr_advantages": dict.fromkeys(("advantages", "correct", "lengths"), GROUPS),
@@ -324,6 +331,7 @@ NO_PROGRAMS = {
     "model.validate": "raises for arrays with values",
     "tabular.enumerate_sequences": "NumPy",
     "testing": "enumerates in NumPy",
+    "metrics.chances_of_largest": "NumPy",
     **dict.fromkeys(("gguf", "storage"), "reads and writes files"),
     **{
         f"weights.{name}": "describes arrays"

@@ -32,8 +32,15 @@ def _sizes(name: str, x: Array, k: int) -> tuple[int, int]:
 
 
 @functools.cache
-def _chances_of_largest(n: int, k: int) -> np.ndarray:
-    """Chances `[n]` that the i-th smallest of n is the largest of k, `C(i - 1, k - 1)/C(n, k)`."""
+def chances_of_largest(n: int, k: int) -> np.ndarray:
+    """Chances `[n]` that the i-th smallest of n is the largest of k, `C(i - 1, k - 1)/C(n, k)`.
+
+    In double precision, by NumPy. Times n/k they are the chances that the k - 1 others of k are
+    among the i - 1 smallest.
+
+    >>> print(chances_of_largest(4, 2) * 6)
+    [0. 1. 2. 3.]
+    """
     # C(i - 2, k - 1)/C(i - 1, k - 1) = (i - k)/(i - 1), from the largest down: no large number.
     place = np.arange(n, 1, -1, dtype=np.float64)
     falling = np.cumprod(np.concatenate([[k / n], np.maximum(place - k, 0) / (place - 1)]))
@@ -52,18 +59,14 @@ def pass_at_k(correct: Rewards, k: int) -> PerSequence:
 
     Reference: Chen et al. 2021 (arXiv:2107.03374), equation 1.
     """
-    correct = checks.as_rewards("correct", correct)
+    correct = checks.zeros_and_ones("correct", correct)
     n, k = _sizes("correct", correct, k)
-    if not isinstance(correct, jax.core.Tracer):
-        known = np.asarray(correct)
-        if not (np.isin(known, (0, 1)) | np.isnan(known)).all():
-            raise ValueError("correct must be 0 and 1")
     # All n + 1 values, in double precision; their sum need not be 1 where it has to be.
-    table = np.concatenate([[0], np.cumsum(_chances_of_largest(n, k)[::-1])])
+    table = np.concatenate([[0], np.cumsum(chances_of_largest(n, k)[::-1])])
     table[n - k + 1 :] = 1
     which = jnp.sum(correct == 1, axis=-1, dtype=jnp.int32)
-    unknown = jnp.any((correct != 0) & (correct != 1), axis=-1)
-    return jnp.where(unknown, jnp.nan, jnp.asarray(table, correct.dtype)[which])
+    # NaN stays NaN.
+    return jnp.asarray(table, correct.dtype)[which] + 0 * jnp.sum(correct, axis=-1)
 
 
 def max_at_k(rewards: Rewards, k: int) -> PerSequence:
@@ -78,7 +81,7 @@ def max_at_k(rewards: Rewards, k: int) -> PerSequence:
     """
     rewards = jax.lax.stop_gradient(checks.as_rewards("rewards", rewards))
     n, k = _sizes("rewards", rewards, k)
-    return jnp.sort(rewards, axis=-1) @ jnp.asarray(_chances_of_largest(n, k), rewards.dtype)
+    return jnp.sort(rewards, axis=-1) @ jnp.asarray(chances_of_largest(n, k), rewards.dtype)
 
 
 @functools.cache
