@@ -20,7 +20,7 @@ from experiments.lab.claims import Finding, at_least, at_most, between, claim, t
 from experiments.lab.plots import Picture, curve, panels, style
 from experiments.lab.results import Labelled, labelled
 from jdiv import generators
-from jdiv.distillation import ranking, sparse, token
+from jdiv.distillation import ranking, self, sparse, teacher, token
 
 AXES = {"seed": axes.seeds, "exchanged": axes.fraction, "factor": axes.positive}
 FIELDS = {"cases": axes.count, "spread": axes.positive}
@@ -76,6 +76,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labell
         **of_temperatures(s, t, drawn, point["factor"]),
         **of_other_vocabularies(s, t, of_order),
         **itself(s, t, labels, point["factor"]),
+        **along_training(s, t, labels, point["factor"]),
         "pull between": labelled(_pulls(BETWEEN, TWO, 0), loss=BETWEEN, log_odds=LOG_ODDS),
         "pull of a label": labelled(
             _pulls(OF_A_LABEL, FOUR, 1), loss_of_label=OF_A_LABEL, log_odds=LOG_ODDS
@@ -200,6 +201,28 @@ def itself(s: Array, weak: Array, labels: Array, factor: Array) -> dict[str, Arr
     }
 
 
+def along_training(s: Array, old: Array, labels: Array, factor: Array) -> dict[str, Array]:
+    """How PS-KD scales the label's gradient, and a centroid moved by one row after the other."""
+    at = lambda x: jnp.take_along_axis(x, labels[:, None], axis=-1)[:, 0]
+    loss = lambda s: jnp.sum(self.progressive(s, old, labels, share=0.4))
+    of_labels = at(jax.nn.softmax(s)) - 1
+    scale = self.rescaling(s, old, labels, share=0.4 * factor)
+    all_alike = jnp.zeros_like(labels)
+
+    def move(center: Array, row: tuple[Array, Array]) -> tuple[Array, None]:
+        logits, number = row
+        share = 1 / (number + factor)
+        return teacher.moved_centroids(center, logits[None], all_alike[:1], share=share), None
+
+    numbers = jnp.arange(s.shape[0]).astype(s.dtype)
+    moved, _ = jax.lax.scan(move, jax.nn.log_softmax(old[:1]), (s, numbers))
+    mean = teacher.centroids(s, all_alike, 1)
+    return {
+        "rescaled": jnp.max(jnp.abs(at(jax.grad(loss)(s)) / of_labels - scale)),
+        "moved": jnp.max(jnp.abs(jnp.exp(moved) - jnp.exp(mean))),
+    }
+
+
 def _pulls(losses: dict, teacher: np.ndarray, place: int) -> Array:
     """Minus the derivative by one logit, at which the student differs from the teacher."""
     others = np.delete(teacher, place)
@@ -221,14 +244,14 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     """How each loss pulls at one logit, by the student's probability."""
     figure, plots = panels(2, width=5.2, height=4.6)
     here = results.isel(seed=0, exchanged=0, factor=0)
-    for axis, name, by, teacher in (
+    for axis, name, by, taught in (
         (plots[0], "pull between", "loss", 0.2),
         (plots[1], "pull of a label", "loss_of_label", 0.25),
     ):
         for number, loss in enumerate(here[by].values):
             curve(axis, "log_odds", here[name].sel({by: loss}), label=loss, **style(number))
         axis.axhline(0, color="black", linewidth=0.7)
-        axis.axvline(np.log(teacher / (1 - teacher)), color="black", linewidth=0.7, linestyle=":")
+        axis.axvline(np.log(taught / (1 - taught)), color="black", linewidth=0.7, linestyle=":")
         axis.set(xlabel="student's log-odds of the token, nats", xlim=(LOG_ODDS[0], LOG_ODDS[-1]))
         axis.legend(fontsize="x-small", loc="lower left")
     plots[0].set(ylabel="pull at its logit, -dL/dx, nats", title="two tokens, the teacher has .2")
@@ -389,3 +412,17 @@ def a_batch_keeps_its_label(results: xr.Dataset) -> Finding:
         (results.mean_target.max(), results.weak.max(), results.sum_of_pulls.max()),
         (0.8 + 1e-12, 1e-12, 1e-12),
     )
+
+
+@claim(source="PS-KD (arXiv:2006.12000). Reconstructed: the ratio", reruns=(DOUBLED,))
+def the_past_scales_the_gradient(results: xr.Dataset) -> Finding:
+    """PS-KD's gradient at the label's logit over that of cross-entropy is `rescaling`: the largest
+    error."""
+    return at_most(1e-11, results.rescaled.max())
+
+
+@claim(source="BCDKD (arXiv:2401.08732), by the formula", reruns=(DOUBLED,))
+def a_moved_centroid_is_a_mean(results: xr.Dataset) -> Finding:
+    """Moved by 1/i to the i-th row a centroid forgets where it began, and is the mean of all rows:
+    the largest error of a probability."""
+    return at_most(1e-14, results.moved.max())

@@ -25,7 +25,7 @@ from experiments.lab.claims import Finding, at_least, at_most, between, claim, e
 from experiments.lab.plots import Picture, curve, legend_above, panels, style
 from experiments.lab.results import Labelled, labelled
 from jdiv import generators
-from jdiv.distillation import sparse, token
+from jdiv.distillation import metrics, sparse, token
 from jdiv.divergences.sparse import TopK, top_k, truncated
 from jdiv.generators import TABLE
 
@@ -142,7 +142,6 @@ def trained(config: ConfigDict, student: Array, teacher: Array, rest: Array) -> 
     loss = lambda s: losses_of(config, s, teacher, known)
 
     every = max(config.steps // 100, 1)
-    tokens = jnp.broadcast_to(known.indices, (len(TRAINED), *known.indices.shape))
 
     def step(s, _):
         value, pull = jax.vjp(loss, s)
@@ -150,7 +149,7 @@ def trained(config: ConfigDict, student: Array, teacher: Array, rest: Array) -> 
 
     def stretch(s, _):
         probs = jax.nn.softmax(s)
-        mass = jnp.sum(jnp.take_along_axis(probs, tokens, axis=-1), axis=-1)
+        mass = metrics.retained_mass(s, jnp.broadcast_to(teacher, s.shape), config.kept)
         own = jnp.sum(jax.lax.top_k(probs, config.kept)[0], axis=-1)
         s, value = jax.lax.scan(step, s, length=every)
         return s, (value[0], jnp.mean(value < 0, axis=0), mass, own)
