@@ -292,6 +292,8 @@ OF_FUNCTION = {
     "selection.share_of": {"dtype": jnp.float32, "count": indices()},
     "selection.kth_largest": {"count": indices(), "eligible": array(SAMPLES, dtype=jnp.bool_)},
     "selection.among_largest": {"count": indices(), "eligible": array(SAMPLES, dtype=jnp.bool_)},
+    **{f"kl_terms.{name}": {"log_p": SAMPLE, "log_q": SAMPLE} for name in (
+        "straight_through", "without_gradient", "linear_k3", "saturated")},
     **{f"metrics.{name}": {"correct": GROUPS, "rewards": GROUPS} for name in (
         "pass_at_k", "max_at_k")},
     "metrics.maj_at_k": {"labels": indices(BATCH, 4), "target": indices(BATCH)},

@@ -21,7 +21,34 @@ from jdiv.lm import tabular
 from jdiv.policy import clipped, kl_terms, tokens
 
 DATA = pathlib.Path(__file__).parents[1] / "_data" / "kl_terms.json"
-ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+PLACEMENTS = (
+    "reward to go", "reward of the sequence", "loss, summed over tokens",
+    "loss, averaged over each sequence", "loss, of the whole sequence", "loss, weights of tokens",
+    "loss, weights of prefixes", "loss, weight of the sequence",
+)  # fmt: skip
+ESTIMATORS = {
+    "k1": kl_k1,
+    "k2": kl_k2,
+    "k3": kl_k3,
+    "k3 with the gradient of k2": functools.partial(kl_terms.straight_through, estimator=kl_k3),
+    "k1 held fixed": functools.partial(kl_terms.without_gradient, estimator=kl_k1),
+}
+PLAIN = ("k1", "k2", "k3")
+"""The three that stand in rewards too."""
+_AT_MOST = functools.partial(kl_terms.clamped_log_ratio, ceiling=2.0)
+WEIGHTS = {
+    "weights of tokens": kl_terms.token_log_ratio,
+    "weights of tokens at most 2": _AT_MOST,
+    "weights of tokens held fixed": kl_terms.held_log_ratio,
+    "weights of tokens held fixed, at most 2": functools.partial(
+        kl_terms.held_log_ratio, log_weight=_AT_MOST
+    ),
+    "weights of prefixes": kl_terms.prefix_log_ratio,
+    "weights of prefixes held fixed": functools.partial(
+        kl_terms.held_log_ratio, log_weight=kl_terms.prefix_log_ratio
+    ),
+    "weight of the sequence at each token": kl_terms.sequence_log_ratio,
+}
 LAG, STEPS = 0.5, 2000
 """Standard deviation of the old policy's logits around the policy's; descent in steps of 1."""
 
@@ -44,49 +71,46 @@ def at_each_token(logits: Array, reference: Array) -> Array:
     return jnp.where(sequences.mask, dv.kl(logits, reference)[sequences.prefixes], 0)
 
 
-def penalties(logits: Array, reference: Array, old: Array | None = None) -> dict[str, Array]:
+def penalties(logits: Array, reference: Array, old: Array) -> dict[str, Array]:
     """KL terms `[s]` of every sequence, by placement and estimator; samples are held fixed.
 
-    With an older policy the weights are those of samples of it, and terms without weight are left
-    as they are.
+    The weights are those of samples of the older policy; terms without weight are left as they are.
     """
-    log_probs, ref_log_probs = tabular.token_log_probs(logits), tabular.token_log_probs(reference)
-    still = jax.lax.stop_gradient(log_probs)
-    before = still if old is None else tabular.token_log_probs(old)
-    sequences = tabular.enumerate_sequences(logits.shape)
-    mask = jnp.asarray(sequences.mask)
-    length = jnp.asarray(sequences.lengths.astype(np.float64))
-    nothing = jnp.zeros(len(length))
+    log_probs, ref_log_probs, before = map(tabular.token_log_probs, (logits, reference, old))
+    mask = jnp.asarray(tabular.enumerate_sequences(logits.shape).mask)
+    length = jnp.sum(mask, axis=1).astype(log_probs.dtype)
+    nothing = jnp.zeros_like(length)
     follow = functools.partial(clipped.cispo, log_probs, before, mask=mask, high=jnp.inf)
-    weight = jnp.exp(still.sum(axis=1) - before.sum(axis=1))
+    token = functools.partial(kl_terms.kl_penalty, log_probs, ref_log_probs, mask)
+    whole = functools.partial(kl_terms.sequence_kl_penalty, log_probs, ref_log_probs, mask)
+    ratio = jnp.exp((log_probs - before).sum(axis=1))
     found = {}
-    for name, estimator in ESTIMATORS.items():
-        of = {"estimator": estimator}
-        token = functools.partial(kl_terms.kl_penalty, log_probs, ref_log_probs, mask, **of)
-        whole = functools.partial(
-            kl_terms.sequence_kl_penalty, log_probs, ref_log_probs, mask, **of
-        )
+    for name in PLAIN:
+        of = {"estimator": ESTIMATORS[name]}
         rewards = kl_terms.kl_rewards(
             log_probs, ref_log_probs, nothing, mask, coefficient=1.0, **of
         )
         found |= {
             f"reward to go, {name}": follow(tokens.to_go(rewards, mask)).loss.sum(axis=1),
             f"reward of the sequence, {name}": follow(rewards.sum(axis=1)).loss.sum(axis=1),
-            f"loss, summed over tokens, {name}": token().sum(axis=1),
-            f"loss, averaged over each sequence, {name}": token().sum(axis=1) / length,
-            f"loss, of the whole sequence, {name}": whole(),
-            f"loss, weights of tokens, {name}": token(old_log_probs=before).sum(axis=1),
-            f"loss, weights of prefixes, {name}": token(
-                old_log_probs=before, log_weight=kl_terms.prefix_log_ratio
-            ).sum(axis=1),
-            f"loss, weight of the sequence, {name}": whole(old_log_probs=before),
+            f"loss, averaged over each sequence, {name}": token(**of).sum(axis=1) / length,
         }
-        if old is not None:
-            within = jnp.clip(jnp.exp(log_probs - before), 0, 2)
-            found |= {
-                f"loss, weight of the sequence held fixed, {name}": weight * whole(),
-                f"loss, weights of tokens at most 2, {name}": (within * token()).sum(axis=1),
-            }
+    for name, estimator in ESTIMATORS.items():
+        of_tokens, of_sequence = token(estimator=estimator).sum(axis=1), whole(estimator=estimator)
+        found |= {
+            f"loss, summed over tokens, {name}": of_tokens,
+            f"loss, of the whole sequence, {name}": of_sequence,
+            f"loss, weight of the sequence, {name}": whole(
+                estimator=estimator, old_log_probs=before
+            ),
+            f"loss, weight of the sequence held fixed, {name}": whole(
+                estimator=estimator, old_log_probs=before, log_weight=kl_terms.held_log_ratio
+            ),
+            f"loss, geometric mean of the weights, {name}": ratio ** (1 / length) * of_tokens,
+        }
+        for weight, log_weight in WEIGHTS.items():
+            weighted = token(estimator=estimator, old_log_probs=before, log_weight=log_weight)
+            found[f"loss, {weight}, {name}"] = weighted.sum(axis=1)
     every = at_each_token(logits, reference)
     later = tokens.to_go(jax.lax.stop_gradient(every), mask) - jax.lax.stop_gradient(every)
     found["loss, summed over tokens, full"] = every.sum(axis=1)
@@ -94,86 +118,113 @@ def penalties(logits: Array, reference: Array, old: Array | None = None) -> dict
     found["loss, and reward of later tokens, full"] = every.sum(axis=1) + (
         clipped.reinforce(log_probs, -later, mask).loss.sum(axis=1)
     )
-    return found
+    return dict(sorted(found.items()))
 
 
-def values(logits: Array, reference: Array) -> dict[str, Array]:
-    """What the terms estimate, `[s]`: those of rewards are sums over the sequence."""
-    found = penalties(logits, reference)
-    plain = {name: found[f"loss, summed over tokens, {name}"] for name in (*ESTIMATORS, "full")}
-    return {
-        name: plain[name.rpartition(", ")[2]] if "reward" in name else value
+DESCENDED = (
+    *(f"{place}, {name}" for place in PLACEMENTS for name in PLAIN),
+    "loss, summed over tokens, full",
+    "loss, averaged over each sequence, full",
+    "loss, and reward of later tokens, full",
+    "loss, summed over tokens, k3 with the gradient of k2",
+    "loss, of the whole sequence, k3 with the gradient of k2",
+    "loss, weights of prefixes, k1 held fixed",
+)
+NAMES = tuple(jax.eval_shape(penalties, *[jax.ShapeDtypeStruct((7, 3), float)] * 3))
+"""Of all terms, in the order in which they are stacked."""
+
+
+def values(logits: Array, reference: Array) -> Array:
+    """What the terms estimate, `[term, s]`: those of rewards are sums over the sequence."""
+    found = penalties(logits, reference, logits)
+    plain = {name: found[f"loss, summed over tokens, {name}"] for name in (*PLAIN, "full")}
+    return jnp.stack([
+        plain[name.rpartition(", ")[2]] if "reward" in name else value
         for name, value in found.items()
-    }
+    ])  # fmt: skip
 
 
 @jax.jit
-def audited(policy: Array, reference: Array, old: Array) -> dict[str, dict[str, Array]]:
-    """Bias, standard deviations, errors of the gradient and what it does to the length."""
-    probs = jnp.exp(tabular.sequence_log_probs(policy))
-    old_probs = jnp.exp(tabular.sequence_log_probs(old))
-    ref_probs = jnp.exp(tabular.sequence_log_probs(reference))
-    true = tabular.kl(policy, reference)
-    right = jax.grad(tabular.kl)(policy, reference)
-    other = jax.grad(tabular.kl, 1)(reference, policy)
+def audited(policy: Array, reference: Array, old: Array) -> dict[str, Array]:
+    """Bias, standard deviations, errors of the gradient and what it does to the length, by term."""
+    samples = jnp.stack([policy, old, reference])
+    probs = jnp.exp(jax.vmap(tabular.sequence_log_probs)(samples))
+    right, other = (
+        jax.grad(tabular.kl)(policy, reference),
+        jax.grad(tabular.kl, 1)(reference, policy),
+    )
     longer = jax.grad(tabular.mean_length)(reference)
     shorter = jax.grad(functools.partial(tabular.mean_length, power=-1.0))(policy)
     each, each_other = (
-        jax.grad(lambda x, of=of: probs @ of(x).sum(axis=1))(policy)
+        jax.grad(lambda x, of=of: probs[0] @ of(x).sum(axis=1))(policy)
         for of in (
             lambda x: at_each_token(x, reference),
             lambda x: at_each_token(reference, x),
         )
     )
-    by_sample = jax.jacfwd(penalties)(policy, reference)
-    by_old = jax.jacfwd(penalties)(policy, reference, old)
-    at_reference = jax.jacfwd(penalties)(reference, reference)
+
+    def stacked(logits: Array, old: Array) -> Array:
+        return jnp.stack(list(penalties(logits, reference, old).values()))
+
+    # Samples of the policy, of the older one, and of the reference by itself.
+    at = jnp.stack([policy, policy, reference])
+    by_sample = jax.vmap(jax.jacfwd(stacked))(at, samples)
+    gradients = jnp.einsum("ws,wnspv->wnpv", probs, by_sample)
 
     def size(x: Array) -> Array:
         return jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1)))
 
-    found = {}
-    for name, value in values(policy, reference).items():
-        gradient = jnp.tensordot(probs, by_sample[name], 1)
-        spread = probs @ jnp.square(size(by_sample[name] - gradient[None]))
-        cosine = jnp.vdot(gradient, right) / jnp.maximum(size(gradient) * size(right), 1e-300)
-        found[name] = {
-            "bias": probs @ value - true,
-            "sd": jnp.sqrt(probs @ jnp.square(value - probs @ value)),
-            "error": size(gradient - right) / size(right),
-            "error_of_other": size(gradient - other) / size(other),
-            "error_of_each": size(gradient - each) / size(each),
-            "error_of_each_other": size(gradient - each_other) / size(each_other),
-            "error_of_length": size(gradient - shorter) / size(shorter),
-            "cosine": jnp.where(size(gradient) > 1e-12, cosine, jnp.nan),
-            "gradient_sd": jnp.sqrt(spread) / size(right),
-            "length_at_reference": -jnp.vdot(
-                jnp.tensordot(ref_probs, at_reference[name], 1), longer
-            ),
-        }
-    for name, gradients in by_old.items():
-        gradient = jnp.tensordot(old_probs, gradients, 1)
-        spread = old_probs @ jnp.square(size(gradients - gradient[None]))
-        found.setdefault(name, {})["off_policy"] = size(gradient - right) / size(right)
-        found[name]["off_policy_sd"] = jnp.sqrt(spread) / size(right)
-    return found
+    spread = jnp.einsum("ws,wns->wn", probs, jnp.square(size(by_sample - gradients[:, :, None])))
+    gradient_sd = jnp.sqrt(spread) / size(right)
+    gradient = gradients[0]
+
+    def error(of: Array) -> Array:
+        return size(gradient - of[None]) / size(of)
+
+    cosine = jnp.sum(gradient * right[None], axis=(1, 2)) / size(right)
+    cosine = jnp.where(
+        size(gradient) > 1e-12, cosine / jnp.maximum(size(gradient), 1e-300), jnp.nan
+    )
+    value = values(policy, reference)
+    mean = value @ probs[0]
+    return {
+        "bias": mean - tabular.kl(policy, reference),
+        "sd": jnp.sqrt(jnp.square(value - mean[:, None]) @ probs[0]),
+        "error": error(right),
+        "error_of_other": error(other),
+        "error_of_each": error(each),
+        "error_of_each_other": error(each_other),
+        "error_of_length": error(shorter),
+        "cosine": cosine,
+        "gradient_sd": gradient_sd[0],
+        "length_at_reference": -jnp.sum(gradients[2] * longer[None], axis=(1, 2)),
+        "off_policy": size(gradients[1] - right[None]) / size(right),
+        "off_policy_sd": gradient_sd[1],
+    }
+
+
+def by_name(found: dict[str, Array]) -> dict[str, dict[str, float]]:
+    """Numbers of every term."""
+    columns = {key: np.asarray(x).tolist() for key, x in found.items()}
+    return {name: {key: x[i] for key, x in columns.items()} for i, name in enumerate(NAMES)}
 
 
 @jax.jit
 def descended(policy: Array, reference: Array) -> tuple[Array, Array]:
-    """Length and KL `[term]` after gradient descent on each term alone; terms in sorted order."""
+    """Length and KL `[term]` after gradient descent on each of `DESCENDED` alone."""
 
     def one(logits: Array, index: Array) -> Array:
-        terms = jnp.stack([x for _, x in sorted(penalties(logits, reference).items())])
-        return terms[index] @ jax.lax.stop_gradient(jnp.exp(tabular.sequence_log_probs(logits)))
+        still = jax.lax.stop_gradient(logits)
+        found = penalties(logits, reference, still)
+        terms = jnp.stack([found[name] for name in DESCENDED])
+        return terms[index] @ jnp.exp(tabular.sequence_log_probs(still))
 
-    count = len(jax.eval_shape(penalties, policy, reference))
     slopes = jax.vmap(jax.grad(one))
 
     def step(_: int, logits: Array) -> Array:
-        return logits - slopes(logits, jnp.arange(count))
+        return logits - slopes(logits, jnp.arange(len(DESCENDED)))
 
-    start = jnp.broadcast_to(policy, (count, *policy.shape))
+    start = jnp.broadcast_to(policy, (len(DESCENDED), *policy.shape))
     last = jax.lax.fori_loop(0, STEPS, step, start)
     kl = jax.vmap(tabular.kl, (0, None))(last, reference)
     return jax.vmap(tabular.mean_length)(last), kl
@@ -183,10 +234,9 @@ def computed() -> dict:
     """All numbers of the page."""
     with jax.enable_x64(True):
         policy, reference, old = drawn()
-        found = jax.tree.map(float, audited(policy, reference, old))
+        found = by_name(audited(policy, reference, old))
         length, kl = descended(policy, reference)
-        names = sorted(jax.eval_shape(penalties, policy, reference))
-        for name, last_length, last_kl in zip(names, length, kl, strict=True):
+        for name, last_length, last_kl in zip(DESCENDED, length, kl, strict=True):
             found[name] |= {"last_length": float(last_length), "last_kl": float(last_kl)}
         return {
             "kl": float(tabular.kl(policy, reference)),

@@ -19,31 +19,36 @@ def marked(text: str, look: str) -> str:
 
 # ----------------------------------------------------------------------------------- KL terms
 
+PLAIN, THROUGH, FIXED = ("k1", "k2", "k3"), "k3 with the gradient of k2", "k1 held fixed"
 ON_POLICY = (
-    ("reward to go", "in the reward, to go", ("k1", "k2", "k3")),
-    ("reward of the sequence", "in the reward, of the sequence", ("k1", "k2", "k3")),
-    ("loss, summed over tokens", "in the loss, summed over tokens", ("k1", "k2", "k3", "full")),
+    ("reward to go", "in the reward, to go", PLAIN),
+    ("reward of the sequence", "in the reward, of the sequence", PLAIN),
+    ("loss, summed over tokens", "in the loss, summed over tokens", (*PLAIN, THROUGH, "full")),
     (
         "loss, averaged over each sequence",
         "in the loss, averaged over each sequence",
-        ("k1", "k2", "k3", "full"),
+        (*PLAIN, "full"),
     ),
-    ("loss, of the whole sequence", "in the loss, of the whole sequence", ("k1", "k2", "k3")),
-    ("loss, weights of tokens", "in the loss, with weights of tokens", ("k1", "k2", "k3")),
-    ("loss, weights of prefixes", "in the loss, with weights of prefixes", ("k1", "k2", "k3")),
-    (
-        "loss, weight of the sequence",
-        "in the loss, with the weight of the sequence",
-        ("k1", "k2", "k3"),
-    ),
+    ("loss, of the whole sequence", "in the loss, of the whole sequence", (*PLAIN, THROUGH)),
+    ("loss, weights of tokens", "in the loss, with weights of tokens", PLAIN),
+    ("loss, weights of prefixes", "in the loss, with weights of prefixes", (*PLAIN, FIXED)),
+    ("loss, weight of the sequence", "in the loss, with the weight of the sequence", PLAIN),
     ("loss, and reward of later tokens", "in the loss, and later tokens in the reward", ("full",)),
 )
 OFF_POLICY = (
     ("loss, summed over tokens", "none, summed over tokens"),
-    ("loss, of the whole sequence", "none, of the whole sequence"),
     ("loss, weights of tokens", "of the token, differentiated"),
-    ("loss, weights of tokens at most 2", "of the token, clamped at 2"),
+    ("loss, weights of tokens at most 2", "of the token, differentiated, clamped at 2"),
+    ("loss, weights of tokens held fixed", "of the token, held fixed"),
+    ("loss, weights of tokens held fixed, at most 2", "of the token, held fixed, clamped at 2"),
+    ("loss, geometric mean of the weights", "of the sequence, its geometric mean, differentiated"),
     ("loss, weights of prefixes", "of the prefix, differentiated"),
+    ("loss, weights of prefixes held fixed", "of the prefix, held fixed"),
+    (
+        "loss, weight of the sequence at each token",
+        "of the sequence, at each token",
+    ),
+    ("loss, of the whole sequence", "none, of the whole sequence"),
     ("loss, weight of the sequence", "of the sequence, differentiated"),
     ("loss, weight of the sequence held fixed", "of the sequence, held fixed"),
     ("reward to go", "of the token, KL in the reward to go"),
@@ -101,16 +106,17 @@ def off_policy() -> str:
     rows = []
     for key, label in OFF_POLICY:
         cells = []
-        for estimator in ("k1", "k2", "k3"):
-            term = data["terms"][f"{key}, {estimator}"]
-            error = term["off_policy"]
-            look = RIGHT if error < 1e-9 else WRONG
-            cells += [
-                marked("exact" if error < 1e-9 else f"error {number(error)}", look),
-                number(term["off_policy_sd"]),
-            ]
+        for estimator in (*PLAIN, THROUGH, FIXED):
+            term = data["terms"].get(f"{key}, {estimator}")
+            if term is None:
+                cells.append("–")
+                continue
+            error, sd = term["off_policy"], number(term["off_policy_sd"])
+            exact = error < 1e-9
+            text = "exact" if exact else f"error {number(error)}"
+            cells.append(marked(text, RIGHT if exact else WRONG) + f", sd {sd}")
         rows.append((label, *cells))
-    header = "weight π/π_old", "k1", "sd", "k2", "sd", "k3", "sd"
+    header = "weight π/π_old", *PLAIN, THROUGH, FIXED
     return markdown.table(header, rows, classes="kl")
 
 

@@ -7,11 +7,18 @@ import numpy as np
 from jdiv import estimators
 from jdiv.policy.clipped import reinforce
 from jdiv.policy.kl_terms import (
+    clamped_log_ratio,
+    held_log_ratio,
     kl_penalty,
     kl_rewards,
+    linear_k3,
     prefix_log_ratio,
+    saturated,
     sequence_kl_penalty,
+    sequence_log_ratio,
+    straight_through,
     token_log_ratio,
+    without_gradient,
 )
 from jdiv.policy.tokens import to_go
 from tests.checks import refused
@@ -52,7 +59,20 @@ def exact_kl(logits, reference):
     return jnp.sum(p * jnp.log(p / q))
 
 
-WEIGHTS = {"token": token_log_ratio, "prefix": prefix_log_ratio}
+WEIGHTS = {
+    "token": token_log_ratio,
+    "prefix": prefix_log_ratio,
+    "all": sequence_log_ratio,
+    "token held": held_log_ratio,
+    "all held": functools.partial(held_log_ratio, log_weight=sequence_log_ratio),
+}
+ESTIMATORS = {
+    "k1": estimators.kl_k1,
+    "k2": estimators.kl_k2,
+    "k3": estimators.kl_k3,
+    "k3+": straight_through,
+    "sg k1": without_gradient,
+}
 
 
 @functools.cache
@@ -65,8 +85,8 @@ def kl_gradients():
         of_old = probabilities(OTHER)
         rewards = jnp.zeros(len(SEQUENCES))
         found = {}
-        for name in ("k1", "k2", "k3"):
-            k = {"estimator": getattr(estimators, f"kl_{name}")}
+        for name, estimator in ESTIMATORS.items():
+            k = {"estimator": estimator}
             token = kl_penalty(log_p, log_ref, COUNTS, **k)
             found[name, "token"] = of_policy @ token.sum(axis=1)
             found[name, "sequence"] = of_policy @ sequence_kl_penalty(log_p, log_ref, COUNTS, **k)
@@ -80,6 +100,9 @@ def kl_gradients():
                     found[name, weights, where] = weight @ token.sum(axis=1)
                 found[name, "weighted sequence", where] = weight @ sequence_kl_penalty(
                     log_p, log_ref, COUNTS, **k
+                )
+                found[name, "held sequence", where] = weight @ sequence_kl_penalty(
+                    log_p, log_ref, COUNTS, log_weight=held_log_ratio, **k
                 )
         paid = kl_rewards(log_p, log_ref, rewards, COUNTS, coefficient=0.5)
         for name, returns in (
@@ -102,8 +125,16 @@ def test_kl_placements_that_are_exact():
     for where in ("off-policy", "on-policy"):
         for name in ("k1", "k3"):
             exact += [(name, "prefix", where), (name, "weighted sequence", where)]
+            exact += [(name, "all", where)]
+        exact += [(name, "held sequence", where) for name in ("k2", "k3+")]
+        exact += [("sg k1", of, where) for of in ("prefix", "weighted sequence", "all")]
     for key in exact:
         np.testing.assert_allclose(gradients[key], true, atol=1e-15, err_msg=str(key))
+    # Whatever the value is, the gradient is that of k2.
+    exact += [("k3+", "sequence")]
+    for of in ("token", ("token held", "off-policy"), ("all held", "off-policy")):
+        of = (of,) if isinstance(of, str) else of
+        np.testing.assert_allclose(gradients["k3+", *of], gradients["k2", *of], atol=1e-15)
     np.testing.assert_allclose(gradients["k3", "sequence"], other, atol=1e-15)
     for kind in ("token", "sequence"):
         np.testing.assert_allclose(gradients["k1", kind], 0, atol=1e-15)
@@ -112,15 +143,28 @@ def test_kl_placements_that_are_exact():
 def test_kl_placements_that_are_not():
     gradients, true, _ = kl_gradients()
     size = np.linalg.norm(true)
-    for key in [("k2", "token"), ("k3", "token"), ("k2", "prefix", "off-policy")] + [
-        (name, "token", where) for name in ("k1", "k3") for where in ("off-policy", "on-policy")
-    ]:
+    wrong = [("k2", "token"), ("k3", "token"), ("k2", "prefix", "off-policy")]
+    for where in ("off-policy", "on-policy"):
+        wrong += [(name, "token", where) for name in ("k1", "k3")]
+        # Held weights at single tokens have no exact estimator, whatever they are weights of.
+        wrong += [(name, of, where) for name in ESTIMATORS for of in ("token held", "all held")]
+    for key in wrong:
         assert np.linalg.norm(gradients[key] - true) > 0.02 * size, key
     # On-policy the weighted ones are k2's: all leave out the later tokens.
     for name in ("k1", "k3"):
         np.testing.assert_allclose(
             gradients[name, "token", "on-policy"], gradients["k2", "token"], atol=1e-15
         )
+
+
+def test_weights_of_tokens_held_fixed_are_the_score_of_k1():
+    """The unbiased gradient of OpenRLHF, TRL's correction and w stop_gradient(k1) are the same."""
+    gradients, _, _ = kl_gradients()
+    for where in ("off-policy", "on-policy"):
+        for key in (("k3+", "token held"), ("sg k1", "token"), ("k3", "token"), ("k1", "token")):
+            np.testing.assert_allclose(
+                gradients[*key, where], gradients["k2", "token held", where], atol=1e-15
+            )
 
 
 def test_kl_of_one_token_published():
@@ -181,6 +225,64 @@ def test_kl_of_extreme_ratios():
     assert np.isfinite(jax.jacrev(terms)(far)).all()
 
 
+@jax.jit
+def of_k3(log_p, log_q, limit):
+    """Values and slopes of the linear k3 and of the straight-through one."""
+
+    def slopes(f):
+        return jax.vmap(jax.value_and_grad(f))(log_p, log_q)
+
+    linear = functools.partial(linear_k3, limit=limit)
+    return slopes(linear), slopes(straight_through), saturated(log_p, log_q, limit=limit)
+
+
+def test_k3_saturates_without_losing_its_gradient():
+    t, limit = np.array([-3.0, 0.0, 1.999, 2.001, 5.0, 1e4, -1e4]), 2.0  # log q/p
+    (value, slope), (through, k2_slope), above = of_k3(-t, 0 * t, limit)
+    edge, growth = np.expm1(limit), np.expm1(np.minimum(t, 9))
+    expected = np.where(t > limit, edge - limit + edge * (t - limit), growth - t)
+    np.testing.assert_allclose(value, expected)
+    np.testing.assert_allclose(slope, -np.minimum(growth, edge))
+    np.testing.assert_array_equal(above, t > limit)
+    finite = t < 1e3
+    np.testing.assert_allclose(through[finite], (growth - t)[finite])
+    np.testing.assert_allclose(k2_slope, -t)
+    # Continuous where the pieces meet.
+    near = of_k3(-limit + np.array([-1e-9, 1e-9]), np.zeros(2), limit)[0]
+    np.testing.assert_allclose(*near[0], rtol=1e-8)
+    np.testing.assert_allclose(*near[1], rtol=1e-8)
+
+
+def test_k3_of_far_log_ratios_in_low_precision():
+    far = np.array([1e4, -1e4, np.inf, 0.0])
+    for dtype in (np.float32, jnp.bfloat16):
+        log_p = (-far).astype(dtype)
+        with jax.enable_x64(False):
+            (value, slope), (through, k2_slope), _ = of_k3(log_p, np.zeros(4, dtype), 10.0)
+        of_p = -np.asarray(log_p, float)
+        edge = np.expm1(10.0)
+        expected = [edge - 10 + edge * (of_p[0] - 10), -of_p[1] - 1, np.inf, 0]
+        np.testing.assert_allclose(value, expected, rtol=2e-7)
+        np.testing.assert_allclose(np.asarray(slope, float), [-edge, 1, 0, 0], rtol=4e-3)
+        np.testing.assert_allclose(np.asarray(through)[1:], expected[1:], rtol=2e-7)
+        np.testing.assert_array_equal(np.asarray(k2_slope, float), [-of_p[0], -of_p[1], 0, 0])
+
+
+def test_a_clamped_weight_has_no_derivative():
+    log_ratio = jnp.log(jnp.array([0.5, 1.9, 2.1, 50.0]))
+
+    def weight(x, held):
+        f = functools.partial(clamped_log_ratio, ceiling=2.0)
+        f = functools.partial(held_log_ratio, log_weight=f) if held else f
+        return jnp.exp(f(x))
+
+    for held in (False, True):
+        value, pull = jax.vjp(functools.partial(weight, held=held), log_ratio)
+        np.testing.assert_allclose(value, [0.5, 1.9, 2, 2])
+        expected = [0.0] * 4 if held else [0.5, 1.9, 0, 0]
+        np.testing.assert_allclose(pull(jnp.ones(4))[0], expected)
+
+
 def test_refusals():
     ones, mask = jnp.ones((2, 3)), jnp.full((2, 3), True)
     refused(TypeError, ("mask", "boolean"), lambda: kl_penalty(ones, ones, ones))
@@ -188,3 +290,9 @@ def test_refusals():
         ValueError, ("rewards", "(2, 3)"),
         lambda: kl_rewards(ones, ones, ones[:1], mask, coefficient=1.0),
     )  # fmt: skip
+    for f in (linear_k3, saturated):
+        for limit in (0.0, -1.0, 1000.0, np.nan):
+            refused(ValueError, ("limit",), lambda f=f, x=limit: f(ones, ones, limit=x))
+    refused(ValueError, ("ceiling",), lambda: clamped_log_ratio(ones, ceiling=0.0))
+    for f in (straight_through, without_gradient):
+        refused(TypeError, ("estimator",), lambda f=f: f(ones, ones, estimator="k1"))
