@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax import Array
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 from scipy import optimize
 
@@ -127,65 +128,96 @@ def with_constant(log_policy) -> np.ndarray:
 
 def losses(config: ConfigDict, log_pi: Array) -> dict[str, Callable[[], Array]]:
     """Losses of all comparisons, the second half with the labels turned round, yet to be called."""
-    wins, n = np.array(config.wins), np.array(config.lengths)
+    wins, log_ref = np.array(config.wins), jnp.log(jnp.array(config.reference))
     better, worse = (np.repeat(x.ravel(), wins.ravel()) for x in np.indices(wins.shape))
     first, second = np.stack([better, worse]), np.stack([worse, better])
-    log_ref = jnp.log(jnp.array(config.reference))
-    both = log_pi[first], log_pi[second]
-    pair = *both, log_ref[first], log_ref[second]
+    pair = log_pi[first], log_pi[second], log_ref[first], log_ref[second]
     answers = np.concatenate([first, second], axis=1)
     desirable = np.broadcast_to(np.arange(answers.shape[1]) < len(better), answers.shape)
-    judged = log_pi[answers], log_ref[answers], desirable
-    drawn = np.repeat(np.arange(3), np.rint(10 * np.array(config.reference)).astype(int))
-    drawn = np.stack([drawn, drawn])
+    n = np.array(config.lengths)
+    return (
+        of_differences(config, pair)
+        | of_one_policy(config, pair[:2], (n[first], n[second]))
+        | of_single_answers(config, pair, (log_pi[answers], log_ref[answers], desirable))
+        | of_samples(config, pair, log_pi, log_ref)
+        | {"DPO by token": by_token(config, preference.sigmoid_norm, pair, n[first], n[second])}
+    )
+
+
+def weighed(config: ConfigDict, loss: Callable, arrays: tuple, **options: ArrayLike) -> Callable:
+    """The loss of these arrays at the config's beta."""
+    return lambda: loss(*arrays, beta=config.beta, **options)
+
+
+def by_token(config: ConfigDict, loss: Callable, arrays: tuple, *lengths, **options) -> Callable:
+    """The same of a loss that takes lengths."""
+    return lambda: loss(*arrays, beta=config.beta, lengths=lengths, **options)
+
+
+def of_differences(config: ConfigDict, pair: tuple) -> dict[str, Callable[[], Array]]:
+    """Functions of the difference of two log-ratios."""
+    smoothed = {"label_smoothing": config.noise}
 
     def robust():
         """Of labels that are wrong as often as it believes."""
-        loss = preference.robust(*pair, beta=config.beta, label_smoothing=config.noise)
+        loss = preference.robust(*pair, beta=config.beta, **smoothed)
         return (1 - config.noise) * loss + config.noise * loss[::-1]
 
-    def by_token(loss, *arrays, **options):
-        return lambda: loss(*arrays, lengths=(n[first], n[second]), **options)
-
-    def weighed(loss, *arrays, **options):
-        return lambda: loss(*arrays, beta=config.beta, **options)
-
-    smoothed = {"label_smoothing": config.noise}
-    data_kl = lambda: unpaired.mismatched_kl(judged[0][0], judged[1][0])
-    odds = by_token(reference_free.orpo, *both, coefficient=1.0)
-    free = {"beta": config.beta, "gamma": 0.0}
     return {
-        "DPO": weighed(preference.dpo, *pair),
+        "DPO": weighed(config, preference.dpo, pair),
         "robust": robust,
-        "AOT": weighed(preference.aot, *pair),
-        "IPO": weighed(preference.ipo, *pair),
-        "SLiC": weighed(preference.slic, *pair),
-        "EXO": weighed(preference.exo, *pair, **smoothed),
-        "DiscoPOP": weighed(preference.discopop, *pair),
-        "chi2-PO": weighed(preference.chi2_po, *pair),
-        "DPO by token": by_token(preference.sigmoid_norm, *pair, beta=config.beta),
-        "AOT unpaired": weighed(preference.aot_unpaired, *pair, **smoothed),
-        "XPO": lambda: optimistic(config, pair, log_pi, log_ref),
-        "CPO without likelihood": weighed(reference_free.cpo, *both, coefficient=0.0),
-        "CPO": weighed(reference_free.cpo, *both, coefficient=config.likelihood),
-        "SimPO": by_token(reference_free.simpo, *both, **free),
-        "SimPO with gamma": by_token(reference_free.simpo, *both, **free | {"gamma": config.gamma}),
-        "AlphaPO": by_token(reference_free.alpha_po, *both, alpha=config.alpha, **free),
-        "ORPO": by_token(reference_free.orpo, *both, coefficient=config.odds),
-        "odds of ORPO": lambda: odds() - preference.sft(both[0] / n[first]),
-        "SFT": lambda: preference.sft(both[0]),
-        "f-SFT": lambda: preference.f_sft(
-            both[0], pair[2], log_pi[drawn], log_ref[drawn], generator=generators.jensen_shannon()
-        ),
-        "APO-zero": weighed(preference.apo_zero, *pair),
-        "APO-zero unpaired": weighed(unpaired.apo_zero_unpaired, *judged),
+        "AOT": weighed(config, preference.aot, pair),
+        "IPO": weighed(config, preference.ipo, pair),
+        "SLiC": weighed(config, preference.slic, pair),
+        "EXO": weighed(config, preference.exo, pair, **smoothed),
+        "DiscoPOP": weighed(config, preference.discopop, pair),
+        "chi2-PO": weighed(config, preference.chi2_po, pair),
+        "AOT unpaired": weighed(config, preference.aot_unpaired, pair, **smoothed),
+    }
+
+
+def of_one_policy(config: ConfigDict, pair: tuple, lengths: tuple) -> dict[str, Callable]:
+    """Those without a reference."""
+    cpo, simpo, orpo = reference_free.cpo, reference_free.simpo, reference_free.orpo
+    shape = {"gamma": 0.0, "alpha": config.alpha}
+    odds = lambda coefficient: orpo(*pair, lengths=lengths, coefficient=coefficient)
+    return {
+        "CPO": weighed(config, cpo, pair, coefficient=config.likelihood),
+        "CPO without likelihood": weighed(config, cpo, pair, coefficient=0.0),
+        "SimPO": by_token(config, simpo, pair, *lengths, gamma=0.0),
+        "SimPO with gamma": by_token(config, simpo, pair, *lengths, gamma=config.gamma),
+        "AlphaPO": by_token(config, reference_free.alpha_po, pair, *lengths, **shape),
+        "ORPO": lambda: odds(config.odds),
+        "odds of ORPO": lambda: odds(1.0) - preference.sft(pair[0] / lengths[0]),
+        "SFT": lambda: preference.sft(pair[0]),
+        "rewards": lambda: rewards.bradley_terry_loss(*pair),
+    }
+
+
+def of_single_answers(config: ConfigDict, pair: tuple, judged: tuple) -> dict[str, Callable]:
+    """Those that judge each answer apart, and pairs of them."""
+    data_kl = lambda: unpaired.mismatched_kl(judged[0][0], judged[1][0])
+    return {
+        "APO-zero": weighed(config, preference.apo_zero, pair),
+        "APO-down": weighed(config, preference.apo_down, pair),
+        "APO-zero unpaired": weighed(config, unpaired.apo_zero_unpaired, judged),
+        "KTO": weighed(config, unpaired.kto, (*judged, config.kl)),
         "KTO with the KL of the data": lambda: unpaired.kto(*judged, data_kl(), beta=config.beta),
-        "KTO": weighed(unpaired.kto, *judged, config.kl),
-        "NCA": weighed(preference.nca, *pair),
-        "BCO": weighed(preference.bco, *pair),
-        "SPPO": weighed(preference.sppo_hard, *pair),
-        "rewards": lambda: rewards.bradley_terry_loss(*both),
-        "APO-down": weighed(preference.apo_down, *pair),
+        "NCA": weighed(config, preference.nca, pair),
+        "BCO": weighed(config, preference.bco, pair),
+        "SPPO": weighed(config, preference.sppo_hard, pair),
+    }
+
+
+def of_samples(config: ConfigDict, pair: tuple, log_pi: Array, log_ref: Array) -> dict:
+    """Those with samples of the reference: each answer as often as its probability says."""
+    drawn = np.repeat(np.arange(3), np.rint(10 * np.array(config.reference)).astype(int))
+    drawn, row = np.stack([drawn, drawn]), generators.jensen_shannon()
+    return {
+        "f-SFT": lambda: preference.f_sft(
+            pair[0], pair[2], log_pi[drawn], log_ref[drawn], generator=row
+        ),
+        "XPO": lambda: optimistic(config, pair, log_pi, log_ref),
     }
 
 
