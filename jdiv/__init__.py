@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         bandits,
         checkpoints,
         checks,
+        decoding,
         distillation,
         divergences,
         estimators,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         roots,
         testing,
         types,
+        unlearning,
     )
     from jdiv.divergences import generators
 
@@ -39,6 +41,7 @@ __all__ = [
     "bandits",
     "checkpoints",
     "checks",
+    "decoding",
     "distillation",
     "divergences",
     "estimators",
@@ -53,6 +56,7 @@ __all__ = [
     "roots",
     "testing",
     "types",
+    "unlearning",
 ]
 
 

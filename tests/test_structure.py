@@ -17,7 +17,7 @@ FLOORS = (
     ("jdiv.divergences", "jdiv.generators"),
     ("jdiv.estimators", "jdiv.regularized"),
     ("jdiv.mdp", "jdiv.bandits", "jdiv.games", "jdiv.policy", "jdiv.alignment", "jdiv.lm"),
-    ("jdiv.distillation",),
+    ("jdiv.distillation", "jdiv.decoding", "jdiv.unlearning"),
     ("jdiv",),
     ("configs",),
     ("experiments.lab",),

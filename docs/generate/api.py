@@ -14,6 +14,7 @@ GROUPS = {
     "games": ("Games", ["jdiv.games"]),
     "distillation": ("Distillation", ["jdiv.distillation"]),
     "decoding": ("Decoding", ["jdiv.decoding"]),
+    "unlearning": ("Unlearning", ["jdiv.unlearning"]),
     "lm": ("Language models", ["jdiv.lm"]),
     "foundations": (
         "Foundations",

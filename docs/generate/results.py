@@ -25,7 +25,8 @@ WIDTH = 760
 """Pixels of a small figure."""
 FIELDS = {"name", "source", "statement", "published", "reference", "measured", "bound", "verdict",
           "reruns", "wrong"}  # fmt: skip
-AREAS = "estimation", "bandits", "mdp", "policy", "alignment", "games", "distillation", "lm"
+AREAS = ("estimation", "bandits", "mdp", "policy", "alignment", "games", "distillation", "decoding",
+         "lm")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------ take in
