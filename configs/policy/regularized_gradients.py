@@ -29,6 +29,9 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config.inner = 4
     config.batches = {"smoke": 500, "quick": 1000, "full": 4000}[scale]
     config.step_size = 0.2
+    # Of the way back to an answer that is lost.
+    config.step_back = 0.05
+    config.steps_back = 2000
     kinds = ("kl", "reverse_kl", "alpha", "jeffreys", "jensen_shannon", "le_cam")
     config.rows = {"smoke": kinds[:2], "quick": kinds, "full": tuple(generators.TABLE)}[scale]
     # Of rows that are not taken with their own.

@@ -34,12 +34,13 @@ from experiments.lab.claims import Finding, at_least, at_most, claim, equals
 from experiments.lab.plots import COLORS, Picture, curve, panels, pick
 from experiments.lab.references import KL_GRADIENTS, LANGUAGE_MODEL, THIRD_DIGIT
 from experiments.lab.results import Labelled, labelled
-from jdiv import estimators, generators, numerics, regularized
+from jdiv import divergences, estimators, generators, numerics, regularized
 from jdiv.divergences import categorical
 from jdiv.lm import tabular
+from jdiv.policy import kl_terms, metrics
 from jdiv.policy import regularized_gradient as rpg
 from jdiv.policy.clipped import cispo
-from jdiv.policy.kl_terms import kl_penalty, kl_rewards, prefix_log_ratio, sequence_kl_penalty
+from jdiv.policy.kl_terms import kl_penalty, kl_rewards, sequence_kl_penalty
 from jdiv.policy.tokens import to_go
 
 AXES = {"sign": between(-1, 1), "weighted": fraction, "seed": seeds}
@@ -54,16 +55,45 @@ FIELDS = {
     "lag": real,
     "parameters.tsallis.index": positive,
     "step_size": non_negative,
+    "step_back": non_negative,
+    "steps_back": count,
 }
 FORMS = {"differentiable": rpg.rpg, "reinforce": rpg.rpg_reinforce}
-ESTIMATORS = {"k1": estimators.kl_k1, "k2": estimators.kl_k2, "k3": estimators.kl_k3}
+ESTIMATORS = {
+    "k1": estimators.kl_k1,
+    "k2": estimators.kl_k2,
+    "k3": estimators.kl_k3,
+    "k3, ∇k2": kl_terms.straight_through,
+    "k1, held": kl_terms.without_gradient,
+}
 LONGEST = 3
 """Tokens of a sequence of the language model at most."""
 SAMPLES = "policy", "old"
+_AT_MOST = functools.partial(kl_terms.clamped_log_ratio, ceiling=2.0)
+WEIGHTS = {
+    "token, weighted": kl_terms.token_log_ratio,
+    "token, weight at most 2": _AT_MOST,
+    "token, weight held": kl_terms.held_log_ratio,
+    "token, weight held, at most 2": functools.partial(
+        kl_terms.held_log_ratio, log_weight=_AT_MOST
+    ),
+    "prefix, weighted": kl_terms.prefix_log_ratio,
+    "token, weighted by sequence": kl_terms.sequence_log_ratio,
+}
+"""Of single tokens, differentiated unless they are held."""
 PLACEMENTS = (
-    "token", "token, weighted", "prefix, weighted", "sequence", "sequence, weighted",
+    "token", *WEIGHTS, "sequence", "sequence, weighted", "sequence, weight held",
     "reward, whole", "reward, to go", "mean over length", "mean over length, weighted",
 )  # fmt: skip
+LIMIT, LOST = 5.0, (10.0, 30.0, 100.0)
+"""Of log ref/pi; and by how many nats an answer is less likely than in the reference."""
+TERMS = {
+    "k2": estimators.kl_k2,
+    "k3": estimators.kl_k3,
+    "k3, clamped": lambda p, q: estimators.kl_k3(p, jnp.minimum(q, p + LIMIT)),
+    "k3, linear": functools.partial(kl_terms.linear_k3, limit=LIMIT),
+}
+"""What a policy that has lost an answer descends."""
 DESCENTS = {
     # Row of the table, whether normalized, whether clipped.
     "FKL": ("reverse_kl", True, False),
@@ -168,24 +198,28 @@ def penalties(point: dict, logits: Array, ref_logits: Array, old_logits: Array) 
         paid = kl_rewards(log_p, log_ref, nothing, mask, coefficient=1.0, estimator=estimator)
         follow = functools.partial(cispo, log_p, before, mask=mask, high=jnp.inf)
         plain = jnp.sum(token(), axis=1)
-        weighted = jnp.sum(token(old_log_probs=before), axis=1)
+        by_weight = {
+            name: jnp.sum(token(old_log_probs=before, log_weight=log_weight), axis=1)
+            for name, log_weight in WEIGHTS.items()
+        }
+        held = kl_terms.held_log_ratio
         found = [
             plain,
-            weighted,
-            jnp.sum(token(old_log_probs=before, log_weight=prefix_log_ratio), axis=1),
+            *by_weight.values(),
             whole(),
             whole(old_log_probs=before),
+            whole(old_log_probs=before, log_weight=held),
             jnp.sum(follow(jnp.sum(paid, axis=1)).loss, axis=1),
             jnp.sum(follow(to_go(paid, mask)).loss, axis=1),
             plain / count,
-            weighted / count,
+            by_weight["token, weighted"] / count,
         ]
         return point["sign"] * jnp.stack(found) @ jnp.exp(jnp.sum(log_sample, axis=1))
 
     of_samples = jax.vmap(placed, in_axes=(None, 0, 0))
     of_estimators = jax.vmap(of_samples, in_axes=(0, None, None))
     before = jnp.stack([still, weighed(point, log_p, log_old)])
-    return of_estimators(jnp.arange(3), jnp.stack([still, log_old]), before)
+    return of_estimators(jnp.arange(len(ESTIMATORS)), jnp.stack([still, log_old]), before)
 
 
 def table(config: ConfigDict, point: dict, normal: Array) -> dict[str, Labelled]:
@@ -197,6 +231,7 @@ def table(config: ConfigDict, point: dict, normal: Array) -> dict[str, Labelled]
     gradients = jax.jacfwd(functools.partial(penalties, point))(logits, ref_logits, old_logits)
     right = jax.grad(tabular.kl)(logits, ref_logits)
     other = jax.grad(tabular.kl, 1)(ref_logits, logits)
+    each = jnp.stack([each_token(logits, ref_logits, by) for by in (logits, old_logits)])
 
     def norm(x: Array) -> Array:
         return jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1)))
@@ -209,8 +244,16 @@ def table(config: ConfigDict, point: dict, normal: Array) -> dict[str, Labelled]
         # A gradient of 0 has no direction.
         cosine = jnp.where(norm(gradients) > 1e-12 * norm(of), product / size, 0)
         found["cosine" + name.replace("of", "to")] = cosine
+    away = norm(gradients - each[None, :, None])
+    found["error_of_each"] = away / norm(each)[None, :, None]
     names = {"estimator": ESTIMATORS, "samples": SAMPLES, "placement": PLACEMENTS}
     return {name: labelled(x, **names) for name, x in found.items()}
+
+
+def each_token(logits: Array, ref_logits: Array, sampled: Array) -> Array:
+    """The gradient of the sum of single tokens' KL, the law of the prefixes held fixed."""
+    reach = jnp.exp(tabular.prefix_log_probs(sampled))
+    return jax.grad(lambda x: reach @ divergences.kl(x, ref_logits))(logits)
 
 
 def one_step(point: dict) -> Labelled:
@@ -229,6 +272,39 @@ def one_step(point: dict) -> Labelled:
     names = [name.split() for name in ONE_STEP]
     found = jnp.stack([jax.grad(of)(policy, name[0], len(name) > 1) for name in names])
     return labelled(found, penalty=ONE_STEP, token=range(3))
+
+
+def way_back(config: ConfigDict, point: dict) -> dict[str, Labelled]:
+    """KL(ref‖π) and the share of saturated answers after descent on each of `TERMS`.
+
+    The policy has lost the last of three answers, the samples are an older one's, which had it; no
+    weight, as in GRPO.
+    """
+    ref = jnp.log(jnp.array([0.4, 0.3, 0.3]))
+    lost = jnp.array([[0.0, 0.0, -distance] for distance in LOST])
+    start = jnp.broadcast_to(ref[None, None] + lost[None], (len(TERMS), *lost.shape))
+
+    def loss(logits: Array) -> Array:
+        log_p = numerics.log_softmax(logits)
+        log_q = jnp.broadcast_to(ref[None], logits.shape[1:])
+        terms = [k(one, log_q) for k, one in zip(TERMS.values(), log_p, strict=True)]
+        return point["sign"] * jnp.sum(jnp.stack(terms) * jnp.exp(ref)[None, None])
+
+    def step(_: int, logits: Array) -> Array:
+        return logits - config.step_back * jax.grad(loss)(logits)
+
+    last = numerics.log_softmax(jax.lax.fori_loop(0, config.steps_back, step, start))
+    log_q = jnp.broadcast_to(ref[None, None], last.shape)
+    above = kl_terms.saturated(last, log_q, limit=LIMIT)
+    share = jax.vmap(jax.vmap(metrics.token_share))(above, jnp.full(above.shape, True))
+    names = {"term": TERMS, "lost": LOST}
+    after = divergences.kl(log_q, last)
+    return {
+        # k3 takes steps of e^30, after which logits are no numbers.
+        "kl_after": labelled(jnp.where(jnp.isnan(after), jnp.inf, after), **names),
+        "kl_before": labelled(divergences.kl(log_q[0], start[0]), lost=LOST),
+        "saturated": labelled(share, **names),
+    }
 
 
 # ------------------------------------------------------------------------------------- descents
@@ -309,6 +385,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Labelled]:
         **eight_losses(config, point, of_losses.reshape(3, -1)),
         **table(config, point, of_table),
         **descents(config, point, of_descents.reshape(2, -1), of_batches),
+        **way_back(config, point),
         "one_step": one_step(point),
     }
 
@@ -323,44 +400,39 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
 
 
 def _placements(results: xr.Dataset) -> Picture:
-    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.colors import LogNorm
 
     seed = pick(results.seed, 0)
-    at = results.sel(seed=seed)
-    figure, axes = panels(2, width=5.2, height=4.9, sharey=True)
-    tables = {
-        "error": ("relative error of the gradient", LogNorm(0.1, 3, clip=True), "OrRd"),
-        "cosine": ("cosine to ∇KL(π‖ref)", Normalize(-0.2, 1.0), "Blues_r"),
-    }
-    columns = {"column": ("samples", "estimator")}
-    exact = at.error.stack(columns).transpose("placement", "column").values < 1e-10
-    for axis, (name, (title, norm, cmap)) in zip(axes, tables.items(), strict=True):
-        values = at[name].stack(columns).transpose("placement", "column").values
-        axis.imshow(np.where(exact, np.nan, values), aspect="auto", norm=norm, cmap=cmap)
-        for (i, j), value in np.ndenumerate(values):
-            dark = value > 0.8 if name == "error" else value < 0.45
-            text = f"{value:.3f}"
-            look = {"color": "white" if dark else "black"}
-            if exact[i, j]:
-                text = {"error": "0", "cosine": "1"}[name]
-                look = {"color": "black", "fontweight": "bold"}
-            axis.text(j, i, text, ha="center", va="center", fontsize="small", **look)
-        axis.set_xticks(range(6), [*ESTIMATORS] * 2)
-        axis.axvline(2.5, color="black", linewidth=1)
-        for middle, label in ((1, "samples of π"), (4, "samples of old")):
-            axis.text(middle, -0.75, label, ha="center", fontsize="small")
-        axis.set_title(title, fontsize="medium", pad=20)
-        axis.grid(False)
-        axis.spines[:].set_visible(False)
-    axes[0].set_yticks(range(len(PLACEMENTS)), PLACEMENTS)
-    axes[0].set_ylabel("where the KL term stands")
+    error = results.error.sel(seed=seed).stack(column=("samples", "estimator"))
+    error = error.transpose("placement", "column").values
+    exact, number = error < 1e-10, len(ESTIMATORS)
+    figure, axis = panels(1, width=8.6, height=5.6)
+    shown, norm = np.where(exact, np.nan, error), LogNorm(0.1, 3, clip=True)
+    axis.imshow(shown, aspect="auto", norm=norm, cmap="OrRd")
+    for (i, j), value in np.ndenumerate(error):
+        look = {"color": "white" if value > 0.8 else "black"}
+        if exact[i, j]:
+            look = {"color": "black", "fontweight": "bold"}
+        text = "0" if exact[i, j] else f"{value:.3f}"
+        axis.text(j, i, text, ha="center", va="center", fontsize="small", **look)
+    names = [name.replace(", ", "\n") for name in ESTIMATORS]
+    axis.set_xticks(range(2 * number), names * 2)
+    axis.axvline(number - 0.5, color="black", linewidth=1)
+    for middle, label in ((2, "samples of π"), (7, "samples of an older policy")):
+        axis.text(middle, -0.75, label, ha="center", fontsize="small")
+    axis.set_title("relative error of the expected gradient", fontsize="medium", pad=20)
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+    axis.set_yticks(range(len(PLACEMENTS)), PLACEMENTS)
+    axis.set(xlabel="estimator", ylabel="where the KL term stands")
     return Picture(
         figure,
         "Expected gradients of KL terms on a language model of up to three tokens,"
         f" seed {seed}. White"
-        " cells are exact: k1 and k3 with the weights of prefixes or sequences, and on-policy k2 of"
-        " the sequence and k1 in rewards. Token by token, weighted or not, the effect on later"
-        " tokens is missing; an average over the length makes everything wrong.",
+        " cells are exact: k1 and k3 with the weights of prefixes or sequences, k2 with the"
+        " sequence's weight held fixed, and on-policy k1 in rewards. Token by token, weighted or"
+        " not, the effect on later tokens is missing; an average over the length makes everything"
+        " wrong. ∇k2: with the gradient of k2; held: without a gradient of its own.",
     )
 
 
@@ -474,16 +546,39 @@ def single_step_off_policy(results: xr.Dataset) -> Finding:
     reruns=(UNWEIGHTED, PUSHED),
 )
 def exact_placements(results: xr.Dataset) -> Finding:
-    """Largest relative errors of k1 and k3 with weights of prefixes or sequences, on- and
-    off-policy; of k2 of the sequence, and of k1 in rewards, on-policy."""
-    weighted, paid = ["prefix, weighted", "sequence, weighted"], ["reward, to go", "reward, whole"]
+    """Largest relative errors of k1, k3 and k1 held fixed with weights of prefixes or sequences,
+    on- and off-policy; of k2, or k3 with its gradient, with the sequence's weight held fixed; of k2
+    of the sequence, and of k1 in rewards, on-policy."""
+    weighted = ["prefix, weighted", "sequence, weighted", "token, weighted by sequence"]
     error, on_policy = results.error, results.error.sel(samples="policy")
     exact = [
-        error.sel(estimator=["k1", "k3"], placement=weighted),
+        error.sel(estimator=["k1", "k3", "k1, held"], placement=weighted),
+        error.sel(estimator=["k2", "k3, ∇k2"], placement="sequence, weight held"),
         on_policy.sel(estimator="k2", placement="sequence"),
-        on_policy.sel(estimator="k1", placement=paid),
+        on_policy.sel(estimator="k1", placement=["reward, to go", "reward, whole"]),
     ]
     return at_most(1e-12, [x.max() for x in exact])
+
+
+@claim(
+    source="read in their code: TRL's use_bias_correction_kl, OpenRLHF's unbiased_gradient, verl's"
+    " k3+; the bounds are chosen here",
+    reruns=(PUSHED,),
+    wrong=({"of": "error"}, {"names": ("k2", "k3")}),
+)
+def unbiased_options_are_of_single_tokens(
+    results: xr.Dataset, of: str = "error_of_each", names: tuple[str, str] = ("k3", "k3, ∇k2")
+) -> Finding:
+    """k3 with a token's weight (TRL), k3 with k2's gradient and the weight held fixed (OpenRLHF),
+    without a clamp that counts, and without weight from the policy's own samples (verl): largest
+    relative error to the gradient of single tokens' KL(π‖ref), which is not that of sequences."""
+    found, (with_score, through) = results[of], names
+    options = [
+        found.sel(estimator=with_score, placement="token, weighted"),
+        found.sel(estimator=through, placement="token, weight held"),
+        found.sel(estimator=through, placement="token", samples="policy"),
+    ]
+    return at_most(1e-12, [x.max() for x in options])
 
 
 @claim(
@@ -543,3 +638,28 @@ def a_clip_stops_before(results: xr.Dataset, loss: str = "RKL, clipped") -> Find
     """With the clip the same descent stays away from the optimum of one old policy: total
     variation, mean over draws. In a draw whose optimum is within the clip it need not."""
     return at_least(0.01, end_of_descent(results, loss, optimum="RKL").mean())
+
+
+@claim(
+    source="the slope of each beyond the limit; the size of the bound is chosen here",
+    reruns=(PUSHED,),
+    wrong=({"terms": ("k3, clamped",)}, {"terms": ("k3",)}),
+)
+def a_linear_k3_returns(
+    results: xr.Dataset, terms: tuple[str, ...] = ("k2", "k3, linear")
+) -> Finding:
+    """A policy that has lost an answer by 10, 30 or 100 nats descends on samples that have it: with
+    k2, and with k3 that is linear beyond 5, KL(ref‖π) goes to nothing; largest at the end."""
+    return at_most(1e-3, only(results).kl_after.sel(term=list(terms)).max())
+
+
+@claim(
+    source="the clamp of a log-ratio has no slope, as in verl and OpenRLHF; bounds chosen here",
+    wrong=({"term": "k3, linear"}, {"term": "k2"}),
+)
+def a_clamped_k3_stands_still(results: xr.Dataset, term: str = "k3, clamped") -> Finding:
+    """With the log-ratio clamped at 5 the answer does not come back: what is left of KL(ref‖π), and
+    the share of answers that are saturated at the end, one of three; smallest."""
+    results = only(results)
+    left = results.kl_after.sel(term=term) / results.kl_before
+    return at_least((0.5, 0.3), (left.min(), results.saturated.sel(term=term).min()))
