@@ -457,8 +457,8 @@ def window(config: ConfigDict, results: xr.Dataset) -> Picture:
         "Six questions, one policy. In a window of β forward KL and RAPO keep the questions that"
         " training without an anchor (dashed) and with reverse KL loses; above it reverse KL and JS"
         " keep them too, and are more accurate. TPO (dotted) keeps them without an anchor, and is"
-        " slow. DMPO's weight is 800 β, or 10 β as a forward KL, the pull of anchored PO 10 β. DADS,"
-        " not drawn, is close to reverse KL.",
+        " slow. DMPO's weight is 800 β, or 10 β as a forward KL, the pull of anchored PO 10 β."
+        " DADS, not drawn, is close to reverse KL.",
     )
 
 
