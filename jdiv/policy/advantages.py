@@ -175,10 +175,16 @@ def _of_k(rewards: Array, k: int) -> Array:
     return jnp.broadcast_to(chances, rewards.shape)
 
 
-def _in_order(of_sorted: Array, rewards: Array) -> Array:
-    """What belongs to the rewards from the smallest to the largest, in their own order."""
-    places = jnp.argsort(jnp.argsort(rewards, axis=-1), axis=-1)
-    return jnp.take_along_axis(of_sorted, places, axis=-1)
+def _sorted(rewards: Array) -> tuple[Array, Array]:
+    """Rewards from the smallest to the largest, and their places in the group."""
+    place = jax.lax.broadcasted_iota(jnp.int32, rewards.shape, rewards.ndim - 1)
+    ordered, places = jax.lax.sort((rewards, place), num_keys=1)
+    return ordered, places
+
+
+def _in_order(of_sorted: Array, places: Array) -> Array:
+    """What belongs to the sorted rewards, back at their places."""
+    return jax.lax.sort((places, of_sorted), num_keys=1)[1]
 
 
 def pass_at_k_rewards(rewards: Rewards, k: int) -> Array:
@@ -194,20 +200,21 @@ def pass_at_k_rewards(rewards: Rewards, k: int) -> Array:
     Reference: Walder and Karkhanis 2025 (arXiv:2505.15201), n/k times the s of their theorems.
     """
     rewards = jax.lax.stop_gradient(grouped(rewards))
-    ordered, below = jnp.sort(rewards, axis=-1), _of_k(rewards, k)
+    (ordered, places), below = _sorted(rewards), _of_k(rewards, k)
     larger = ordered[..., 1:] * jnp.diff(below, axis=-1)
     after = jax.lax.cumsum(larger, axis=rewards.ndim - 1, reverse=True)
     after = jnp.concatenate([after, jnp.zeros_like(ordered[..., :1])], axis=-1)
-    return _in_order(below * ordered + after, rewards)
+    return _in_order(below * ordered + after, places)
 
 
 def pass_at_k_advantages(rewards: Rewards, k: int) -> Array:
     """k times what the answer adds to the largest reward of k - 1 others, in the mean over these.
 
-    Unbiased for the gradient of pass@k, with the least variance of the paper's: the baseline is
-    what the others have without the answer. Nowhere negative, and 0 for the smallest; with k the
-    size of the group only the best one counts, by its distance to the second. `k = 1` has
-    `rloo_advantages`. Shapes: `[groups, size]` to the same.
+    Unbiased for the gradient of pass@k; the baseline is what the others have without the answer,
+    which for rewards 0 and 1 varies less than k `pass_at_k_rewards`, and for others need not.
+    Nowhere negative, and 0 for the smallest; with k the size of the group only the best one counts,
+    by its distance to the second. `k = 1` has `rloo_advantages`. Shapes: `[groups, size]` to the
+    same.
 
     >>> pass_at_k_advantages(jnp.array([[1.0, 0.0, 0.0, 1.0]]), 2)  # the other one of two is wrong
     Array([[1.3333334, 0.       , 0.       , 1.3333334]], dtype=float32)
@@ -216,12 +223,12 @@ def pass_at_k_advantages(rewards: Rewards, k: int) -> Array:
     s; with k = n Tang et al. 2025 (arXiv:2503.19595).
     """
     rewards = jax.lax.stop_gradient(grouped(rewards))
-    ordered, below = jnp.sort(rewards, axis=-1), _of_k(rewards, k)
+    (ordered, places), below = _sorted(rewards), _of_k(rewards, k)
     if k == 1:
         return rloo_advantages(rewards)
     # Chances that all k - 1 are below a step of the rewards: what the answer gains there.
     steps = jnp.diff(ordered, axis=-1, prepend=ordered[..., :1]) * below
-    return _in_order(k * jax.lax.cumsum(steps, axis=rewards.ndim - 1), rewards)
+    return _in_order(k * jax.lax.cumsum(steps, axis=rewards.ndim - 1), places)
 
 
 def pass_at_k_grpo_advantages(correct: Rewards, k: int) -> Array:
