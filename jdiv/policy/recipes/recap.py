@@ -1,7 +1,8 @@
 """RECAP (arXiv:2510.21978): replayed objectives, weighted by their progress and noise.
 
-Replay of other tasks holds what a KL penalty on the current task leaves free; the weights turn away
-from objectives that are done, whose losses neither fall nor vary.
+Replay of other tasks holds what a KL penalty on the current task leaves free. In the paper's words
+the weights turn away from what is done; by its equation a loss that falls steadily weighs less than
+one that stays, and a noisy or a rising one more.
 
 Reconstructed: the formulas are from notes by others and the README of the code; that a loss of 0 in
 both windows counts as one that stays is inferred.
@@ -29,7 +30,8 @@ def recap_weights(losses: PerToken, *, temperature: Scalar = 5.0) -> Array:
     >>> print(recap_weights(jnp.stack([done, falling])).round(3))
     [1.05 0.95]
 
-    Reference: RECAP (arXiv:2510.21978), equation 1.
+    Reference: RECAP (arXiv:2510.21978), equation 1. Its code takes rewards for losses, the older
+    half over the newer, the deviation over both halves, and half of each of the two terms.
     """
     losses = checks.as_float("losses", jax.lax.stop_gradient(losses))
     losses = checks.not_negative("losses", losses)
