@@ -27,8 +27,8 @@ def recap_weights(losses: PerToken, *, temperature: Scalar = 5.0) -> Array:
     Shapes: `[K, 2W]` losses that are not negative, to `[K]`.
 
     >>> done, falling = jnp.array([1.0, 1.0, 1.0, 1.0]), jnp.array([4.0, 4.0, 2.0, 2.0])
-    >>> print(recap_weights(jnp.stack([done, falling])).round(3))
-    [1.05 0.95]
+    >>> [f"{weight:.3f}" for weight in recap_weights(jnp.stack([done, falling]))]
+    ['1.050', '0.950']
 
     Reference: RECAP (arXiv:2510.21978), equation 1. Its code takes rewards for losses, the older
     half over the newer, the deviation over both halves, and half of each of the two terms.
