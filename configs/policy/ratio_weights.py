@@ -2,9 +2,9 @@
 
     python -m experiments.run --config=configs/policy/ratio_weights.py
 
-A few seconds. Expect the product of a sequence's ratios to be unbiased at every distance, at a price
-in variance; clips, soft gates and ceilings to have a bias and less variance; GSPO's average over
-sequences to be biased before any step is taken, and LUSPO's not.
+A quarter of a minute. Expect the product of a sequence's ratios to be unbiased at every distance,
+at a price in variance; clips, soft gates and ceilings to have a bias and less variance; GSPO's
+average over sequences to be biased before any step is taken, and LUSPO's not.
 """
 
 from ml_collections import ConfigDict

@@ -19,7 +19,7 @@ def get_config(scale: str = "quick") -> ConfigDict:
     few = ("total_variation", "kl", "reverse_kl")
     config.generators = few if scale == "smoke" else tuple(generators.TABLE)
     # Rows that policies are trained with.
-    config.trained = few[::2] if scale == "smoke" else (*few[::2], "squared_hellinger")
+    config.trained = few[::2]
     # Pairs of random policies for the binary bound.
     config.cases = {"smoke": 50, "quick": 200, "full": 5000}[scale]
     config.vocabulary = 8

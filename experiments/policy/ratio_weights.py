@@ -66,11 +66,16 @@ def moments(new: Array, old: Array, rewards: Array, sign: Array) -> dict[str, Ar
     size = jnp.sum(exact**2)
     square = jnp.einsum("s,wsp->w", chance, gradients**2)
     counts = mask[None] & (weights != 0)
+    slopes = jax.jacrev(lambda x: jnp.stack([
+        jnp.sum(row.loss(x, log_old, every, mask).loss) for row in clipped.TABLE.values()
+    ]))(log_new)  # fmt: skip
+    slopes = jnp.concatenate([-slopes, weights[len(clipped.TABLE) :]])
     logarithm = jnp.log(jnp.where(counts, jnp.abs(weights / every[None]), jnp.nan))
     return {
         "bias": jnp.sqrt(jnp.sum((found - exact[None]) ** 2, axis=1) / size),
         "cosine": found @ exact / jnp.sqrt(jnp.sum(found**2, axis=1) * size),
         "variance": (square - jnp.sum(found**2, axis=1)) / size,
+        "slope_error": jnp.max(jnp.abs(slopes - weights), axis=(1, 2)),
         "range": jnp.nanmax(logarithm, axis=(1, 2)) - jnp.nanmin(logarithm, axis=(1, 2)),
     }
 
@@ -208,6 +213,13 @@ def the_product_of_ratios_is_unbiased(results: xr.Dataset, weight: str = "import
     """The mean gradient weighted by the product of a sequence's ratios is that of the expected
     reward at every distance: largest relative error."""
     return at_most(1e-10, results.bias.sel(weight=weight).max())
+
+
+@claim(source="each method's loss and weight; the derivative is by JAX", reruns=(INVERTED,))
+def losses_have_these_weights(results: xr.Dataset) -> Finding:
+    """The derivative of every loss of the table by each log-probability is minus its weight, at all
+    distances: largest difference."""
+    return at_most(1e-11, results.slope_error.max())
 
 
 EXACT_AT_HOME = tuple(name for name in WEIGHTS if name not in ("awr", "gspo", "gmpo"))

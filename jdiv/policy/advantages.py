@@ -14,6 +14,10 @@ DAPO          `grpo_advantages`               `ppo_clip(high=.28)`      `token_m
 GSPO          `grpo_advantages`               `gspo`                    `sequence_mean`
 CISPO         `grpo_advantages`               `cispo`                   `token_mean`
 VESPO         `grpo_advantages`               `vespo`                   `token_mean`
+SAPO          `grpo_advantages`               `sapo`                    `sequence_mean`
+LUSPO         `grpo_advantages`               `luspo`                   `sequence_mean`
+GMPO          `grpo_advantages`               `gmpo`                    `sequence_mean`
+DPPO          `grpo_advantages`               `dppo`                    `token_mean`
 RLOO          `rloo_advantages`               `reinforce`               `constant_mean`, 1
 REINFORCE++   `batch_advantages`              `ppo_clip`                `token_mean`
 OPO           `opo_advantages`                `reinforce`               `token_mean`

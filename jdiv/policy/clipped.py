@@ -217,7 +217,7 @@ def luspo(
     So averaged it is `gspo` after `constant_mean` with length 1. Shapes: `[..., T]`, advantages
     also `[...]`, to `[..., T]`.
 
-    Reference: LUSPO, length-unbiased sequence policy optimization, as in TRL 1.16.
+    Reference: LUSPO (arXiv:2602.05261), as in TRL 1.16.
     Reconstructed: formula and bounds are TRL's for sequences, not read in the paper.
     """
     found = gspo(log_probs, old_log_probs, advantages, mask, low=low, high=high)
@@ -308,7 +308,7 @@ def vespo(
     >>> print(f"{loss.item():.4f}")  # -(2^2 e^(3 - 6)) log .4
     0.1825
 
-    Reference: VESPO, as in TRL 1.16; its clamps of the logarithms are left out.
+    Reference: VESPO (arXiv:2602.10693), as in TRL 1.16; its clamps of the logarithms are left out.
     Reconstructed: the formula is that of TRL, not read in the paper.
     """
     log_probs, mask, (old, advantages) = masked(
@@ -363,7 +363,7 @@ def sapo(
     `by_sequence` takes the sequence's `(pi/pi_old)^(1/length)` for w. Shapes: `[..., T]`,
     advantages also `[...]`, to `[..., T]`.
 
-    Reference: SAPO, soft adaptive policy optimization, as in TRL 1.16 and verl 0.9.
+    Reference: SAPO (arXiv:2511.20347), as in TRL 1.16 and verl 0.9.
     Reconstructed: the formula is theirs, not read in the paper; they have t = negative where A = 0.
     """
     log_probs, mask, (old, advantages) = masked(
@@ -557,7 +557,7 @@ def off_policy_mask(
     [[ True]
      [False]]
 
-    Reference: DeepSeek-V3.2, off-policy sequence masking.
+    Reference: DeepSeek-V3.2 (arXiv:2512.02556), off-policy sequence masking.
     Reconstructed: the formula is that of TRL 1.16.
     """
     log_probs, mask, (old, advantages) = masked(
@@ -582,7 +582,7 @@ def off_policy_masked(
 
     Shapes: `[..., T]`, advantages also `[...]`, to `[..., T]`.
 
-    Reference: DeepSeek-V3.2, as `off_policy_mask`; the threshold is chosen here.
+    Reference: DeepSeek-V3.2 (arXiv:2512.02556), as `off_policy_mask`; the threshold is chosen here.
     """
     sampled = log_probs, old_log_probs, advantages, mask
     loss, evidence = ppo_clip(*sampled, low=low, high=high)
@@ -639,7 +639,8 @@ def dual_clip(
     """PPO's loss, where A is negative at most `-ceiling A`: no ratio makes it explode.
 
     `max(-w A, -clip(w, 1 - low, 1 + high) A)`, and for A < 0 the minimum of that and `-ceiling A`.
-    With a ceiling above `1 + high` it is the two-sided clip of INTELLECT-2 and TRL's `delta`.
+    With a ceiling above `1 + high` it is the two-sided clip of INTELLECT-2
+    (arXiv:2505.07291) and TRL's `delta`.
     Shapes: `[..., T]`, advantages also `[...]`, to `[..., T]`.
 
     Reference: RPG (arXiv:2505.17508), its dual clip; bounds as there, ceiling as in its code.
