@@ -63,13 +63,17 @@ def take(runs: pathlib.Path, into: pathlib.Path = DATA / "results") -> list[str]
             "seconds": environment["seconds"]["total"],
             "versions": {key: environment["versions"][key] for key in ("python", "jax")},
             "figures": captions,
-            "claims": claims,
         }
-        text = json.dumps(record, ensure_ascii=False, indent=1)
-        text = re.sub(r"\n {3,}(?=[-\dn\]])|(?<=\[)\n\s+(?=[-\dn])", " ", text)
-        (target / "results.json").write_text(text + "\n")
+        (target / "results.json").write_text(written(record, claims))
         taken.append(experiment)
     return taken
+
+
+def written(record: dict[str, Any], claims: list[dict[str, Any]]) -> str:
+    """A record as JSON with a line for each of its claims."""
+    head = json.dumps(record, ensure_ascii=False)
+    lines = ",\n".join(json.dumps(claim, ensure_ascii=False) for claim in claims)
+    return f'{head[:-1]}, "claims": [\n{lines}\n]}}\n'
 
 
 def prune(folder: pathlib.Path = DATA / "results") -> list[str]:
