@@ -22,6 +22,7 @@ from jdiv.lm import Config, Transformer, data, reward_model, tabular, train, wei
 from jdiv.mdp import SparseMdp, deep, occupancy, operators, value_iteration
 from jdiv.policy import tabular as policy_tabular
 from jdiv.policy.recipes import safe
+from jdiv.unlearning import Factors
 from tests.test_vocabulary import FUNCTIONS, ROOT
 
 PLATFORMS = ("tpu", "cuda")
@@ -304,7 +305,20 @@ OF_FUNCTION = {
     "token.temperature_schedule": {"step": indices(), "steps": indices()},
     "tokens.bnpo_weights": {"mask": array(2, BATCH, TOKENS, dtype=jnp.bool_)},
     "tokens.kept": {"name": "x", "x": TOKEN, "mask": MASK},
+    "trpo.conjugate_gradients": {"product": lambda x: 2 * x},
     "trpo.trpo_step": {"surrogate": jnp.sum, "divergence": lambda x: jnp.sum(x * x)},
+    "demotion.demoted_target": {"tokens": indices(BATCH), "demotion": SCALAR},
+    "demotion.forget_positions": {"share": SCALAR},
+    "demotion.shred": dict.fromkeys(("logits", "ref_logits"), array(BATCH, TOKENS, N)) | {
+        "tokens": indices(BATCH, TOKENS), "demotion": SCALAR, "share": SCALAR, "k": 2},
+    "gauss_newton.uphill": {"loss": jnp.sum, "outputs": lambda x: x[None]},
+    "gauss_newton.kronecker_factors": {"features": array(4, WIDTH), "logits": array(4, N)},
+    "gauss_newton.kronecker_step": {"gradient": array(WIDTH, N), "factors": Factors(
+        array(WIDTH, WIDTH), array(N, N))},
+    "matching.leave_out": {"features": POINTS, "mask": array(SAMPLES, dtype=jnp.bool_)},
+    "matching.datamodel": {"features": POINTS, "points": array(4, WIDTH)},
+    "matching.margin": {"labels": indices(BATCH)},
+    "matching.klom": {"margins": POINTS, "ref_margins": array(4, WIDTH)},
     "generators.from_f": {"f": lambda u: (u - 1) ** 2},
     "generators.weighted_sum": {"penalties": PENALTIES},
     **{f"regularized.{name}": {"generator": generators.jensen_shannon()} for name in (

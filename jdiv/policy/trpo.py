@@ -65,7 +65,7 @@ def trpo_step(
     def product(x: Array) -> Array:
         return hessian(x) + damping * x
 
-    x = _conjugate_gradients(product, gradient, iterations)
+    x = conjugate_gradients(product, gradient, iterations)
     image = product(x)
     square, steepest = x @ image, jnp.sqrt(gradient @ gradient)
     flatness = steepest == 0
@@ -88,7 +88,7 @@ def trpo_step(
     return TrpoStep(unravel(there), gain, distance, length, error)
 
 
-def _conjugate_gradients(product: Callable[[Array], Array], b: Array, iterations: int) -> Array:
+def conjugate_gradients(product: Callable[[Array], Array], b: Array, iterations: int) -> Array:
     """`F^-1 b` for `product(x) = F x`, from 0.
 
     It rests where the residual is down to rounding and along directions that F does not see, where

@@ -2,4 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = []
+from jdiv.unlearning import demotion, gauss_newton, matching
+from jdiv.unlearning.gauss_newton import Factors
+
+__all__ = ["Factors", "demotion", "gauss_newton", "matching"]
