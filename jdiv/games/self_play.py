@@ -202,9 +202,12 @@ def nash_md_loss(
     logits is `-pi (d - <pi, d>)` with `d = P mix - beta log(pi/ref)`, the direction
     `(nash_md - log pi) / step_size`. P may be the outcome of one comparison, 0 or 1. Only the
     gradient has a meaning, the value has none. For language models the mixture is usually taken
-    token by token, which is another one. Shapes: `[...]` three times to `[...]`.
+    token by token, which is another one. The log-probabilities are those of whole answers: with a
+    loss for each token the penalty is not the gradient of KL(pi‖ref), as a token's own log-ratio
+    says nothing of those behind it; the trainer that TRL had took these. Shapes: `[...]` three
+    times to `[...]`.
 
-    Reference: Munos et al. 2023 (arXiv:2312.00886), section 7, Nash-MD-PG; TRL's NashMDTrainer.
+    Reference: Munos et al. 2023 (arXiv:2312.00886), section 7, Nash-MD-PG.
     """
     beta = checks.positive("beta", beta)
     win_probability = _probability(win_probability)
