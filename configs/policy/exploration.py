@@ -4,8 +4,8 @@
 
 A quarter of a minute. A language model of three tokens, enumerated; no paper has these questions.
 Expect AER's entropy within 5 % of its target from coefficients a hundred times apart, where fixed
-ones collapse or explode; pass@32 of an answer of 1e-3 to rise with AER and to be lost with GRPO;
-HAEPO's gradient to be exact where each answer stands once, and that of pi^2 where answers are
+ones collapse or explode; pass@32 of an answer of 1e-3 or 1e-4 to rise with AER and to be lost with
+GRPO; HAEPO's gradient to be exact where each answer stands once, and that of pi^2 where answers are
 drawn; Lp-Reg to pull up what its proxy keeps, and ACE to remove what it is sure of and wrong.
 """
 

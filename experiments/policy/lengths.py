@@ -19,7 +19,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from experiments.lab.axes import count, non_negative, seeds
-from experiments.lab.claims import Finding, at_most, between, claim
+from experiments.lab.claims import Finding, at_least, at_most, between, claim
 from experiments.lab.plots import Picture, curve, legend_above, panels, style
 from experiments.lab.results import Labelled, labelled
 from jdiv.lm import questions, tabular
@@ -242,7 +242,7 @@ SCALES = {
     "group": grpo_advantages,
     "batch": dler_advantages,
 }
-ANSWERS, SIZE = 8, 4
+ANSWERS, SIZE = 6, 4
 """Answers to a question, all as likely, and of a group."""
 SOLVED = tuple(range(1, ANSWERS))
 """How many of them are right."""
@@ -369,11 +369,11 @@ def accuracy_collapses_where_all_pay(
     wrong=({"rule": "GRPO-lambda"},),
 )
 def a_small_price_costs_less(results: xr.Dataset, rule: str = "plain penalty") -> Finding:
-    """Late accuracy on hard questions where all pay .5, 1 and 2 for the longest answer: above .9,
-    less by a tenth at least, and less than a tenth."""
+    """Late accuracy on hard questions where all pay: above .7 at a price of .5 for the longest
+    answer, no higher at 1, and less by .3 at least at 2."""
     accuracy = late(results, "accuracy", "hard")
     small, middle, large = (accuracy.sel(rule=f"{rule}, {price}") for price in (".5", "1", "2"))
-    return between((0.9, 0.1, 0), (small, small - middle, large), (1, 0.9, 0.1))
+    return at_least((0.7, 0, 0.3), (small, small - middle, middle - large))
 
 
 @claim(
@@ -406,7 +406,7 @@ def by_group(right: int) -> float:
 def only_the_batch_weighs_questions_alike(
     results: xr.Dataset, scales: tuple[str, str] = ("group", "batch")
 ) -> Finding:
-    """Over all groups of four of questions with accuracies 1/8 to 7/8, what their gradients are
+    """Over all groups of four of questions with accuracies 1/6 to 5/6, what their gradients are
     multiplied by: with GRPO the reference's factors; with DLER one factor for all; differences."""
     factor = results.factor.isel(seed=0, strength=0)
     group, batch = (factor.sel(scale=scale) for scale in scales)
