@@ -668,8 +668,12 @@ def _mean_over_sequence(x: Array, mask: Array) -> Array:
 
 
 def _of_sequence(mean: Array, log_probs: Array) -> Array:
-    """The mean at every token, with the derivative 1 by the token's own log-probability."""
-    return jax.lax.stop_gradient(mean - log_probs) + log_probs
+    """The mean at every token, with the derivative 1 by the token's own log-probability.
+
+    Not by one of `-inf`, for which the mean is that, too, and its exponential has no slope.
+    """
+    own = jnp.where(log_probs == -jnp.inf, 0, log_probs)
+    return jax.lax.stop_gradient(mean - own) + own
 
 
 def _by_sign(advantages: Array, positive: float, negative: float) -> Array:

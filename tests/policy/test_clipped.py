@@ -266,31 +266,40 @@ def test_every_row_is_its_formula_and_the_slope_of_its_loss():
     assert alone == {"reinforce", "ppo", "dual_clip", "two_sided", "cispo", "sapo", "dro", "awr"}
 
 
-def test_weights_of_ratios_beyond_the_floats():
-    """At ratios 0, e^50 and inf, of either sign, and of no advantage; nothing is NaN."""
-    log_ratio = np.repeat([-np.inf, 50.0, 900.0], 3)[:, None]
-    gains = np.tile([1.0, -1.0, 0.0], 3)[:, None]
-    one = np.ones((9, 1), bool)
-    found = jax.jit(lambda x: {name: row.weight(x, gains, one) for name, row in TABLE.items()})
-    far = {"reinforce": (1, 1), "awr": (1, 1), "cispo": (3, 3), "truncated": (2, 2)}
+def test_ratios_beyond_the_floats():
+    """Weights, and the slopes of losses, at ratios 0, e^50 and inf, of either sign and of no
+    advantage, in answers of one token; nothing is NaN."""
+    new = np.repeat([-np.inf, -1.0, -1.0], 3)[:, None]
+    old = np.repeat([-1.0, -51.0, -901.0], 3)[:, None]
+    gains, one = np.tile([1.0, -1.0, 0.0], 3)[:, None], np.ones((9, 1), bool)
+
+    @jax.jit
+    def both(new):
+        def of(row):
+            summed = lambda x: jnp.sum(row.loss(x, old, gains, one).loss)
+            return row.weight(new - old, gains, one), jax.grad(summed)(new)
+
+        return {name: of(row) for name, row in TABLE.items()}
+
+    found = {name: [np.asarray(x).reshape(3, 3) for x in pair] for name, pair in both(new).items()}
+    far = {"reinforce": 1, "cispo": 3, "truncated": 2}
     none = ("sapo", "vespo", "dual_clip", "two_sided")
-    for name, weight in found(log_ratio).items():
-        size = np.abs(weight).reshape(3, 3)
-        assert not np.isnan(weight).any(), name
-        if name == "awr":
+    for name, (weight, slope) in found.items():
+        np.testing.assert_allclose(slope, -weight, rtol=1e-12, err_msg=name)
+        if name in ("awr", "dro"):
             continue
-        assert (size[:, 2] == (0 if name != "dro" else 0.1 * np.array([np.inf, 50, 900]))).all()
+        assert (weight[:, 2] == 0).all(), name
+        assert (weight[0] == 0).all() or name == "reinforce", name
         if name in none:
-            assert (size[1:, :2] == 0).all(), name
+            assert (weight[1:] == 0).all(), name
         elif name in far:
-            np.testing.assert_array_equal(size[1:, :2], [far[name]] * 2)
-        if name not in ("reinforce", "dro"):
-            assert (size[0, :2] == 0).all(), name
-    ratio = np.exp(50.0)
-    for name, bound in (("ppo", 0), ("gspo", 0), ("luspo", 0), ("gmpo", 0), ("importance", ratio)):
-        pull = np.asarray(found(log_ratio)[name]).reshape(3, 3)
-        np.testing.assert_allclose(pull[1, :2], [bound, -ratio], rtol=1e-12, err_msg=name)
-        assert pull[2, 1] == -np.inf, name
+            np.testing.assert_array_equal(weight[1:, :2], [[far[name], -far[name]]] * 2)
+        else:
+            top = np.exp(50.0) if name == "importance" else 0
+            np.testing.assert_allclose(weight[1, :2], [top, -np.exp(50.0)], rtol=1e-12)
+            assert weight[2, 1] == -np.inf, name
+    np.testing.assert_allclose(found["dro"][0][1], [1 - 5, -1 - 5, -5])
+    np.testing.assert_allclose(found["awr"][0], np.tile(np.exp([1.0, -1.0, 0.0]), (3, 1)))
 
 
 def test_luspo_is_gspo_that_is_summed_over_its_tokens():
