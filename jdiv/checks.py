@@ -319,6 +319,22 @@ def categories(name: str, x: ArrayLike, size: int | None = None) -> Array:
     return x
 
 
+def some_category(name: str, x: Array) -> Array:
+    """Refuses rows `[..., n]` of logits without a category: all are -inf, or n is 0.
+
+    What traced rows are is not known yet: without a category their law is NaN.
+
+    >>> some_category("logits", jnp.full(2, -jnp.inf))
+    Traceback (most recent call last):
+    ValueError: logits must have a category above -inf in every row
+    """
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"{name} must be [..., n] with n at least 1, got shape {tuple(x.shape)}")
+    if not isinstance(x, jax.core.Tracer) and (np.asarray(x) == -np.inf).all(axis=-1).any():
+        raise ValueError(f"{name} must have a category above -inf in every row")
+    return x
+
+
 def known(where: str, name: str, allowed: Collection[str]) -> None:
     """Refuses a name that is not there, in one line with the near matches.
 

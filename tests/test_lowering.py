@@ -319,6 +319,8 @@ OF_FUNCTION = {
     "matching.datamodel": {"features": POINTS, "points": array(4, WIDTH)},
     "matching.margin": {"labels": indices(BATCH)},
     "matching.klom": {"margins": POINTS, "ref_margins": array(4, WIDTH)},
+    "bregman.primal": {"k": indices()},
+    "bregman.dual": {"k": indices()},
     "generators.from_f": {"f": lambda u: (u - 1) ** 2},
     "generators.weighted_sum": {"penalties": PENALTIES},
     **{f"regularized.{name}": {"generator": generators.jensen_shannon()} for name in (

@@ -2,4 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = []
+from jdiv.decoding import bregman, steering, tracing
+
+__all__ = ["bregman", "steering", "tracing"]
