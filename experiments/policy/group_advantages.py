@@ -80,7 +80,7 @@ def _only_best(paid: Array) -> Array:
     return jnp.where(paid == ordered[:, -1:], SIZE * gain, 0)
 
 
-def estimates(point: dict, log_p: Array, rewards: Array) -> dict[str, Labelled]:
+def estimates(point: dict, log_p: Array, rewards: Array) -> dict[str, Array | Labelled]:
     """Means over all groups of pass@k, max@k, maj@k, less those of k answers of the policy."""
     k, right = 3, 0
     # In a control the groups are of another law than is said.
@@ -108,8 +108,26 @@ def estimates(point: dict, log_p: Array, rewards: Array) -> dict[str, Labelled]:
         law @ _majority(draws, right, log_p.dtype),
     ])  # fmt: skip
     bias = jnp.stack([found, plain]) - true[None]
+    p = jnp.exp(log_p[right])
+    mixed = advantages.varied(right == GROUPS)
+    unvaried = jnp.where(mixed[:, None], 0, advantages.rloo_advantages(right == GROUPS))
     names = {"estimate": ("without replacement", "plain"), "metric": ("pass@k", "max@k", "maj@k")}
-    return {"bias": labelled(bias, **names)}
+    return {
+        "bias": labelled(bias, **names),
+        "varied": jnp.where(mixed, chance, 0).sum() - (1 - p**SIZE - (1 - p) ** SIZE),
+        "unvaried": jnp.max(jnp.abs(unvaried)),
+    }
+
+
+def gaps() -> Labelled:
+    """By how much a right answer has more than a wrong one, by question: 2 and 1 of 4 are right."""
+    correct = jnp.array([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    found = jnp.stack([
+        advantages.batch_advantages(correct, jnp.full(correct.shape, True)),
+        advantages.grpo_advantages(correct),
+    ])  # fmt: skip
+    gap = jnp.max(found, axis=-1) - jnp.min(found, axis=-1)
+    return labelled(gap, over=("batch", "group"), right=(2, 1))
 
 
 def _majority(votes: np.ndarray, right: int, dtype: jnp.dtype) -> Array:
@@ -210,6 +228,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Labelled]:
         "total": labelled(totals, trained_for=EASIER, correct=range(MANY + 1)),
         **estimates(point, log_p, graded),
         **identities(point, log_p),
+        "gap": gaps(),
         **baselines(table.reshape(tabular.table_shape(LONGEST)), paid),
     }
 
@@ -335,6 +354,25 @@ def pass_max_and_maj_have_no_bias(
     """Means over all groups of four of pass@3, max@3 and maj@3, less their values for three answers
     of the policy: largest. The share to the third power, or the majority of all four, has bias."""
     return at_most(1e-12, abs(only(results).bias.sel(estimate=estimate)).max())
+
+
+@claim(source="DAPO (arXiv:2503.14476), dynamic sampling", reruns=(TILTED,))
+def groups_that_are_left_out(results: xr.Dataset) -> Finding:
+    """The chance that a group is varied is 1 - p^n - (1 - p)^n, and the others have no gradient:
+    largest difference, and largest advantage there."""
+    results = only(results)
+    return at_most(1e-12, (abs(results.varied).max(), results.unvaried.max()))
+
+
+@claim(
+    source="REINFORCE++ (arXiv:2501.03262): one deviation for the batch",
+    wrong=({"over": "group"},),
+)
+def a_batch_weighs_questions_alike(results: xr.Dataset, over: str = "batch") -> Finding:
+    """What a right answer has more than a wrong one, where 1 of 4 is right over where 2 are, less
+    1: as much with the deviation of the batch, 2/sqrt 3 times as much with that of the group."""
+    gap = only(results).gap.sel(over=over)
+    return at_most(1e-12, abs(gap.sel(right=1) / gap.sel(right=2) - 1).max())
 
 
 @claim(source="derived: one answer each from a uniform sampler is all of it", reruns=(TILTED,))
