@@ -268,6 +268,13 @@ def test_k3_of_far_log_ratios_in_low_precision():
         np.testing.assert_array_equal(np.asarray(k2_slope, float), [-of_p[0], -of_p[1], 0, 0])
 
 
+def test_without_gradient():
+    far = jnp.array([3.0, -2.0])
+    value, pull = jax.vjp(without_gradient, far, far / 2)
+    np.testing.assert_array_equal(value, far / 2)
+    assert not np.any(pull(jnp.ones(2)))
+
+
 def test_a_clamped_weight_has_no_derivative():
     log_ratio = jnp.log(jnp.array([0.5, 1.9, 2.1, 50.0]))
 
