@@ -223,7 +223,8 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     lines = mean.right.sel(update=updates)
     curves(right, "round", lines.assign_coords(update=[named(x) for x in updates]), "update")
     right.set(xlabel="round", ylabel="probability of the right token")
-    right.legend(fontsize="small", loc="lower right")
+    right.set_xlim(0, 1.6 * config.rounds)
+    right.legend(fontsize="small", loc="center right")
     picture = Picture(
         figure,
         "Left: PPO's clip drops a rare token at a divergence of nearly nothing, DPPO every token at"
