@@ -3,7 +3,7 @@
 import pathlib
 import shutil
 
-from docs.generate import api, benchmarks, markdown, pages, papers, results
+from docs.generate import api, benchmarks, markdown, pages, papers, results, uses
 
 
 def write(folder: pathlib.Path) -> None:
@@ -12,6 +12,7 @@ def write(folder: pathlib.Path) -> None:
     api.write(folder / "api")
     results.write(folder / "results", records)
     markdown.save(folder / "papers.md", papers.page(records))
+    markdown.save(folder / "uses.md", uses.page())
     pages.write(folder / "_generated")
     benchmarks.write(folder / "_generated")
     notebook = folder / "tutorials" / "quickstart.ipynb"
