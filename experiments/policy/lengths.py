@@ -472,8 +472,8 @@ def luspo_is_a_constant_average(
 
 
 @claim(
-    source="SPAE (arXiv:2601.03823), abstract: better credit and shorter answers, of a large model;"
-    " the second is not seen in this toy",
+    source="SPAE (arXiv:2601.03823), abstract: credit by progress, and less behind saturation; that"
+    " this makes answers shorter is not seen in this toy",
     reruns=(WITHOUT,),
     wrong=({"rule": "mean over answers"}, {"rule": "GRPO-lambda, .5"}),
 )

@@ -126,8 +126,9 @@ def counted(batch, state):
 
 @pytest.fixture(scope="module")
 def training():
-    """40 steps of three inner ones, for two keys at once."""
+    """40 steps of three inner ones, for two keys at once; the first question has an exact zero."""
     policy, _, ref, right = drawn()
+    policy[0, 0, 1] = -np.inf
 
     @jax.jit
     def run(keys):
@@ -143,6 +144,7 @@ def training():
 
 def test_training_finds_the_right_answers_and_measures_before_each_step(training):
     policy, _, _, right = drawn()
+    policy[0, 0, 1] = -np.inf
     accuracy = training.measures.accuracy
     assert accuracy.shape == (2, 40, QUESTIONS)
     np.testing.assert_allclose(accuracy[:, 0], np.tile((laws(policy) * right).sum(1), (2, 1)))
@@ -150,6 +152,8 @@ def test_training_finds_the_right_answers_and_measures_before_each_step(training
     assert not (accuracy[0, 1:] == accuracy[1, 1:]).any()
     last = np.stack([(laws(x) * right).sum(1) for x in training.logits])
     assert (np.abs(last - accuracy[:, -1]) < 0.05).all()
+    assert (training.logits[:, 0, 0, 1] == -np.inf).all()
+    assert all(np.isfinite(x).all() for x in training.measures)
 
 
 def test_the_state_goes_through_all_steps_and_the_first_is_on_policy_to_the_last_digit(training):
