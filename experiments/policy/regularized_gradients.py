@@ -183,13 +183,13 @@ def eight_losses(config: ConfigDict, point: dict, normal: Array) -> dict[str, La
 
 
 def penalties(point: dict, logits: Array, ref_logits: Array, old_logits: Array) -> Array:
-    """Expected KL terms `[estimator, samples, placement]`; their gradients hold samples fixed."""
+    """KL terms `[estimator, samples, placement, sequence]`; their gradients hold samples fixed."""
     log_p, log_ref, log_old = map(tabular.token_log_probs, (logits, ref_logits, old_logits))
     sequences = tabular.enumerate_sequences(logits.shape)
     mask, count = jnp.asarray(sequences.mask), jnp.asarray(sequences.lengths.astype(np.float64))
     still, nothing = jax.lax.stop_gradient(log_p), jnp.zeros_like(count)
 
-    def placed(index: Array, log_sample: Array, before: Array) -> Array:
+    def placed(index: Array, before: Array) -> Array:
         def estimator(p: Array, q: Array) -> Array:
             return jnp.stack([k(p, q) for k in ESTIMATORS.values()])[index]
 
@@ -214,21 +214,27 @@ def penalties(point: dict, logits: Array, ref_logits: Array, old_logits: Array) 
             plain / count,
             by_weight["token, weighted"] / count,
         ]
-        return point["sign"] * jnp.stack(found) @ jnp.exp(jnp.sum(log_sample, axis=1))
+        return point["sign"] * jnp.stack(found)
 
-    of_samples = jax.vmap(placed, in_axes=(None, 0, 0))
-    of_estimators = jax.vmap(of_samples, in_axes=(0, None, None))
+    of_samples = jax.vmap(placed, in_axes=(None, 0))
+    of_estimators = jax.vmap(of_samples, in_axes=(0, None))
     before = jnp.stack([still, weighed(point, log_p, log_old)])
-    return of_estimators(jnp.arange(len(ESTIMATORS)), jnp.stack([still, log_old]), before)
+    return of_estimators(jnp.arange(len(ESTIMATORS)), before)
 
 
 def table(config: ConfigDict, point: dict, normal: Array) -> dict[str, Labelled]:
-    """Relative errors and cosines of all penalties, to KL of either direction."""
+    """Relative errors, cosines and deviations of all penalties; what they do to the length."""
     logits, ref_logits = tabular.normal_logits(
         point["seed"], tuple(config.sweep.seed), longest=LONGEST
     )
     old_logits = logits + config.lag * normal.reshape(logits.shape)
-    gradients = jax.jacfwd(functools.partial(penalties, point))(logits, ref_logits, old_logits)
+    # Of the policy, and of the reference itself, where the right gradient is none.
+    at = jnp.stack([logits, ref_logits])
+    laws = jnp.stack([at, jnp.stack([old_logits, ref_logits])], axis=1)
+    laws = jnp.exp(jax.vmap(jax.vmap(tabular.sequence_log_probs))(laws))
+    slopes = jax.vmap(jax.jacfwd(functools.partial(penalties, point)), in_axes=(0, None, 0))
+    each_sample = slopes(at, ref_logits, jnp.stack([old_logits, ref_logits]))
+    gradients, at_ref = jnp.einsum("wns,wenpsij->wenpij", laws, each_sample)
     right = jax.grad(tabular.kl)(logits, ref_logits)
     other = jax.grad(tabular.kl, 1)(ref_logits, logits)
     each = jnp.stack([each_token(logits, ref_logits, by) for by in (logits, old_logits)])
@@ -244,6 +250,10 @@ def table(config: ConfigDict, point: dict, normal: Array) -> dict[str, Labelled]
         # A gradient of 0 has no direction.
         cosine = jnp.where(norm(gradients) > 1e-12 * norm(of), product / size, 0)
         found["cosine" + name.replace("of", "to")] = cosine
+    spread = jnp.square(norm(each_sample[0] - gradients[:, :, :, None]))
+    found["deviation"] = jnp.sqrt(jnp.einsum("ns,enps->enp", laws[0], spread)) / norm(right)
+    longer = jax.grad(tabular.mean_length)(ref_logits)
+    found["push"] = -jnp.sum(at_ref * longer[None, None, None], axis=(-2, -1))
     away = norm(gradients - each[None, :, None])
     found["error_of_each"] = away / norm(each)[None, :, None]
     names = {"estimator": ESTIMATORS, "samples": SAMPLES, "placement": PLACEMENTS}
@@ -579,6 +589,44 @@ def unbiased_options_are_of_single_tokens(
         found.sel(estimator=through, placement="token", samples="policy"),
     ]
     return at_most(1e-12, [x.max() for x in options])
+
+
+@claim(
+    source="compared here by enumeration; nobody has published it",
+    wrong=({"placement": "sequence, weighted"}, {"estimator": "k1"}),
+)
+def k3_of_prefixes_varies_least(
+    results: xr.Dataset, estimator: str = "k3", placement: str = "prefix, weighted"
+) -> Finding:
+    """Off-policy, the standard deviation of k3 with weights of prefixes over that of each other
+    exact term with a weight: the largest ratio, mean over draws."""
+    deviation = only(results).deviation.sel(samples="old")
+    weights = "prefix, weighted", "sequence, weighted", "token, weighted by sequence"
+    exact = [(name, place) for name in ("k1", "k3", "k1, held") for place in weights]
+    others = {*exact, ("k2", "sequence, weight held")} - {(estimator, placement)}
+    ours = deviation.sel(estimator=estimator, placement=placement)
+    ratios = [
+        (ours / deviation.sel(estimator=name, placement=place)).mean().item()
+        for name, place in others
+    ]
+    return at_most(1.0, max(ratios))
+
+
+@claim(
+    source="E[∇ log π] = 0; the bound on the one that pushes is chosen here",
+    reruns=(PUSHED,),
+    wrong=({"estimator": "k3"},),
+)
+def only_k1_of_means_pushes_on_length(results: xr.Dataset, estimator: str = "k1") -> Finding:
+    """At π = ref, where the gradient should be 0, the change of the expected length along k1's mean
+    over each sequence, smallest: answers get longer. And the largest of k1, k2, k3 in the other
+    placements, on-policy."""
+    push = only(results).push.sel(samples="policy", estimator=["k1", "k2", "k3"])
+    means = ["mean over length", "mean over length, weighted"]
+    here = push.sel(estimator=estimator, placement=means[0])
+    others = abs(push.sel(placement=[x for x in PLACEMENTS if x not in means]))
+    found = np.array([here.min().item(), others.max().item()])
+    return Finding(found, np.array([1e-3, 0]), np.array([np.inf, 1e-12]))
 
 
 @claim(
