@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup test reproduce benchmark docs lint clean
+.PHONY: setup test reproduce benchmark audit docs lint clean
 
 setup: .venv/installed
 
@@ -31,6 +31,26 @@ benchmark: .venv-benchmark/installed
 		--editable ".[deep,experiments,benchmark]"
 	touch $@
 
+# Which gradients other trainers' losses have. Tunix has pins of its own.
+audit: .venv-audit/installed .venv-tunix/installed
+	TRL_EXPERIMENTAL_SILENCE=1 .venv-audit/bin/python -m benchmarks.audit --only=trl,verl,openrlhf,polgrad
+	.venv-tunix/bin/python -m benchmarks.audit --only=tunix
+
+# verl and OpenRLHF without their engines: what is called needs none.
+.venv-audit/installed: pyproject.toml constraints.txt
+	test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
+	grep -v '^mpmath==' constraints.txt > .venv-audit/constraints.txt
+	.venv-audit/bin/python -m pip install --quiet --constraint .venv-audit/constraints.txt --editable . \
+		torch==2.13.0 trl==1.16.0 polgrad==0.2.1 \
+		ray==2.60.0 tensordict==0.15.3 omegaconf==2.4.0 codetiming==1.4.0
+	.venv-audit/bin/python -m pip install --quiet --no-deps verl==0.9.1 openrlhf==0.11.2
+	touch $@
+
+.venv-tunix/installed: pyproject.toml
+	test -x .venv-tunix/bin/python || $(PYTHON) -m venv .venv-tunix
+	.venv-tunix/bin/python -m pip install --quiet --editable . google-tunix==0.1.7
+	touch $@
+
 # Without warnings and without a network, into docs/_build/html.
 docs: setup
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
@@ -40,4 +60,4 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv .venv-benchmark .cache runs docs/_build
+	rm -rf .venv .venv-benchmark .venv-audit .venv-tunix .cache runs docs/_build

@@ -298,9 +298,9 @@ class GradientReport(NamedTuple):
     Fields:
         message: One sentence.
         asked: How it compares with the objective that was asked for.
-        nearest: The known objective with the largest cosine in size.
+        nearest: The known objective with the largest cosine in size, if there is a gradient.
         matches: The same with all that are known.
-        gradient: `[prefixes, vocabulary]` itself, by the logits.
+        gradient: `[prefixes, vocabulary]` itself, by the logits; 0 within the tolerance is 0.
         length: The derivative of E[length] along a step of size 1 down the gradient.
         leak: The largest derivative by what stands behind the end of a sequence, over that by a
             token.
@@ -344,13 +344,14 @@ def gradient_report(
     problem = draw() if problem is None else problem
     found = _expected(loss, problem, size, differentiate)
     name, exact = _asked(objective, problem)
-    asked = _match(name, found.gradient, exact)
-    matches = tuple(_match(key, found.gradient, f(problem)) for key, f in KNOWN.items())
-    nearest = max(matches, key=lambda match: np.nan_to_num(abs(match.cosine)))
     norm = float(np.linalg.norm(found.gradient))
     none = norm <= tolerance * max(found.largest, float(np.linalg.norm(exact)))
-    # Without a gradient there is no step.
-    change = 0.0 if none else -float(np.sum(found.gradient * length(problem))) / norm
+    # Rounding has no direction.
+    gradient = np.zeros_like(exact) if none else found.gradient
+    asked = _match(name, gradient, exact)
+    matches = tuple(_match(key, gradient, f(problem)) for key, f in KNOWN.items())
+    nearest = max(matches, key=lambda match: np.nan_to_num(abs(match.cosine)))
+    change = -float(np.sum(gradient * length(problem))) / (norm or 1.0)
     message = _without(found, none, tolerance) or _relation(asked, matches, tolerance)
     if not message and not np.array_equal(problem.logits, problem.old_logits):
         own = problem._replace(old_logits=problem.logits)
@@ -361,7 +362,7 @@ def gradient_report(
         f" {asked.error:.3f}. The nearest known is that of {nearest.name}, cosine"
         f" {nearest.cosine:.3f}."
     )
-    return GradientReport(message, asked, nearest, matches, found.gradient, change, found.leak)
+    return GradientReport(message, asked, nearest, matches, gradient, change, found.leak)
 
 
 def assert_gradient_of(

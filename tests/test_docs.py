@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 import jdiv
-from docs.generate import edges, kl_terms, papers, results, source
+from benchmarks import trainers
+from docs.generate import audit, edges, kl_terms, papers, results, source
 from jdiv import divergences as dv
+from jdiv import testing
 from jdiv.alignment import preference
 from jdiv.policy import clipped
 
@@ -106,6 +108,22 @@ def test_kl_terms_are_those_of_the_code():
     ends = there["terms"]["loss, averaged over each sequence, k1"]
     assert ends["last_length"] == pytest.approx(2.997, abs=6e-4)
     assert ends["last_kl"] == pytest.approx(3.686, abs=6e-4)
+
+
+def test_every_loss_of_a_trainer_stands_in_a_table():
+    found = audit.read()
+    assert list(found) == list(trainers.ALL)
+    lines = audit.table("KL term").splitlines() + audit.table("policy loss").splitlines()
+    functions = [line for line in lines if line.startswith("| ") and "`" in line]
+    assert len(functions) == sum(len(trainer["rows"]) for trainer in found.values())
+    stars = sum(row["default"] for trainer in found.values() for row in trainer["rows"])
+    assert sum(" ★ |" in line for line in functions) == stars
+    # What the rows say they are follows from their gradients.
+    exact = testing.kl(testing.draw()).ravel()
+    for row in (row for trainer in found.values() for row in trainer["rows"]):
+        gradient = np.array(row["own"]["gradient"])
+        near = np.linalg.norm(gradient - exact) < 1e-4
+        assert near == (row["own"]["message"] == "The gradient of KL(pi‖ref).")
 
 
 def test_edges_has_the_library_as_it_is():

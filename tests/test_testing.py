@@ -169,6 +169,8 @@ def test_k1_as_a_loss_has_no_gradient(name):
     report = of_own(name, KL, "own")
     assert report.message == "No gradient: those of the samples cancel, as E[grad log pi] = 0."
     assert report.length == 0
+    assert not report.gradient.any()
+    assert np.isnan(report.nearest.cosine)
 
 
 ON_POLICY_ALONE = (

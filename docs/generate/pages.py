@@ -1,10 +1,10 @@
-"""Tables of the pages on KL terms and on edges, from the numbers in docs/_data."""
+"""Tables of the pages on KL terms, trainers and edges, from the numbers in docs/_data."""
 
 import json
 import pathlib
 from typing import Any
 
-from docs.generate import markdown, rows
+from docs.generate import audit, markdown, rows
 from docs.generate.markdown import number
 
 DATA = pathlib.Path(__file__).parents[1] / "_data"
@@ -220,7 +220,7 @@ def write(folder: pathlib.Path) -> None:
         "kl_terms": kl_terms(), "off_policy": off_policy(), "kl_facts": kl_facts(),
         "edges_kl": edges("kl"), "edges_js": edges("js"), "versions": versions(),
         "edges_summary": edges_summary(),
-        "rows": rows.table(),
+        "rows": rows.table(), **audit.parts(),
     }  # fmt: skip
     for name, text in parts.items():
         markdown.save(folder / f"{name}.part.md", text + "\n")
