@@ -1,5 +1,7 @@
 """Margin losses of pairs: what they fit, and what the squared one has to do with KL.
 
+What losses of other kinds are least for, on three answers, is `preference_minimizers`.
+
 Tang et al. 2024 (GPO, arXiv:2402.05749). Of the paper the loss list, the expansion at 0 and the
 claim on the squared loss are known, and its toys' parameters are not: the numbers here are an
 independent computation, and of the figures the shape alone can be compared.
@@ -17,7 +19,7 @@ from experiments.lab.claims import Finding, between, claim, equals
 from experiments.lab.plots import Picture, curve, panels, style
 from experiments.lab.results import Labelled, labelled
 from jdiv import divergences
-from jdiv.alignment import margins, preference
+from jdiv.alignment import margins, preference, reference_free
 from jdiv.divergences import generators
 
 AXES = {"share": axes.inside(0, 1)}
@@ -39,6 +41,13 @@ MARGINS = {
     "truncated_quadratic": (-2.0, 2.0, 0.0, (0.6, 0.2)),
     "savage": (-0.25, 0.125, -0.1202, LOGITS),
     "hinge": (-1.0, 0.0, 0.0, (1.0, 1.0)),
+}
+# Minimizers at .8 and .6 of losses with a parameter, .1 of wrong labels, gamma .5.
+NAMED = {
+    "cDPO": (1.04597, 0.32277),
+    "robust DPO": (1.94591, 0.51083),
+    "EXO": (1.31833, 0.43944),
+    "SimPO": (1.73230, 0.53323),
 }
 FEW = {"sweep.share": (0.6, 0.8), "steps": 500}
 # Log-ratios of another link, that of KL(ref‖pi), in the squared loss.
@@ -111,26 +120,48 @@ def squared(logits: Array, log_ref: Array, drawn: Array, generator: generators.G
     return (drawn @ loss @ drawn - 1) / 2
 
 
+def fitted(losses: list[margins.Margin], share: Array) -> Array:
+    """Minimizers of `p f(x) + (1 - p) f(-x)` by the sign of the slope."""
+    slope = jax.grad(lambda x: jnp.sum(jnp.stack([f(x[i]) for i, f in enumerate(losses)])))
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        falls = share * slope(middle) - (1 - share) * slope(-middle) < 0
+        return jnp.where(falls, middle, low), jnp.where(falls, high, middle)
+
+    ends = jnp.full(len(losses), -8.0), jnp.full(len(losses), 9.0)
+    return jax.lax.fori_loop(0, 60, halve, ends)[0]
+
+
 def of_margins(share: Array) -> dict[str, Labelled]:
-    """Minimizer of `p f(x) + (1 - p) f(-x)` by its slope's sign, and derivatives."""
+    """What all losses fit, and derivatives of margins."""
     grid = jnp.linspace(-8, 8, 1601)
     found = []
     for margin in margins.TABLE.values():
         slope = jax.grad(margin)
         curvature = jax.vmap(jax.grad(slope))(grid)
+        found.append((slope(0.0), curvature[800], jnp.min(curvature)))
+    best = fitted([*margins.TABLE.values(), *named().values()], share)
+    columns = zip(("slope", "curvature", "least_curvature"), zip(*found, strict=True), strict=True)
+    by = {"margin": tuple(margins.TABLE)}
+    return {name: labelled(jnp.stack(x), **by) for name, x in columns} | {
+        "minimizer": labelled(best[: len(margins.TABLE)], **by),
+        "named_minimizer": labelled(best[len(margins.TABLE) :], named=tuple(NAMED)),
+    }
 
-        def halve(_, ends, slope=slope):
-            low, high = ends
-            middle = (low + high) / 2
-            falls = share * slope(middle) - (1 - share) * slope(-middle) < 0
-            return jnp.where(falls, middle, low), jnp.where(falls, high, middle)
 
-        ends = jnp.full((), -8.0), jnp.full((), 9.0)
-        low, _ = jax.lax.fori_loop(0, 60, halve, ends)
-        found.append((low, slope(0.0), curvature[800], jnp.min(curvature)))
-    names = ("minimizer", "slope", "curvature", "least_curvature")
-    columns = zip(names, zip(*found, strict=True), strict=True)
-    return {name: labelled(jnp.stack(x), margin=tuple(margins.TABLE)) for name, x in columns}
+def named() -> dict[str, margins.Margin]:
+    """Losses as functions of the log-ratio of the chosen answer, that of the other one being 0."""
+    zero, one = jnp.zeros(()), jnp.ones(())
+    smoothed = {"beta": 1.0, "label_smoothing": 0.1}
+    free = {"lengths": (one, one), "beta": 1.0, "gamma": 0.5}
+    return {
+        "cDPO": lambda x: preference.dpo(x, zero, zero, zero, **smoothed),
+        "robust DPO": lambda x: preference.robust(x, zero, zero, zero, **smoothed),
+        "EXO": lambda x: preference.exo(x, zero, zero, zero, **smoothed),
+        "SimPO": lambda x: reference_free.simpo(x, zero, **free),
+    }
 
 
 def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
@@ -184,6 +215,23 @@ def minimizers(results: xr.Dataset, exponential: str = "exponential") -> Finding
     names = [exponential if name == "exponential" else name for name in MARGINS]
     found = results.minimizer.sel(margin=names, share=[0.8, 0.6]).transpose("margin", "share")
     return equals([fits for *_, fits in MARGINS.values()], found, tolerance=5.1e-6)
+
+
+@claim(
+    source="Mitchell 2023, A note on DPO with noisy preferences; Chowdhury et al. 2024"
+    " (arXiv:2403.00409); Ji et al. 2024 (arXiv:2402.00856); Meng et al. 2024 (arXiv:2405.14734);"
+    " closed forms derived here",
+    reference=list(NAMED.values()),
+    reruns=({"flipped": 0.1, **FEW},),
+    wrong=({"robust": "cDPO"},),
+)
+def minimizers_with_a_parameter(results: xr.Dataset, robust: str = "robust DPO") -> Finding:
+    """The same for e = .1: cDPO logit of (1 - e) p + e (1 - p), robust DPO of (p - e)/(1 - 2 e),
+    EXO (2 p - 1) log 9; SimPO with gamma = .5, log of (o - 1 + sqrt((o - 1)^2 + 4 o e^-1)) e^.5/2
+    with the odds o, more than log o."""
+    names = [robust if name == "robust DPO" else name for name in NAMED]
+    found = results.named_minimizer.sel(named=names, share=[0.8, 0.6]).transpose("named", "share")
+    return equals(list(NAMED.values()), found, tolerance=5.1e-6)
 
 
 @claim(
