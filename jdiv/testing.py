@@ -342,6 +342,8 @@ def gradient_report(
     The gradient of -E[reward/length]; not that of -E[reward], cosine 0.966.
     """
     problem = draw() if problem is None else problem
+    if not all(np.isfinite(x).all() for x in problem):
+        raise ValueError("problem must have finite logits and rewards")
     found = _expected(loss, problem, size, differentiate)
     name, exact = _asked(objective, problem)
     norm = float(np.linalg.norm(found.gradient))

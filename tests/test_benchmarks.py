@@ -1,11 +1,12 @@
 """The measuring of benchmarks, their file and its page; no other library and no measurement."""
 
 import doctest
+import importlib.metadata
 
 import numpy as np
 import pytest
 
-from benchmarks import figure, measure, run_all, table
+from benchmarks import audit, figure, measure, run_all, table
 from benchmarks.table import Contestant, Row
 from docs.generate import benchmarks as page
 
@@ -212,6 +213,25 @@ def test_the_figure_draws_every_other_library():
     assert len(others.get_yticks()) == 5
     assert [label.get_text() for label in steps.get_yticklabels()] == ["kl", "jeffreys"]
     assert all(axis.get_xlabel() for axis in shown.axes)
+
+
+def test_the_audit_keeps_what_it_cannot_run(tmp_path, monkeypatch, capsys):
+    """Where no trainer is installed the file stays as it was, byte by byte."""
+
+    def missing(package):
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(audit.importlib.metadata, "version", missing)
+    file = tmp_path / "audit.json"
+    file.write_text(audit.FILE.read_text())
+    monkeypatch.setattr("sys.argv", ["audit", "--only=verl,tunix", f"--into={file}"])
+    assert audit.main() == 0
+    assert file.read_text() == audit.FILE.read_text()
+    assert "verl is not installed here" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["audit", "--only=ver"])
+    assert audit.main() == 2
+    assert "got ver" in capsys.readouterr().err
+    assert audit.rounded({"a": [1e-9, float("nan"), -1e-9]}) == {"a": [0.0, None, 0.0]}
 
 
 def test_unknown_benchmarks_are_refused(monkeypatch, capsys):

@@ -384,5 +384,7 @@ def test_wrong_use_is_refused():
         testing.gradient_report(kl_loss, KL, differentiate=lambda *_: np.zeros(3))
     with pytest.raises(ValueError, match="size must be"):
         refused(kl_loss, KL, size=0)
+    with pytest.raises(ValueError, match="problem must have finite logits"):
+        refused(kl_loss, KL, problem=OWN._replace(ref_logits=OWN.logits - np.inf))
     with pytest.raises(ValueError, match="lag must be"):
         testing.draw(lag=-1.0)
