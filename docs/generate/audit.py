@@ -54,7 +54,7 @@ def follows(message: str) -> str:
         factor = f"{float(exact[1]):.3g} " if exact[1] else ""
         return f"{factor}∇ of {symbols(exact[2])}"
     nearest = re.search(r"The nearest known is that of (.+), cosine (-?[\d.]+)\.$", message)
-    return f"near ∇ of {symbols(nearest[1])}, cosine {float(nearest[2]):.2f}"
+    return f"near ∇ of {symbols(nearest[1])}, cosine {nearest[2]}"
 
 
 def cell(value: float | None) -> str:

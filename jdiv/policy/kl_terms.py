@@ -16,7 +16,7 @@ the same                           k1: 0                        no
 ... `clamped_log_ratio`            as without the clamp         no
 `kl_penalty`, `prefix_log_ratio`   k1, k3: exact                k1, k3: exact
 ... held                           as without a weight          k2: each token's
-`kl_penalty`, `sequence_log_ratio` k1, k3: exact                k1, k3: exact
+... `sequence_log_ratio`           k1, k3: exact                k1, k3: exact
 `sequence_kl_penalty`, no weight   k2: exact                    no
 the same                           k3: that of KL(ref‖pi)       no
 the same                           k1: 0                        no
