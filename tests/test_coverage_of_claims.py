@@ -23,3 +23,9 @@ def test_no_experiment_is_left_out():
     named = {name for names in uses.by_function().values() for name in names}
     assert len(named) > 40
     assert all(name.count("/") == 1 for name in named)
+
+
+def test_the_page_links_to_records_that_there_are():
+    page = uses.page({"alignment/coverage"})
+    assert "[alignment/coverage](results/alignment.md#result-alignment-coverage)" in page
+    assert "`alignment/preference_minimizers`" in page

@@ -12,7 +12,7 @@ def write(folder: pathlib.Path) -> None:
     api.write(folder / "api")
     results.write(folder / "results", records)
     markdown.save(folder / "papers.md", papers.page(records))
-    markdown.save(folder / "uses.md", uses.page())
+    markdown.save(folder / "uses.md", uses.page(records))
     pages.write(folder / "_generated")
     benchmarks.write(folder / "_generated")
     notebook = folder / "tutorials" / "quickstart.ipynb"

@@ -6,7 +6,7 @@ of modules. What is only found at run time, by `getattr` or by a name in a confi
 
 import ast
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from docs.generate import markdown, results, source
 
@@ -127,8 +127,11 @@ def unused() -> list[str]:
     return [".".join(of) for of in every if of not in known]
 
 
-def page() -> str:
-    """A table for each package: functions, and the experiments whose claims rest on them."""
+def page(records: Collection[str]) -> str:
+    """A table for each package: functions, and the experiments whose claims rest on them.
+
+    Experiments with a record have a link to it.
+    """
     known, lines = by_function(), [HEAD]
     for package in PACKAGES:
         rows = []
@@ -136,6 +139,8 @@ def page() -> str:
             name = ".".join(of).removeprefix(f"{package}.")
             links = [
                 f"[{x}](results/{x.partition('/')[0]}.md#{results.anchor(x)})"
+                if x in records
+                else f"`{x}`"
                 for x in known.get(of, [])
             ]
             rows.append((f"{{py:obj}}`{name} <{'.'.join(of)}>`", ", ".join(links) or "–"))

@@ -4,9 +4,9 @@ Arguments are log-probabilities of whole answers, sums over tokens, `log_probs` 
 `ref_log_probs` of the reference, and which answers are desirable, `[...]` to losses `[...]`,
 not averaged. Half precision is widened.
 
-With both kinds of weights 1 a loss is linear in the probability d that an answer is desirable: what
-is desirable more often than not is pushed up and what is less often is pushed down, to probability
-zero, whatever beta is. So its minimizer is no optimum of a regularized reward.
+With both kinds of weights 1 the mean loss is linear in the probability that an answer is desirable:
+what is less often so than not is pushed down, to probability zero, whatever beta is. So its
+minimizer is no optimum of a regularized reward.
 """
 
 from __future__ import annotations
