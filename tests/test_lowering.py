@@ -15,6 +15,7 @@ import pytest
 from jdiv import generators, numerics, parallel
 from jdiv.alignment import f_dpg, gshf, margins
 from jdiv.bandits import adversarial, contextual, stochastic, streaming
+from jdiv.decoding import Automaton
 from jdiv.distillation import features
 from jdiv.divergences import categorical, gaussian, sparse, vocabulary
 from jdiv.games import self_play
@@ -126,7 +127,20 @@ def learning():
     return jax.eval_shape(lambda key: deep.init(SETTINGS, ENVIRONMENT, key), KEY)
 
 
+AUTOMATON = Automaton(indices(2, N), array(2, dtype=jnp.bool_))
+ALLOWED = {"where": array(BATCH, N, dtype=jnp.bool_)}
+CHAIN = {"logits": array(N, N), "children": indices(N, N), "automaton": AUTOMATON, "horizon": 2}
+
+
 OF_FUNCTION = {
+    **{f"constrained.{name}": ALLOWED for name in (
+        "exclude", "log_mass", "locally_constrained", "awrs_recursive", "awrs_geometric",
+        "expected_calls")},
+    "automata.lifted": {"automaton": AUTOMATON, "tokens": indices(BATCH, TOKENS)},
+    "automata.reachable": {"automaton": AUTOMATON, "horizon": 2},
+    **{f"automata.{name}": CHAIN for name in ("log_acceptance", "conditional")},
+    "smc.smc": {"step": lambda memory, tokens: (memory, memory), "memory": LOGITS,
+                "tokens": indices(BATCH), "automaton": AUTOMATON, "horizon": 2},
     "asymptotics.rate_function": {"rewards": array(N), "ref_logits": array(N)},
     "averaging.merge": {"models": MODELS},
     "averaging.average": {"models": MODELS},

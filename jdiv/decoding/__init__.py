@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from jdiv.decoding import bregman, steering, tracing
+from jdiv.decoding import automata, bregman, constrained, smc, steering, tracing
+from jdiv.decoding.automata import Automaton
 
-__all__ = ["bregman", "steering", "tracing"]
+__all__ = ["Automaton", "automata", "bregman", "constrained", "smc", "steering", "tracing"]
