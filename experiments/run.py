@@ -128,13 +128,14 @@ def execute(
     with folder.opened(config, code, overwrite=overwrite, report=progress.say):
         folder.discard(*(PARTS[part] for part in (PARTS if folder.outdated(code) else again)))
         clock = Clock(job, command, progress, computed=folder.has("results.nc"))
-        results = compute(job, progress, stopping)
+        made: engine.Made = {}
+        results = compute(job, progress, stopping, made)
         clock.computed(sweeps.size(job.grid))
         judged_before, drawn_before = (folder.has(PARTS[part]) for part in ("claims", "figures"))
         if judged_before:
             entries = folder.read("claims") or []
         else:
-            entries = judge(job, results, progress, stopping, failed)
+            entries = judge(job, results, progress, stopping, made, failed)
         if results is not None and not drawn_before:
             folder.save_pictures(draw(job, results, failed, progress.say), failed)
         progress.close()
@@ -165,12 +166,14 @@ def _place(error: Exception) -> str:
     return f" ({pathlib.Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
 
 
-def compute(job: Job, progress: Progress, stopping: Callable[[], bool]) -> xr.Dataset | None:
+def compute(
+    job: Job, progress: Progress, stopping: Callable[[], bool], made: engine.Made | None = None
+) -> xr.Dataset | None:
     """The results, from the folder or computed and then kept there; None on other hosts."""
     if job.folder.has("results.nc"):
         job.folder.discard(*records.PIECES)  # of a process that was killed before it did so
         return job.folder.results()
-    results = engine.compute(job, progress, stopping)
+    results = engine.compute(job, progress, stopping, made)
     job.folder.save_results(results)
     return results
 
@@ -180,11 +183,13 @@ def judge(
     results: xr.Dataset | None,
     progress: Progress,
     stopping: Callable[[], bool],
+    made: engine.Made,
     failed: Callable[[str, Exception], Any],
 ) -> Entries:
     """Every claim with its controls; each rerun that claims ask for is computed once.
 
-    The reruns stay in the folder, so that claims can be judged anew.
+    Programs that are made are used again. The reruns stay in the folder, so that claims can be
+    judged anew.
     """
     reasons = [(claim, needs.lacking(job, claim)) for claim in job.claims]
     different = {
@@ -200,7 +205,7 @@ def judge(
             changed, folder=job.folder.below(f"controls/{_name(changed)}"), control=True
         )
         progress.label = f"{job.config.experiment} control {number + 1} of {len(different)}"
-        found[text] = changed, compute(changed, progress, stopping)
+        found[text] = changed, compute(changed, progress, stopping, made)
     progress.label = job.config.experiment
     job.folder.keep_only("controls", [_name(changed) for changed, _ in found.values()])
     if results is None:

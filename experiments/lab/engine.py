@@ -21,10 +21,12 @@ An experiment is a module with
   which raises a ValueError in one line about fields that do not go together.
 
 All of these are pure functions, but for those of a point that is trained alone. A point is a dict
-from axis to label.
+from axis to label. Of the sweep their config has the static axes and the seeds: a program serves
+all labels of a traced axis, those of controls too.
 """
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -35,7 +37,7 @@ import numpy as np
 import xarray as xr
 from ml_collections import ConfigDict
 
-from experiments.lab import results, settings, sweeps
+from experiments.lab import records, results, settings, sweeps
 from experiments.lab.job import Job
 from experiments.lab.progress import Progress
 from experiments.lab.records import Refused, Stopped
@@ -47,13 +49,18 @@ Found = dict[str, results.Result]
 
 
 def compute(
-    job: Job, progress: Progress, stopping: Callable[[], bool] = lambda: False
+    job: Job,
+    progress: Progress,
+    stopping: Callable[[], bool] = lambda: False,
+    made: "Made | None" = None,
 ) -> xr.Dataset | None:
     """The results of all points; None on all hosts but the first.
 
     Points are kept in the job's folder as they come, and not computed again. Between two pieces of
-    work `stopping` is asked, and if so `Stopped` is raised.
+    work `stopping` is asked, and if so `Stopped` is raised. A program that is `made` is not
+    compiled again; those that are compiled are added.
     """
+    made = {} if made is None else made
     there = [_kept(job, number, progress) for number in range(len(job.groups))]
     progress.expect(
         len(job.points) * job.steps,
@@ -65,7 +72,7 @@ def compute(
         for number, found in enumerate(there):
             missing = np.flatnonzero(~found)
             if len(missing):
-                _compute_group(Work(job, number, progress, stopping), missing, agreed)
+                _compute_group(Work(job, number, progress, stopping, made), missing, agreed)
     return None if parallel.host() else _dataset(job, progress)
 
 
@@ -80,12 +87,13 @@ def precision(config: ConfigDict) -> Iterator[None]:
 
 
 class Work(NamedTuple):
-    """One group of a job, and how to say what is done and when to stop."""
+    """One group of a job, how to say what is done and when to stop, and programs that there are."""
 
     job: Job
     number: int
     progress: Progress
     stopping: Callable[[], bool]
+    made: "Made"
 
     @property
     def group(self) -> sweeps.Group:
@@ -154,11 +162,26 @@ class Programs(NamedTuple):
         return parallel.hosts() * self.devices * self.lanes
 
 
+Made = dict[tuple, Programs]
+"""Programs by what they were made of."""
+
+
 def compiled(work: Work) -> Programs:
-    """The programs, for as many points at once as the config allows and the memory holds."""
-    config, count = work.job.config, len(work.group.index)
+    """The programs of a group, made before if only labels of traced axes were others then."""
+    count = len(work.group.index)
     devices = parallel.devices_for(count)
-    lanes = min(config.lanes, -(-count // (parallel.hosts() * devices)))
+    lanes = min(work.job.config.lanes, -(-count // (parallel.hosts() * devices)))
+    config = json.dumps(records.as_dict(Traced.of(work).config), sort_keys=True)
+    kinds = tuple((name, x.dtype.kind) for name, x in work.group.traced.items())
+    made_of = (work.job.experiment, config, *work.group.static.items(), kinds, devices, lanes)
+    if made_of not in work.made:
+        work.made[made_of] = _compiled(work, devices, lanes)
+    return work.made[made_of]
+
+
+def _compiled(work: Work, devices: int, lanes: int) -> Programs:
+    """The programs, for as many points at once as the config allows and the memory holds."""
+    config = work.job.config
     programs = _compiled_for(work, devices, lanes)
     need = parallel.memory(programs.chunk or programs.run)
     limit = config.memory_gib * 2**30
@@ -222,11 +245,17 @@ class Traced(NamedTuple):
 
     @classmethod
     def of(cls, work: Work) -> "Traced":
-        """A group's functions: values of swept fields are in the config, labels in the point."""
+        """A group's functions: values of swept fields are in the config, labels in the point.
+
+        Labels of traced axes are arguments, and not in the config, but for the seeds there are.
+        """
         job, static = work.job, work.group.static
         fields = {name: label for name, label in static.items() if name in job.own_fields}
         labels = {name: label for name, label in static.items() if name not in fields}
-        return cls(job.experiment, settings.overridden(job.config, fields), labels)
+        config = settings.overridden(job.config, fields).unlock()
+        for name in work.group.traced.keys() - {"seed"}:
+            del config.sweep[name]
+        return cls(job.experiment, config.lock(), labels)
 
     def point(self, arguments: dict[str, Any]) -> tuple[dict[str, Any], jax.Array]:
         """A point with its static labels, and its key."""

@@ -47,11 +47,11 @@ class Said(list):
 def compute(tmp_path):
     """Runs the engine in a folder; returns the results, what was said, and the progress."""
 
-    def run(toy, config, folder=tmp_path, stopping=lambda: False):
+    def run(toy, config, folder=tmp_path, stopping=lambda: False, made=None):
         said = Said()
         progress = Progress("toy", said)
         job = planned(toy, config, Folder(folder))
-        return engine.compute(job, progress, stopping), said, progress
+        return engine.compute(job, progress, stopping, made), said, progress
 
     return run
 
@@ -78,6 +78,34 @@ def test_every_point_is_where_its_labels_say(compute):
         np.testing.assert_allclose(found.total, expected["total"], rtol=1e-6)
         np.testing.assert_allclose(found.path, expected["path"].value, rtol=1e-6)
     assert results.total.sel(rate=0.1).mean("seed").dims == ("name",)
+
+
+def test_a_program_serves_other_labels_of_its_traced_axes(compute, tmp_path):
+    made, other = {}, {"sweep.rate": (0.4, 0.5, 0.6)}
+    _, _, first = compute(toys.SWEEP, toys.config(seeds=2), tmp_path / "first", made=made)
+    config = toys.config(seeds=2)
+    config.update_from_flattened_dict(other)
+    results, _, progress = compute(toys.SWEEP, config, tmp_path / "other", made=made)
+    assert (first.programs, progress.programs) == (2, 0)
+    for (rate, name, seed), expected in expected_sweep(config).items():
+        found = results.total.sel(rate=rate, name=name, seed=seed)
+        np.testing.assert_allclose(found, expected["total"], rtol=1e-6)
+    # A field of the config may be anything in a program.
+    config = toys.config(seeds=2)
+    config.update_from_flattened_dict({"sign": -1.0})
+    results, _, progress = compute(toys.SWEEP, config, tmp_path / "sign", made=made)
+    assert progress.programs == 2
+    (where, expected), *_ = expected_sweep(config).items()
+    found = results.total.sel(dict(zip(("rate", "name", "seed"), where, strict=True)))
+    np.testing.assert_allclose(found, expected["total"], rtol=1e-6)
+
+
+def test_a_program_does_not_see_labels_of_traced_axes_in_the_config(compute):
+    def run(config, point, key):
+        return {"first": config.sweep.rate[0] * point["rate"]}
+
+    with pytest.raises(AttributeError, match="rate"):
+        compute(toys.module(run=run), toys.config(seeds=2))
 
 
 def test_training_is_the_loop_that_it_says(compute):
