@@ -92,7 +92,7 @@ def small(source: pathlib.Path, target: pathlib.Path) -> None:
         if picture.width > WIDTH:
             size = WIDTH, round(picture.height * WIDTH / picture.width)
             picture = picture.resize(size, Image.Resampling.LANCZOS)
-        picture.save(target, "WEBP", quality=50, method=6)
+        picture.save(target, "WEBP", quality=60, method=6)
 
 
 # --------------------------------------------------------------------------------------- read
