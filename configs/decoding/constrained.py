@@ -19,10 +19,8 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config.probabilities = (0.35, 0.25, 0.15, 0.1, 0.08, 0.05, 0.02)
     config.allowed = (False, False, True, False, True, False, True)
     # How often a token of each sampler is drawn, and the particles of a text.
-    config.draws = {"smoke": 2000, "quick": 20_000, "full": 200_000}[scale]
-    # Powers of the weights: 1 is right, 0 leaves them away.
-    config.weighted = 1.0
-    # The mass of `a` in the first place, of `b` after `a`, and of `a` after `b`.
-    config.first = 0.9
-    config.sweep = ConfigDict({"seed": tuple(range(8))})
+    config.draws = {"smoke": 2000, "quick": 10_000, "full": 200_000}[scale]
+    config.sweep = ConfigDict(
+        {"first": (0.9,), "weighted": (1.0,), "also": (0.0,), "seed": tuple(range(8))}
+    )
     return config

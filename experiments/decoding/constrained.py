@@ -13,18 +13,19 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import count, each, inside, seeds
+from experiments.lab.axes import count, each, fraction, inside, non_negative, seeds
 from experiments.lab.claims import Finding, at_most, claim, equals, together
 from experiments.lab.plots import Picture, panels, style
 from experiments.lab.results import Labelled, labelled
 from jdiv import divergences
 from jdiv.decoding import Automaton, automata, constrained, smc
 
-AXES = {"seed": seeds}
+AXES = {"first": inside(0, 1), "weighted": non_negative, "also": fraction, "seed": seeds}
+"""Of the mass of `a` in the first place, of `b` after `a` and of `a` after `b`; the power of the
+weights, of which 0 leaves them away; and 1 if the first of seven tokens is allowed as well."""
 FIELDS = {
     "probabilities": each(inside(0, 1)),
     "draws": count,
-    "first": inside(0, 1),
 }
 SAMPLERS = ("everywhere", "recursive", "geometric, 2", "geometric, 4")
 ENDS_IN_A = Automaton(np.array([[0, 1], [0, 1]]), np.array([True, False]))
@@ -48,11 +49,12 @@ def samples(config: ConfigDict, log_p: Array, where: Array, key: Array) -> const
     return jax.tree.map(lambda *x: jnp.stack(x), *all_of_them)
 
 
-def one_token(config: ConfigDict, key: Array) -> dict[str, Array | Labelled]:
+def one_token(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:
     """Weights by token, calls, and what both are exactly."""
     log_p, where = jnp.log(jnp.array(config.probabilities)), jnp.array(config.allowed)
+    where = where.at[0].set(where[0] | (point["also"] > 0))
     found = samples(config, log_p, where, key)
-    weights = jnp.exp(config.weighted * found.log_weights)
+    weights = jnp.exp(point["weighted"] * found.log_weights)
     indicator = jax.nn.one_hot(found.tokens, len(log_p), dtype=weights.dtype)
     law = constrained.exclude(log_p, where)
     by = {"sampler": SAMPLERS}
@@ -81,9 +83,9 @@ def _expected(log_p: Array, where: Array) -> Array:
     return jax.vmap(lambda r: constrained.expected_calls(log_p, where, accepts=r))(accepts)
 
 
-def texts(config: ConfigDict, key: Array) -> dict[str, Array | Labelled]:
+def texts(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:
     """The exact law of texts that end in `a`, that of local renormalization, and particles."""
-    first = config.first
+    first = point["first"]
     logits = jnp.log(jnp.array([[first, 1 - first], [1 - first, first], [first, 1 - first]]))
     exact = automata.conditional(logits, CHILDREN, ENDS_IN_A, horizon=2)[1, 0, 0]
     mass = automata.log_acceptance(logits, CHILDREN, ENDS_IN_A, horizon=2)[2, 0, 0]
@@ -99,7 +101,7 @@ def texts(config: ConfigDict, key: Array) -> dict[str, Array | Labelled]:
         found = smc.smc(
             step, start.astype(int), start - 1, ENDS_IN_A, key, horizon=2, threshold=threshold
         )
-        weights = jnp.exp(config.weighted * (found.log_weights - jnp.max(found.log_weights)))
+        weights = jnp.exp(point["weighted"] * (found.log_weights - jnp.max(found.log_weights)))
         ends = jnp.stack([found.tokens[:, 0] == 0, found.tokens[:, 0] == 1]).astype(weights.dtype)
         valid = jnp.mean(found.tokens[:, 1] == 0, dtype=float)
         estimate = jnp.mean(jnp.exp(found.log_weights))
@@ -113,7 +115,7 @@ def texts(config: ConfigDict, key: Array) -> dict[str, Array | Labelled]:
         "exact": labelled(jnp.exp(exact), text=TEXTS),
         "local": labelled(jnp.exp(local), text=TEXTS),
         "bias": divergences.kl(exact, local),
-        "mass": jnp.exp(mass),
+        "of_accepted": jnp.exp(mass),
         "weighted_law": labelled(law, **both),
         "unweighted_law": labelled(raw, **both),
         "estimate": labelled(estimate, **kinds),
@@ -125,14 +127,14 @@ def texts(config: ConfigDict, key: Array) -> dict[str, Array | Labelled]:
 def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:
     """One token and texts of two."""
     of_token, of_text = jax.random.split(key)
-    return one_token(config, of_token) | texts(config, of_text)
+    return one_token(config, point, of_token) | texts(config, point, of_text)
 
 
 def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     """Calls by KL, and the laws of texts."""
     figure, (left, right) = panels(2)
     kl = -np.log(MASSES)
-    first = results.isel(seed=0)
+    first = alone(results).isel(seed=0)
     left.plot(kl, np.exp(kl), label="with replacement: exp(KL)", **style(0))
     for number, accepts in enumerate((1, 2, 4), 1):
         line = first.by_mass.sel(expected_for=accepts)
@@ -145,8 +147,8 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     bars = {
         "exact": first.exact,
         "local": first.local,
-        "weighted": results.weighted_law.sel(resampling="never").mean("seed"),
-        "resampled": results.weighted_law.sel(resampling="always").mean("seed"),
+        "weighted": alone(results).weighted_law.sel(resampling="never").mean("seed"),
+        "resampled": alone(results).weighted_law.sel(resampling="always").mean("seed"),
     }
     for number, (name, y) in enumerate(bars.items()):
         look = {"color": style(number)["color"], "label": name}
@@ -164,12 +166,18 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     }
 
 
+def alone(results: xr.Dataset) -> xr.Dataset:
+    """By seed alone: of the other axes there is one value."""
+    return results.isel(first=0, weighted=0, also=0)
+
+
 # ------------------------------------------------------------------------------------------ claims
 
 AWRS = "Lipkin et al. 2025 (arXiv:2504.05410), from its released code"
 TOY = "an independent computation of the toy"
-UNWEIGHTED = {"weighted": 0.0}
-UNLIKE = {"allowed": (True, False, True, False, True, False, True)}
+UNWEIGHTED = {"sweep.weighted": (0.0,)}
+UNLIKE = {"sweep.also": (1.0,)}
+EVEN = {"sweep.first": (0.5,)}
 
 
 @claim(source=AWRS, reruns=(UNWEIGHTED,))
@@ -177,7 +185,7 @@ def weights_are_unbiased(results: xr.Dataset, config: ConfigDict) -> Finding:
     """The mean of the weight times the indicator of a token is the model's probability of it if it
     is allowed, and 0 else: of three adaptive samplers, all 21 numbers within four standard errors
     of all draws together."""
-    adaptive = results.isel(sampler=slice(1, None)).transpose("sampler", "token", ...)
+    adaptive = alone(results).isel(sampler=slice(1, None)).transpose("sampler", "token", ...)
     mean = adaptive.weight.mean("seed")
     expected = np.array(config.probabilities) * np.array(config.allowed)
     variance = adaptive.square.mean("seed") - mean**2
@@ -201,19 +209,19 @@ def calls(results: xr.Dataset) -> Finding:
 def calls_of_rejection(results: xr.Dataset) -> Finding:
     """Calls to the first allowed token with replacement, exp(KL), and without; the KL of exclusion
     is -log Z to a rounding."""
-    first = results.isel(seed=0)
+    first = alone(results).isel(seed=0)
     return together(
         equals((4, 2.5357), (np.exp(first.kl), first.expected[0]), decimals=(12, 4)),
         equals(0, first.kl + first.log_mass, tolerance=1e-14),
     )
 
 
-@claim(source=TOY, reference=(0.5, 0.9, 0.5108, 0.18), reruns=({"first": 0.5},))
+@claim(source=TOY, reference=(0.5, 0.9, 0.5108, 0.18), reruns=(EVEN,))
 def local_renormalization_is_biased(results: xr.Dataset) -> Finding:
     """The exact mass of `aa`, that under local renormalization, KL between them in nats, and the
     mass of all texts that end in `a`."""
-    first = results.isel(seed=0)
-    measured = first.exact[0], first.local[0], first.bias, first.mass
+    first = alone(results).isel(seed=0)
+    measured = first.exact[0], first.local[0], first.bias, first.of_accepted
     return equals((0.5, 0.9, 0.5108, 0.18), np.array(measured), decimals=(12, 12, 4, 12))
 
 
@@ -221,23 +229,23 @@ def local_renormalization_is_biased(results: xr.Dataset) -> Finding:
 def weights_correct_it(results: xr.Dataset) -> Finding:
     """The mass of `aa` among weighted texts, never and always resampled, and the mean weight: by
     seeds, to .04 and .01; every text ends in `a`."""
-    law = results.weighted_law.sel(text="aa").mean("seed")
+    law = alone(results).weighted_law.sel(text="aa").mean("seed")
     return together(
         equals(0.5, law, tolerance=0.04),
-        equals(0.18, results.estimate.mean("seed"), tolerance=0.01),
-        equals(1, results.valid.min(), tolerance=0),
+        equals(0.18, alone(results).estimate.mean("seed"), tolerance=0.01),
+        equals(1, alone(results).valid.min(), tolerance=0),
     )
 
 
-@claim(source=TOY, reference=0.36, reruns=({"first": 0.5},))
+@claim(source=TOY, reference=0.36, reruns=(EVEN,))
 def effective_size(results: xr.Dataset) -> Finding:
     """The effective sample size of the weights, over the number of texts."""
-    size = results["size"].sel(resampling="never").mean("seed")
+    size = alone(results)["size"].sel(resampling="never").mean("seed")
     return equals(0.36, size, tolerance=0.02)
 
 
 @claim(source=TOY, wrong=({"law": "local"},))
 def the_recursion_is_exact(results: xr.Dataset, law: str = "exact") -> Finding:
     """The law by sums from the end backwards against enumeration of both texts: the error."""
-    first = results.isel(seed=0)
+    first = alone(results).isel(seed=0)
     return at_most(1e-14, np.abs(first[law] - 0.5).max())
