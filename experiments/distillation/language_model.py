@@ -444,7 +444,7 @@ def _by_size(only: xr.Dataset) -> Picture:
         for axis, name in zip(plots, ("size_agreement", "size_forward"), strict=True):
             hot = here.isel(taught=slice(1, None))
             axis.plot(hot[name], hot.size_valid, **look, marker="o", markersize=5,
-                      label=f"remembers {size} token" + "s" * (size != 1))  # fmt: skip
+                      label=f"remembers {size} token{'s' if size != 1 else ''}")  # fmt: skip
             axis.plot(here[name][0], here.size_valid[0], "X", color=look["color"], markersize=8,
                       label="by tokens alone" if size == only.remembered[-1] else None)  # fmt: skip
             for at in (0, -1):
