@@ -274,7 +274,6 @@ def failure_figure(small: xr.Dataset) -> Figure:
         x, look = small.answer + 0.2 * (place - 1.5), {"color": color, "hatch": hatch}
         axis.bar(x, height.sel(divergence=name), 0.2, label=label, edgecolor="white", **look)
     axis.set(xlabel="answer", ylabel="probability", xticks=small.answer)
-    axis.set_axisbelow(True)
     axis.grid(False, axis="x")
     axis.legend()
     return figure

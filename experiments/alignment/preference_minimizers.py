@@ -315,7 +315,6 @@ def _figure(at: xr.Dataset) -> Figure:
         left = left + width
     axis.set_yticks(place, [label(name) for name in policy.policy.values], fontsize="small")
     axis.set(xlabel="probability", xlim=(0, 1))
-    axis.set_axisbelow(True)
     axis.grid(False, axis="y")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure

@@ -413,7 +413,6 @@ def matching_figure(config: ConfigDict, results: xr.Dataset):
     right.set(ylabel="KLoM, nats", yscale="log", ylim=(0.03, 60))
     right.set_xticks(np.arange(len(rows)), list(rows), fontsize="small")
     right.grid(False, axis="x")
-    right.set_axisbelow(True)
     right.legend(loc="upper center", ncols=3, fontsize="small")
     return figure
 

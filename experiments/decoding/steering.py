@@ -185,7 +185,6 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
         goal = int(at.goal[0])
         height = at.change.sel(measure=name).isel(budget=0)
         color = [COLORS[1] if patch == goal else COLORS[0] for patch in at.patch.values]
-        axis.set_axisbelow(True)
         axis.bar(at.patch, height, color=color)
         axis.set(xlabel="patch of the next frame", ylabel=label)
     plots[1].bar([0], [0], color=COLORS[1], label="where the changed patch goes")

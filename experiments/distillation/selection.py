@@ -258,7 +258,6 @@ def _bars(axis, values: xr.DataArray, by: str) -> None:
     names = [str(name) for name in values[by].values]
     axis.bar(range(len(names)), values.mean("seed"), yerr=values.std("seed"),
              color=[COLORS[i] for i in range(len(names))], capsize=3)  # fmt: skip
-    axis.set_axisbelow(True)
     axis.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
 
 

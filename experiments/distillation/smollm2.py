@@ -219,7 +219,6 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
                 only.context.sel(at | {"lesson": LESSONS[0]}).item(),
             ]
             axis.bar(places + 0.38 * number, heights, 0.36, color=COLORS[number], label=when)
-        axis.set_axisbelow(True)
         axis.set_xticks(places + 0.19, names, rotation=30, ha="right")
         axis.set(ylabel=measure if measure == "agreement" else f"{measure}, nats")
     legend_above(figure, axes[0], columns=2)

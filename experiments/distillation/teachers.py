@@ -284,7 +284,6 @@ def _teachers(results: xr.Dataset) -> Figure:
     for axis, (name, (by, label)) in zip(plots, shown.items(), strict=True):
         values = results[name]
         names = [str(value).replace(" ", "\n") for value in values[by].values]
-        axis.set_axisbelow(True)
         axis.bar(range(len(names)), values.mean("seed"), yerr=values.std("seed"),
                  color=list(COLORS[: len(names)]), capsize=3)  # fmt: skip
         axis.set_xticks(range(len(names)), names)

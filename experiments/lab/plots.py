@@ -28,6 +28,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#e8e8e8",
     "legend.frameon": False,
     "pdf.fonttype": 42,  # text stays text

@@ -475,8 +475,6 @@ def parts(results: xr.Dataset) -> Picture:
         yscale="log", ylim=(1e-13, 3), xlabel="strength β", ylabel="right answer's probability"
     )
     legend(left, fontsize="small", loc="center right")
-    for plot in (middle, right):
-        plot.set_axisbelow(True)
     places = np.arange(at.sizes["state"])
     for number, name in enumerate(at.weights.values):
         middle.bar(

@@ -109,7 +109,6 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     means = np.arange(config.group + 1) / config.group
     share = stats.betabinom.pmf(np.arange(config.group + 1), config.group, 0.5, 0.5)
     inside = (means >= config.band[0]) & (means <= config.band[1])
-    right.set_axisbelow(True)
     right.bar(means, share, width=0.08, color=np.where(inside, COLORS[0], GREY))
     right.set(xlabel=f"mean reward of {config.group} answers", ylabel="share of questions")
     gain = results.gain.isel(beta=0).mean("seed")

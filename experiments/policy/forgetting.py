@@ -272,7 +272,6 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     legend(left, fontsize="small")
     names = list(at.training.values)
     kept = at.right_at.sel(task=others).mean("task")
-    right.set_axisbelow(True)
     right.barh(np.arange(len(names)), kept, color=style(0)["color"])
     before = float(at.right.isel(step=0).sel(task=others).mean(("task", "training")))
     right.axvline(before, color="black", linestyle="--", linewidth=1.2)

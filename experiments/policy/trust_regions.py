@@ -216,7 +216,6 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     shares = mean.typical.sortby(mean.typical)
     middle.barh([named(name) for name in shares.generator.values], shares, color="#0072b2")
     middle.axvline(1, color="black", linewidth=1)
-    middle.set_axisbelow(True)
     middle.set(xlim=(0, 1.05), xlabel="binary divergence, part of the whole")
     middle.tick_params(axis="y", labelsize="x-small")
     updates = [name for name in SHOWN if name in mean["update"].values]
