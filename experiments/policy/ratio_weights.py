@@ -291,9 +291,11 @@ def variance_by_level(
 )
 def geometric_means_are_narrower(results: xr.Dataset, narrow: str = "geometric") -> Finding:
     """The range of the logarithm of the geometric mean over all answers, as a part of that of token
-    ratios, at the largest distance: mean over draws."""
+    ratios, at the largest distance: mean over draws; and the least range of these."""
     spread = results.range.isel(distance=-1, sign=0, reach=0)
-    return at_most(0.9, (spread.sel(weight=narrow) / spread.sel(weight="token")).mean("seed"))
+    of_tokens = spread.sel(weight="token")
+    share = (spread.sel(weight=narrow) / of_tokens).mean("seed")
+    return together(at_most(0.9, share), at_least(1e-3, of_tokens.min()))
 
 
 def ends() -> dict[str, tuple[float, ...]]:
