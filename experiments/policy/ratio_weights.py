@@ -19,16 +19,16 @@ from experiments.lab.claims import Finding, at_least, at_most, between, claim, t
 from experiments.lab.plots import Picture, curve, legend_above, panels, style
 from experiments.lab.results import Labelled, labelled
 from jdiv.lm import tabular
-from jdiv.policy import clipped
+from jdiv.policy import clipped, ratio_weights
 from jdiv.policy.tokens import AVERAGES, bnpo_weights, sequence_weights, token_weights
 
 AXES = {"sign": real, "reach": non_negative, "seed": seeds}
 FIELDS = {"distances": each(non_negative), "lengths": each(count)}
 FREE = {
     "token": lambda log_ratio, advantages, mask: jnp.where(
-        mask, clipped.clipped_weight(log_ratio, advantages, low=1.0, high=jnp.inf), 0
+        mask, ratio_weights.clipped(log_ratio, advantages, low=1.0, high=jnp.inf), 0
     ),
-    "geometric": lambda log_ratio, advantages, mask: clipped.gspo_weight(
+    "geometric": lambda log_ratio, advantages, mask: ratio_weights.gspo(
         log_ratio, advantages, mask, low=1.0, high=jnp.inf
     ),
 }

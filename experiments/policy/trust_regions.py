@@ -21,7 +21,7 @@ from experiments.lab.claims import Finding, at_least, at_most, between, claim, t
 from experiments.lab.plots import Picture, curve, curves, panels, style
 from experiments.lab.results import Labelled, labelled
 from jdiv import divergences, generators
-from jdiv.policy.clipped import clipped_weight
+from jdiv.policy import ratio_weights
 from jdiv.policy.dppo import binary_divergence, dppo, dppo_weight
 
 AXES = {"sign": real, "threshold": positive, "rest": positive, "seed": seeds}
@@ -57,7 +57,7 @@ def edges(threshold: Array, sign: Array) -> tuple[Array, Array]:
     log_ratio, gains = sign * (new - old), jnp.ones_like(new)
     apart = binary_divergence(new, old, generator=generators.total_variation())
     kept = (
-        clipped_weight(log_ratio, gains, **CLIP) != 0,
+        ratio_weights.clipped(log_ratio, gains, **CLIP) != 0,
         dppo_weight(log_ratio, gains, apart, threshold=threshold, ceiling=jnp.inf) != 0,
     )
     last = jnp.stack([jnp.max(jnp.where(x, new, old), axis=1) for x in kept])
@@ -138,7 +138,7 @@ def weights(
     rest = before[1:], gains[1:], jnp.full(before[1:].shape, True), jnp.stack(apart)
     limits = {"threshold": radii, "ceiling": jnp.inf}
     slopes = jax.grad(lambda x: jnp.sum(dppo(x, *rest, **limits).loss))(moved[1:])
-    clipped = clipped_weight((moved - before)[:1], gains[:1], **CLIP)
+    clipped = ratio_weights.clipped((moved - before)[:1], gains[:1], **CLIP)
     return jnp.concatenate([clipped, -slopes])
 
 

@@ -19,7 +19,7 @@ from jax import Array
 from jdiv import checks, estimators, numerics
 from jdiv.distillation.token import Sides, sides
 from jdiv.divergences import categorical
-from jdiv.policy import clipped, kl_terms
+from jdiv.policy import clipped, kl_terms, ratio_weights
 from jdiv.policy.tokens import Advantages, masked
 from jdiv.types import (
     Categories,
@@ -233,7 +233,7 @@ def importance_weighted(
     log_probs, mask, (old, teacher) = masked(
         log_probs, mask, old_log_probs=old_log_probs, teacher_log_probs=teacher_log_probs
     )
-    _, _, ceiling = clipped.bounds(1.0, jnp.inf, ceiling, log_probs)
+    _, _, ceiling = ratio_weights.bounds(1.0, jnp.inf, ceiling, log_probs)
     now = jax.lax.stop_gradient(log_probs)
     weight = jnp.minimum(jnp.exp(numerics.sampled_log_ratio(now, old)), ceiling)
     return _paid(_weighted(weight, numerics.sampled_log_ratio(teacher, now)), log_probs)

@@ -1,10 +1,10 @@
 """Policy updates: exact on finite processes, and as losses of sampled tokens.
 
-Losses of tokens are put together from `advantages`, a weight of the ratio (`clipped`), a KL term
-(`kl_terms`) and an average (`tokens`); `metrics` are reported beside them. `trpo`, `ppo`, `dppo`,
-`mpo`, `reps` and `awr` bound the step, `regularized_gradient` has the gradient of a regularized
-objective for every row of the table, `tabular` the exact updates, and `recipes` one file for each
-further paper.
+Losses of tokens are put together from `advantages`, a weight of the ratio (`clipped`, and alone in
+`ratio_weights`), a KL term (`kl_terms`) and an average (`tokens`); `metrics` are reported beside
+them. `trpo`, `ppo`, `dppo`, `mpo`, `reps` and `awr` bound the step, `regularized_gradient` has the
+gradient of a regularized objective for every row of the table, `tabular` the exact updates, and
+`recipes` one file for each further paper.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jdiv.policy import (
     metrics,
     mpo,
     ppo,
+    ratio_weights,
     recipes,
     regularized_gradient,
     reps,
@@ -38,6 +39,7 @@ __all__ = [
     "metrics",
     "mpo",
     "ppo",
+    "ratio_weights",
     "recipes",
     "regularized_gradient",
     "reps",

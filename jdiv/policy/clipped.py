@@ -1,34 +1,10 @@
-"""Weights of the ratio w = pi/pi_old: each method is one function of the ratio and the advantage.
+"""Losses whose token weighs a function of the ratio w = pi/pi_old: PPO's clip and its successors.
 
-A method adds `weight * grad log pi` to the ascent, token by token, and `<name>_weight` is that
-weight, with the advantage A in it: minus the derivative of the loss by the log-probability. Of the
-ratio's product W over a sequence of L tokens and its geometric mean W^(1/L), the rows of `TABLE`:
-
-================  ============================================================================
-row               weight of grad log pi
-================  ============================================================================
-reinforce         `A`
-importance        `W A`
-truncated         `min(W, 2) A`
-ppo               `w A`, 0 where w > 1.2 and A > 0, or w < .8 and A < 0
-dual_clip         ppo's, with an upper bound of 1.28, also 0 where w > 3 and A < 0
-two_sided         ppo's, also 0 where w > 4 and A < 0
-cispo             `min(w, 3) A`
-sapo              `w sech((w - 1) t/2)^2 A`, t = 1 where A > 0, else 1.05
-dro               `A - beta log w`
-awr               `min(e^(A/temperature), 20)`, which is positive also where A is not
-gspo              ppo's of W^(1/L), with its own bounds
-luspo             gspo's times L
-gmpo              `prod(clip(w))^(1/L) A`, 0 where the token's own w is clipped
-vespo             `W^k e^(l (1 - W)) A`, (k, l) by the sign of A
-off_policy_mask   ppo's, 0 in sequences with A < 0 whose mean of -log w is above .1
-================  ============================================================================
-
-BNPO is none of them, but an average (`tokens.bnpo_weights`), and a divergence in place of the ratio
-is in `dppo`. Shapes and masks are those of `jdiv.policy.tokens`; losses are per token and to be
-averaged, weights are `[..., T]` of arrays of that shape. Bounds are numbers, or one for each
-sequence: `low` and `high` not negative, `ceiling` at least 1; each may be inf. Where A is 0 the
-ratio may overflow.
+Each is per token, to be averaged, and minus its derivative by the log-probability is the function
+of the same name in `ratio_weights`, which has the table of them; `TABLE` puts both side by side. A
+divergence in place of the ratio is in `dppo`. Shapes and masks are those of `jdiv.policy.tokens`.
+Bounds are numbers, or one for each sequence: `low` and `high` not negative, `ceiling` at least 1;
+each may be inf. Where A is 0 the ratio may overflow.
 """
 
 from __future__ import annotations
@@ -42,9 +18,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from jdiv import checks
+from jdiv.policy import ratio_weights
 from jdiv.policy.awr import awr, awr_weights
 from jdiv.policy.tokens import Advantages, TokenLoss, masked
-from jdiv.types import LogProbs, Mask, PerRow, PerToken
+from jdiv.types import LogProbs, Mask, PerRow
 
 
 class ClipDiagnostics(NamedTuple):
@@ -57,16 +34,6 @@ class ClipDiagnostics(NamedTuple):
 
     ratio: Array
     clipped: Array
-
-
-def bounds(low: PerRow, high: PerRow, ceiling: PerRow, tokens: Array) -> tuple[Array, Array, Array]:
-    """Checked bounds of ratios, to be broadcast against tokens `[..., T]`."""
-    low = checks.in_range("low", low, 0, jnp.inf, "not negative", closed="both", rows=tokens)
-    high = checks.in_range("high", high, 0, jnp.inf, "not negative", closed="both", rows=tokens)
-    ceiling = checks.in_range(
-        "ceiling", ceiling, 1, jnp.inf, "at least 1", closed="both", rows=tokens
-    )
-    return low, high, ceiling
 
 
 def clipped_surrogate(
@@ -87,7 +54,7 @@ def clipped_surrogate(
     Array([-0.5, -1.1, -1.2], dtype=float32)
     """
     log_ratio, advantages = checks.alike(log_ratio=log_ratio, advantages=advantages)
-    low, high, ceiling = bounds(low, high, ceiling, log_ratio)
+    low, high, ceiling = ratio_weights.bounds(low, high, ceiling, log_ratio)
     ratio = jax.lax.stop_gradient(jnp.exp(log_ratio))
     most = jnp.where(advantages > 0, 1 + high, ceiling)
     above = ratio > most
@@ -99,39 +66,18 @@ def clipped_surrogate(
     return TokenLoss(loss, ClipDiagnostics(ratio, clipped))
 
 
-def clipped_weight(
-    log_ratio: PerToken,
-    advantages: PerToken,
-    *,
-    low: PerRow,
-    high: PerRow,
-    ceiling: PerRow = jnp.inf,
-) -> Array:
-    """`w A`, and 0 where w is above `1 + high` with A > 0, below `1 - low` or above `ceiling` with
-    A < 0: the weight of `ppo_clip` and, with a ceiling, of `dual_clip`.
-
-    Shapes: `[..., T]`, twice the same, to the same.
-
-    >>> log_ratio = jnp.log(jnp.array([0.5, 1.1, 2.0]))
-    >>> print(clipped_weight(log_ratio, jnp.ones(3), low=0.2, high=0.2))
-    [0.5 1.1 0. ]
-    """
-    log_ratio, advantages = checks.alike(log_ratio=log_ratio, advantages=advantages)
-    low, high, ceiling = bounds(low, high, ceiling, log_ratio)
-    ratio = jnp.exp(jnp.where(advantages == 0, 0, log_ratio))
-    gone = jnp.where(advantages > 0, ratio > 1 + high, (ratio < 1 - low) | (ratio > ceiling))
-    weight = jnp.where(gone, 0, ratio) * advantages
-    return checks.spread_nan(weight, log_ratio, low, high, ceiling)
-
-
-def _scored(
-    log_probs: Array, weight: Array, log_ratio: Array, mask: Array, clipped: Array | bool = False
+def scored(
+    log_probs: Array, weight: Array, log_ratio: Array, mask: Array, where: Array | bool = False
 ) -> TokenLoss[ClipDiagnostics]:
-    """`-stop_gradient(weight) log pi`, 0 where the weight is 0 and the policy never says this."""
+    """`-stop_gradient(weight) log pi`, 0 where the weight is 0 and the policy never says this.
+
+    The core of every loss that is nothing but its weight; `where` says where a bound counts.
+    Shapes: `[..., T]`, all the same, to the same.
+    """
     weight = jax.lax.stop_gradient(jnp.where(mask, weight, 0))
     said = jnp.where((weight == 0) & (log_probs == -jnp.inf), 0, log_probs)
     ratio = jax.lax.stop_gradient(jnp.where(mask, jnp.exp(log_ratio), 0))
-    return TokenLoss(-weight * said, ClipDiagnostics(ratio, mask & clipped))
+    return TokenLoss(-weight * said, ClipDiagnostics(ratio, mask & where))
 
 
 def ppo_clip(
@@ -179,28 +125,9 @@ def gspo(
     log_probs, mask, (old, advantages) = masked(
         log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
     )
-    log_ratio = _of_sequence(_mean_over_sequence(log_probs - old, mask), log_probs)
+    log_ratio = _of_sequence(ratio_weights.mean_over_sequence(log_probs - old, mask), log_probs)
     loss, (ratio, clipped) = clipped_surrogate(log_ratio, advantages, low=low, high=high)
     return TokenLoss(loss, ClipDiagnostics(jnp.where(mask, ratio, 0), clipped))
-
-
-def gspo_weight(
-    log_ratio: PerToken,
-    advantages: PerToken,
-    mask: Mask,
-    *,
-    low: PerRow = 3e-4,
-    high: PerRow = 4e-4,
-) -> Array:
-    """`clipped_weight` of the sequence's `(prod w)^(1/length)` in place of each token's w.
-
-    Shapes: `[..., T]`, three times the same, to the same; 0 where masked.
-
-    Reference: Zheng et al. 2025 (arXiv:2507.18071).
-    """
-    log_ratio, mask, (advantages,) = masked(log_ratio, mask, advantages=advantages)
-    mean = jnp.broadcast_to(_mean_over_sequence(log_ratio, mask), log_ratio.shape)
-    return jnp.where(mask, clipped_weight(mean, advantages, low=low, high=high), 0)
 
 
 def luspo(
@@ -221,23 +148,9 @@ def luspo(
     Reconstructed: formula and bounds are TRL's for sequences, not read in the paper.
     """
     found = gspo(log_probs, old_log_probs, advantages, mask, low=low, high=high)
-    return found._replace(loss=found.loss * _length(checks.as_mask("mask", mask), found.loss))
-
-
-def luspo_weight(
-    log_ratio: PerToken,
-    advantages: PerToken,
-    mask: Mask,
-    *,
-    low: PerRow = 3e-4,
-    high: PerRow = 4e-4,
-) -> Array:
-    """`gspo_weight` times the length of the sequence. Shapes: `[..., T]`, three times, to the same.
-
-    Reference: as `luspo`.
-    """
-    weight = gspo_weight(log_ratio, advantages, mask, low=low, high=high)
-    return weight * _length(checks.as_mask("mask", mask), weight)
+    return found._replace(
+        loss=found.loss * ratio_weights.length(checks.as_mask("mask", mask), found.loss)
+    )
 
 
 def cispo(
@@ -264,28 +177,13 @@ def cispo(
     )
     log_ratio = log_probs - old
     if by_sequence:
-        log_ratio = jnp.broadcast_to(_mean_over_sequence(log_ratio, mask), log_probs.shape)
-    weight = cispo_weight(log_ratio, advantages, low=low, high=high)
-    low, high, _ = bounds(low, high, jnp.inf, log_probs)
+        log_ratio = jnp.broadcast_to(
+            ratio_weights.mean_over_sequence(log_ratio, mask), log_probs.shape
+        )
+    weight = ratio_weights.cispo(log_ratio, advantages, low=low, high=high)
+    low, high, _ = ratio_weights.bounds(low, high, jnp.inf, log_probs)
     ratio = jnp.exp(log_ratio)
-    return _scored(log_probs, weight, log_ratio, mask, (ratio < 1 - low) | (ratio > 1 + high))
-
-
-def cispo_weight(
-    log_ratio: PerToken, advantages: PerToken, *, low: PerRow = 1.0, high: PerRow
-) -> Array:
-    """`clip(w, 1 - low, 1 + high) A`. Shapes: `[..., T]`, twice the same, to the same.
-
-    >>> print(cispo_weight(jnp.log(jnp.array([0.5, 1.1, 4.0])), -jnp.ones(3), high=2.0))
-    [-0.5 -1.1 -3. ]
-
-    Reference: MiniMax-M1 (arXiv:2506.13585).
-    """
-    log_ratio, advantages = checks.alike(log_ratio=log_ratio, advantages=advantages)
-    low, high, _ = bounds(low, high, jnp.inf, log_ratio)
-    ratio = jnp.exp(jnp.where(advantages == 0, 0, log_ratio))
-    weight = jnp.clip(ratio, 1 - low, 1 + high) * advantages
-    return checks.spread_nan(weight, log_ratio, low, high)
+    return scored(log_probs, weight, log_ratio, mask, (ratio < 1 - low) | (ratio > 1 + high))
 
 
 def vespo(
@@ -315,36 +213,8 @@ def vespo(
         log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
     )
     log_ratio = log_probs - old
-    weight = vespo_weight(log_ratio, advantages, mask, positive=positive, negative=negative)
-    return _scored(log_probs, weight, jnp.sum(log_ratio, axis=-1, keepdims=True), mask)
-
-
-def vespo_weight(
-    log_ratio: PerToken,
-    advantages: PerToken,
-    mask: Mask,
-    *,
-    positive: tuple[float, float] = (2.0, 3.0),
-    negative: tuple[float, float] = (3.0, 2.0),
-) -> Array:
-    """`W^k e^(l (1 - W)) A` of the product W of the sequence's ratios, with (k, l) by A's sign.
-
-    Shapes: `[..., T]`, three times the same, to the same; 0 where masked.
-
-    Reference: as `vespo`.
-    """
-    log_ratio, mask, (advantages,) = masked(log_ratio, mask, advantages=advantages)
-    pairs = [
-        [checks.positive(name, x) for x in pair]
-        for name, pair in (("positive", positive), ("negative", negative))
-    ]
-    power, fall = (
-        jnp.where(advantages >= 0, a, b).astype(log_ratio.dtype)
-        for a, b in zip(*pairs, strict=True)
-    )
-    whole = jnp.sum(log_ratio, axis=-1, keepdims=True)
-    weight = jnp.exp(power * whole + fall * (1 - jnp.exp(whole))) * advantages
-    return jnp.where(mask, weight, 0)
+    weight = ratio_weights.vespo(log_ratio, advantages, mask, positive=positive, negative=negative)
+    return scored(log_probs, weight, jnp.sum(log_ratio, axis=-1, keepdims=True), mask)
 
 
 def sapo(
@@ -369,35 +239,16 @@ def sapo(
     log_probs, mask, (old, advantages) = masked(
         log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
     )
-    rise = _by_sign(advantages, positive, negative)
+    rise = ratio_weights.by_sign(advantages, positive, negative)
     log_ratio = log_probs - old
     if by_sequence:
-        log_ratio = _of_sequence(_mean_over_sequence(log_ratio, mask), log_probs)
+        log_ratio = _of_sequence(ratio_weights.mean_over_sequence(log_ratio, mask), log_probs)
     ratio = jax.lax.stop_gradient(jnp.exp(log_ratio))
     # A ratio beyond all floats has gone through the gate, and the derivative is 0 and not 0 * inf.
     beyond = jnp.isinf(ratio)
     gate = jax.nn.sigmoid(rise * (jnp.exp(jnp.where(beyond, 0, log_ratio)) - 1))
     loss = -4 / rise * jnp.where(beyond, 1, gate) * advantages
     return TokenLoss(loss, ClipDiagnostics(jnp.where(mask, ratio, 0), jnp.zeros_like(mask)))
-
-
-def sapo_weight(
-    log_ratio: PerToken, advantages: PerToken, *, positive: float = 1.0, negative: float = 1.05
-) -> Array:
-    """`4 w s (1 - s) A` with `s = sigmoid(t (w - 1))`, t by the sign of A; that is `w sech²(.) A`.
-
-    Shapes: `[..., T]`, twice the same, to the same.
-
-    >>> print(sapo_weight(jnp.log(jnp.array([0.1, 1.0, 10.0])), jnp.ones(3)).round(4))
-    [0.0822 1.     0.0049]
-
-    Reference: as `sapo`.
-    """
-    log_ratio, advantages = checks.alike(log_ratio=log_ratio, advantages=advantages)
-    opened = _by_sign(advantages, positive, negative) * (jnp.exp(log_ratio) - 1)
-    log_slope = jax.nn.log_sigmoid(opened) + jax.nn.log_sigmoid(-opened)
-    # In logarithms, as a ratio of inf has a weight of 0.
-    return 4 * jnp.exp(log_ratio + log_slope) * advantages
 
 
 def gmpo(
@@ -422,41 +273,13 @@ def gmpo(
         log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
     )
     log_ratio = log_probs - old
-    kept, clipped = _clipped_logarithm(log_ratio, advantages, mask, low, high)
-    mean = _of_sequence(_mean_over_sequence(kept, mask), jnp.where(clipped, 0, log_probs))
+    kept, clipped = ratio_weights.bounded_logarithm(log_ratio, advantages, mask, low, high)
+    mean = _of_sequence(
+        ratio_weights.mean_over_sequence(kept, mask), jnp.where(clipped, 0, log_probs)
+    )
     loss = jnp.where(mask, -jnp.exp(jnp.where(advantages == 0, 0, mean)) * advantages, 0)
     ratio = jnp.where(mask, jnp.exp(jax.lax.stop_gradient(log_ratio)), 0)
     return TokenLoss(loss, ClipDiagnostics(ratio, clipped))
-
-
-def gmpo_weight(
-    log_ratio: PerToken,
-    advantages: PerToken,
-    mask: Mask,
-    *,
-    low: PerRow = 0.4,
-    high: PerRow = 0.4,
-) -> Array:
-    """The geometric mean of the sequence's clipped ratios times A, 0 for a token that is clipped.
-
-    Shapes: `[..., T]`, three times the same, to the same; 0 where masked.
-
-    Reference: as `gmpo`.
-    """
-    log_ratio, mask, (advantages,) = masked(log_ratio, mask, advantages=advantages)
-    kept, clipped = _clipped_logarithm(log_ratio, advantages, mask, low, high)
-    mean = jnp.where(advantages == 0, 0, _mean_over_sequence(kept, mask))
-    return jnp.where(mask & ~clipped, jnp.exp(mean), 0) * advantages
-
-
-def _clipped_logarithm(
-    log_ratio: Array, advantages: Array, mask: Array, low: PerRow, high: PerRow
-) -> tuple[Array, Array]:
-    """GMPO's `log w`, bounded on the side that the advantage moves it to, and where it is."""
-    low, high, _ = bounds(low, high, jnp.inf, log_ratio)
-    above, below = (advantages > 0) & (log_ratio > high), (advantages < 0) & (log_ratio < -low)
-    kept = jnp.where(above, high, jnp.where(below, -low, log_ratio))
-    return checks.spread_nan(kept, log_ratio, low, high), mask & (above | below)
 
 
 def dro(
@@ -486,15 +309,6 @@ def dro(
     return TokenLoss(jnp.where(mask, loss, 0), evidence)
 
 
-def dro_weight(log_ratio: PerToken, advantages: PerToken, *, beta: PerRow = 0.1) -> Array:
-    """`A - beta log w`. Shapes: `[..., T]`, twice the same, to the same.
-
-    Reference: as `dro`.
-    """
-    log_ratio, advantages = checks.alike(log_ratio=log_ratio, advantages=advantages)
-    return advantages - checks.positive("beta", beta, rows=log_ratio) * log_ratio
-
-
 def importance(
     log_probs: LogProbs,
     old_log_probs: LogProbs,
@@ -515,26 +329,10 @@ def importance(
         log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
     )
     log_ratio = log_probs - old
-    weight = importance_weight(log_ratio, advantages, mask, ceiling=ceiling)
-    _, _, ceiling = bounds(1.0, jnp.inf, ceiling, log_probs)
+    weight = ratio_weights.importance(log_ratio, advantages, mask, ceiling=ceiling)
+    _, _, ceiling = ratio_weights.bounds(1.0, jnp.inf, ceiling, log_probs)
     whole = jnp.sum(log_ratio, axis=-1, keepdims=True)
-    return _scored(log_probs, weight, whole, mask, jnp.exp(whole) > ceiling)
-
-
-def importance_weight(
-    log_ratio: PerToken, advantages: PerToken, mask: Mask, *, ceiling: PerRow = jnp.inf
-) -> Array:
-    """`min(W, ceiling) A`, W the product of the ratios of the sequence.
-
-    Shapes: `[..., T]`, three times the same, to the same; 0 where masked.
-
-    Reference: as `importance`.
-    """
-    log_ratio, mask, (advantages,) = masked(log_ratio, mask, advantages=advantages)
-    _, _, ceiling = bounds(1.0, jnp.inf, ceiling, log_ratio)
-    whole = jnp.where(advantages == 0, 0, jnp.sum(log_ratio, axis=-1, keepdims=True))
-    weight = jnp.minimum(jnp.exp(whole), ceiling) * advantages
-    return jnp.where(mask, weight, 0)
+    return scored(log_probs, weight, whole, mask, jnp.exp(whole) > ceiling)
 
 
 def off_policy_mask(
@@ -564,7 +362,7 @@ def off_policy_mask(
         log_probs, mask, old_log_probs=old_log_probs, advantages=advantages
     )
     threshold = checks.not_negative("threshold", threshold, rows=log_probs)
-    gone = _mean_over_sequence(old - jax.lax.stop_gradient(log_probs), mask)
+    gone = ratio_weights.mean_over_sequence(old - jax.lax.stop_gradient(log_probs), mask)
     return mask & ((advantages >= 0) | (gone <= threshold))
 
 
@@ -591,28 +389,6 @@ def off_policy_masked(
     return TokenLoss(checks.spread_nan(jnp.where(keep, loss, 0), loss, threshold), evidence)
 
 
-def off_policy_masked_weight(
-    log_ratio: PerToken,
-    advantages: PerToken,
-    mask: Mask,
-    *,
-    threshold: PerRow = 0.1,
-    low: PerRow = 0.2,
-    high: PerRow = 0.2,
-) -> Array:
-    """`clipped_weight`, and 0 in all of a sequence with A < 0 whose mean of -log w is too large.
-
-    Shapes: `[..., T]`, three times the same, to the same; 0 where masked.
-
-    Reference: as `off_policy_mask`.
-    """
-    log_ratio, mask, (advantages,) = masked(log_ratio, mask, advantages=advantages)
-    threshold = checks.not_negative("threshold", threshold, rows=log_ratio)
-    keep = (advantages >= 0) | (-_mean_over_sequence(log_ratio, mask) <= threshold)
-    weight = clipped_weight(log_ratio, advantages, low=low, high=high)
-    return checks.spread_nan(jnp.where(mask & keep, weight, 0), weight, threshold)
-
-
 def reinforce(
     log_probs: LogProbs, advantages: Advantages, mask: Mask
 ) -> TokenLoss[ClipDiagnostics]:
@@ -623,7 +399,7 @@ def reinforce(
     Reference: Williams 1992.
     """
     log_probs, mask, (advantages,) = masked(log_probs, mask, advantages=advantages)
-    return _scored(log_probs, advantages, jnp.zeros_like(log_probs), mask)
+    return scored(log_probs, advantages, jnp.zeros_like(log_probs), mask)
 
 
 def dual_clip(
@@ -657,16 +433,6 @@ def dual_clip(
 # ------------------------------------------------------------------------- over a sequence
 
 
-def _length(mask: Array, x: Array) -> Array:
-    """`[..., 1]` numbers of tokens, 1 of nothing, in the precision of x."""
-    return jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1).astype(x.dtype)
-
-
-def _mean_over_sequence(x: Array, mask: Array) -> Array:
-    """`[..., 1]` the mean of what is not masked, of x that is 0 where masked; 0 of nothing."""
-    return jnp.sum(x, axis=-1, keepdims=True) / _length(mask, x)
-
-
 def _of_sequence(mean: Array, log_probs: Array) -> Array:
     """The mean at every token, with the derivative 1 by the token's own log-probability.
 
@@ -674,14 +440,6 @@ def _of_sequence(mean: Array, log_probs: Array) -> Array:
     """
     own = jnp.where(log_probs == -jnp.inf, 0, log_probs)
     return jax.lax.stop_gradient(mean - own) + own
-
-
-def _by_sign(advantages: Array, positive: float, negative: float) -> Array:
-    """One number where the advantage is positive, the other elsewhere."""
-    positive, negative = (
-        checks.positive(name, x) for name, x in (("positive", positive), ("negative", negative))
-    )
-    return jnp.where(advantages > 0, positive, negative).astype(advantages.dtype)
 
 
 # --------------------------------------------------------------------------------- the table
@@ -721,24 +479,24 @@ TABLE = {
         lambda log_ratio, advantages: advantages,
         lambda log_probs, old_log_probs, advantages, mask: reinforce(log_probs, advantages, mask),
     ),
-    "importance": _of_all(importance_weight, importance),
-    "truncated": _of_all(importance_weight, importance, ceiling=2.0),
-    "ppo": _of_token(clipped_weight, ppo_clip, low=0.2, high=0.2),
-    "dual_clip": _of_token(clipped_weight, dual_clip, low=0.2, high=0.28, ceiling=3.0),
-    "two_sided": _of_token(clipped_weight, dual_clip, low=0.2, high=0.2, ceiling=4.0),
-    "cispo": _of_token(cispo_weight, cispo, high=2.0),
-    "sapo": _of_token(sapo_weight, sapo),
-    "dro": _of_token(dro_weight, dro),
+    "importance": _of_all(ratio_weights.importance, importance),
+    "truncated": _of_all(ratio_weights.importance, importance, ceiling=2.0),
+    "ppo": _of_token(ratio_weights.clipped, ppo_clip, low=0.2, high=0.2),
+    "dual_clip": _of_token(ratio_weights.clipped, dual_clip, low=0.2, high=0.28, ceiling=3.0),
+    "two_sided": _of_token(ratio_weights.clipped, dual_clip, low=0.2, high=0.2, ceiling=4.0),
+    "cispo": _of_token(ratio_weights.cispo, cispo, high=2.0),
+    "sapo": _of_token(ratio_weights.sapo, sapo),
+    "dro": _of_token(ratio_weights.dro, dro),
     "awr": _of_token(
         lambda log_ratio, advantages: awr_weights(advantages, 1.0),
         lambda log_probs, old_log_probs, advantages, mask: awr(
             log_probs, advantages, mask, temperature=1.0
         ),
     ),
-    "gspo": _of_all(gspo_weight, gspo),
-    "luspo": _of_all(luspo_weight, luspo),
-    "gmpo": _of_all(gmpo_weight, gmpo),
-    "vespo": _of_all(vespo_weight, vespo),
-    "off_policy_mask": _of_all(off_policy_masked_weight, off_policy_masked),
+    "gspo": _of_all(ratio_weights.gspo, gspo),
+    "luspo": _of_all(ratio_weights.luspo, luspo),
+    "gmpo": _of_all(ratio_weights.gmpo, gmpo),
+    "vespo": _of_all(ratio_weights.vespo, vespo),
+    "off_policy_mask": _of_all(ratio_weights.off_policy_masked, off_policy_masked),
 }
 """Methods by name, with the bounds of their papers or of the trainers that ship them."""

@@ -11,13 +11,13 @@ Reference: DPPO (arXiv:2602.04879).
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jdiv import checks, divergences
 from jdiv.divergences.generator import Generator
-from jdiv.policy.clipped import ClipDiagnostics, bounds
+from jdiv.policy.clipped import ClipDiagnostics, scored
+from jdiv.policy.ratio_weights import bounds
 from jdiv.policy.tokens import Advantages, TokenLoss, masked
 from jdiv.types import LogProbs, Mask, PerRow, PerToken
 
@@ -77,12 +77,9 @@ def dppo(
     log_ratio = log_probs - old
     limits = {"threshold": threshold, "ceiling": ceiling}
     weight = dppo_weight(log_ratio, advantages, divergence, **limits)
-    weight = jax.lax.stop_gradient(jnp.where(mask, weight, 0))
-    said = jnp.where((weight == 0) & (log_probs == -jnp.inf), 0, log_probs)
-    ratio = jnp.where(mask, jnp.exp(jax.lax.stop_gradient(log_ratio)), 0)
     threshold = checks.per_row("threshold", threshold, log_probs)
-    dropped = mask & _outside(log_ratio, advantages, divergence, threshold)
-    return TokenLoss(-weight * said, ClipDiagnostics(ratio, dropped))
+    dropped = _outside(log_ratio, advantages, divergence, threshold)
+    return scored(log_probs, weight, log_ratio, mask, dropped)
 
 
 def _outside(log_ratio: Array, advantages: Array, divergence: Array, threshold: Array) -> Array:

@@ -37,7 +37,8 @@ from jax import Array
 from jdiv import checks
 from jdiv.divergences.generator import Generator, checked_row
 from jdiv.estimators import monte_carlo
-from jdiv.policy.clipped import ClipDiagnostics, bounds
+from jdiv.policy.clipped import ClipDiagnostics
+from jdiv.policy.ratio_weights import bounds
 from jdiv.policy.tokens import Advantages, TokenLoss, masked
 from jdiv.types import LogProbs, Mask, PerRow
 

@@ -210,7 +210,7 @@ def test_token_losses_are_per_token_and_all_here():
         if typing.get_origin(inspect.signature(function, eval_str=True).return_annotation)
         is TokenLoss
     }
-    assert declared - {"clipped_surrogate"} == {name.split()[0] for name in LOSSES}
+    assert declared - {"clipped_surrogate", "scored"} == {name.split()[0] for name in LOSSES}
     *arrays, mask = batch()
     for name, (loss, _) in losses_and_gradients(*arrays, mask).items():
         assert loss.shape == mask.shape, name
