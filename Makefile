@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup test reproduce benchmark audit docs lint clean
+.PHONY: setup test smoke reproduce benchmark audit docs lint clean
 
 setup: .venv/installed
 
@@ -15,6 +15,10 @@ setup: .venv/installed
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist=loadgroup
+
+# Every experiment at its smallest, with all of its controls.
+smoke: setup
+	$(BIN)/python -m pytest -n auto --dist=loadgroup tests/experiments/smoke.py
 
 reproduce: setup
 	$(BIN)/python -m experiments.reproduce

@@ -11,8 +11,8 @@ import jdiv.regularized  # noqa: F401
 ROOT = pathlib.Path(__file__).parent
 collect_ignore = ["jdiv/generators.py"]
 """Another name of a module, in whose place pytest would put an empty one."""
-ONE_BY_ONE = ROOT / "tests" / "experiments" / "test_experiments.py"
-"""The file whose tests share no programs."""
+ONE_BY_ONE = ROOT / "tests" / "experiments" / "smoke.py"
+"""The file whose tests share no programs: each goes to any worker."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -29,6 +29,6 @@ def pytest_collection_modifyitems(config, items):
         return
     for item in items:
         if item.path != ONE_BY_ONE:
-            of_file = item.path.name.startswith("test_")
+            of_file = item.path.is_relative_to(ROOT / "tests")
             group = item.path.relative_to(ROOT).as_posix() if of_file else "doctests"
             item.add_marker(pytest.mark.xdist_group(group))

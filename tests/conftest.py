@@ -44,7 +44,7 @@ def resident():
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-APART = {"test_every_experiment_runs_and_its_claims_hold"}
+APART = {"test_every_experiment_runs_and_its_claims_and_controls_hold"}
 """Long tests that share no programs with others of their file."""
 
 

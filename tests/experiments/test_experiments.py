@@ -1,20 +1,16 @@
-"""Every config resolves and expands at every scale; every experiment runs at smoke scale."""
+"""Every config resolves and expands at every scale; what they run is in smoke.py."""
 
 import ast
-import inspect
-import io
 import itertools
 import pathlib
 
-import matplotlib.pyplot as plt
 import pytest
 
 from configs import defaults
 from experiments import run
 from experiments.lab import census, commands, needs, records, settings
 from experiments.lab.claims import sound
-from experiments.lab.job import from_config, planned
-from experiments.lab.progress import Progress
+from experiments.lab.job import from_config
 
 PATHS = commands.configs()
 STEMS = [str(path.relative_to(records.ROOT / "configs").with_suffix("")) for path in PATHS]
@@ -57,66 +53,12 @@ def test_every_config_says_what_and_how(path):
     assert "minute" in text.lower() or "second" in text.lower()
 
 
-@pytest.mark.parametrize("stem", STEMS)
-def test_every_experiment_runs_and_its_claims_hold(stem, tmp_path):
-    """Controls that compute something anew take longer than all else: they are left to the command
-    `experiments.reproduce`, which continuous integration runs at this scale too."""
-    job = from_config(settings.load(f"configs/{stem}.py:smoke"), tmp_path)
-    with job.folder.opened(job.config, job.code, overwrite=False):
-        results = run.compute(job, Progress(stem, io.StringIO()), lambda: False)
-        pictures = run.draw(job, results, raised, raised)
-        job.folder.save_pictures(pictures, raised)
-    assert job.claims
-    for claim in job.claims:
-        chosen = needs.chosen(job, claim, results)
-        assert claim(chosen, job.config).supported, claim.name
-        for arguments in claim.wrong:
-            assert not claim(chosen, job.config, **arguments).supported, (claim.name, arguments)
-    captions = records.Folder(tmp_path / "figures").read("captions")
-    assert captions
-    assert all(caption.endswith(".") for caption in captions.values())
-    for name in captions:
-        assert {path.suffix for path in (tmp_path / "figures").glob(f"{name}.*")} == {
-            ".png", ".pdf",
-        }  # fmt: skip
-    assert inspect.getdoc(job.experiment)
-    for dim in job.grid.dims:
-        judged_and_drawn(*cut(job, dim))
-
-
 def test_every_control_of_a_small_experiment_refutes_its_claim(tmp_path):
     job = from_config(settings.load("configs/estimation/kl_penalties.py:smoke"), tmp_path)
     entries = run.execute(job, "smoke")
     assert len({entry["name"] for entry in entries}) == len(entries) == len(job.claims)
     assert any(entry["reruns"] for entry in entries)
     assert [entry["name"] for entry in entries if not sound(entry)] == []
-
-
-def cut(job, dim):
-    """A job of a finished one, with results, that sweeps the first two places of a dimension only,
-    or, if there are no more than two, the last."""
-    few = slice(0, 2) if len(job.grid.rows(dim)) > 2 else slice(-1, None)
-    sweep = {f"sweep.{axis}": job.grid.axes[axis][few] for axis in job.grid.dims[dim]}
-    config = settings.overridden(job.config, sweep)
-    smaller = planned(job.experiment, config, job.folder, job.config)
-    return smaller, job.folder.results().isel({dim: few})
-
-
-def raised(what, error=None):
-    """What must not happen, or not be said, fails the test."""
-    raise error or AssertionError(what)
-
-
-def judged_and_drawn(job, results):
-    """Claims have what they need or say what they lack; figures have what there is."""
-    for claim in job.claims:
-        if needs.lacking(job, claim) is None:
-            claim(needs.chosen(job, claim, results), job.config)
-    said = []
-    pictures = run.draw(job, results, raised, said.append)
-    assert len(pictures) + len(said) >= 1
-    for picture in pictures.values():
-        plt.close(picture.figure)
 
 
 def test_every_experiment_runs_the_wrong_thing_anew_for_a_claim():
