@@ -14,11 +14,11 @@ setup: .venv/installed
 	touch $@
 
 test: setup
-	$(BIN)/python -m pytest -n auto --dist=loadgroup
+	$(BIN)/python -m pytest -n auto --dist=loadfile
 
 # Every experiment at its smallest, with all of its controls.
 smoke: setup
-	$(BIN)/python -m pytest -n auto --dist=loadgroup tests/experiments/smoke.py
+	$(BIN)/python -m pytest -n auto --dist=load tests/experiments/smoke.py
 
 reproduce: setup
 	$(BIN)/python -m experiments.reproduce

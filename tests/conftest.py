@@ -44,18 +44,6 @@ def resident():
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-APART = {"test_every_experiment_runs_and_its_claims_and_controls_hold"}
-"""Long tests that share no programs with others of their file."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """The tests of a file share programs: one process runs them all, so each is made once."""
-    for item in items:
-        if getattr(item, "originalname", item.name) not in APART:
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
-
-
 def pytest_collection_finish(session):
     """What is imported stays: the garbage collector need not look at it, nor look that often."""
     gc.collect()
