@@ -534,6 +534,7 @@ def entmax(
     Reference: Peters, Niculae and Martins 2019 (arXiv:1905.05702), equation 10.
     """
     scores = checks.as_float("scores", scores)
+    where = _in_reach(scores, index, where)
     *problem, generator = _tsallis_entropy(scores, index, where)
     return jnp.exp(greedy(*problem, generator=generator, where=where).log_policy)
 
@@ -567,6 +568,19 @@ def sparsemax(scores: Values, *, where: Categories | None = None) -> Probs:
     Reference: Martins and Astudillo 2016 (arXiv:1602.02068), equation 2.
     """
     return entmax(scores, index=2.0, where=where)
+
+
+def _in_reach(scores: Array, index: ArrayLike, where: ArrayLike | None) -> Array:
+    """Scores that may have mass above index 1: within 1/(index - 1) of the largest.
+
+    Of many scores n^(1 - index) underflows for a large index; few of them are as near.
+    """
+    where = jnp.asarray(True) if where is None else checks.as_mask("where", where)
+    index = checks.positive("index", index, rows=scores)
+    reach = jnp.where(index > 1, 1 / (jnp.where(index > 1, index, 2) - 1), jnp.inf)
+    largest = jnp.max(scores, axis=-1, keepdims=True, where=where, initial=-jnp.inf)
+    # So written NaN stays in, and all of a row without any finite score.
+    return where & ~(scores < jax.lax.stop_gradient(largest) - reach)
 
 
 def _tsallis_entropy(scores: Array, index: ArrayLike, where: ArrayLike | None):

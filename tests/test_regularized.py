@@ -376,6 +376,22 @@ def test_entmax_against_its_definition(alpha):
         np.testing.assert_allclose(ours, expected, atol=1e-12)
 
 
+def test_entmax_of_many_scores_for_a_large_index():
+    """In float32 the power of their number underflows; bisection in float64, in NumPy."""
+    rng = np.random.default_rng(9)
+    scores = np.float32(rng.normal(size=100_000) * 0.5 + 40)
+    where = np.arange(scores.size) % 3 > 0
+    z = 9 * (np.float64(scores[where]) - scores[where].max())
+    tau = scipy.optimize.brentq(lambda t: (np.maximum(z - t, 0) ** (1 / 9)).sum() - 1, -1, 0)
+    expected = np.zeros(scores.size)
+    expected[where] = np.maximum(z - tau, 0) ** (1 / 9)
+    assert (expected > 0).sum() > 1
+    ours = jax.jit(functools.partial(regularized.entmax, index=10.0))(scores, where=where)
+    # A ninth root: .08 is that of 2e-10, a distance of scores that float32 does not resolve.
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+    assert np.isnan(entmax(np.append(scores[:5], np.float32(np.nan)), index=10.0)).all()
+
+
 def test_fenchel_young_losses():
     rng = np.random.default_rng(6)
     scores, target = (rng.normal(size=(20, 6)) for _ in range(2))
