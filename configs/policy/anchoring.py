@@ -1,12 +1,12 @@
-"""Which anchor to the reference keeps pass@k, by its strength; and what each recipe's numbers are.
+"""Which anchor to the reference keeps pass@k, by its strength.
 
     python -m experiments.run --config=configs/policy/anchoring.py
 
-Ten seconds on two cores. One policy, six questions: without an anchor pass@1 rises from .25 to .75
-and pass@16 falls from .97 to .75; at beta = .03 forward KL and RAPO keep it at 1 where reverse KL
-and Jensen-Shannon lose it, at .3 all keep it and reverse KL is the more accurate by .1. TPO keeps
-it without a reference; the pull of anchored PO does not. SAFE's penalty as released has no
-gradient, and STCR's released coefficient is at most 4 % of an advantage.
+Half a minute. One policy, six questions: without an anchor pass@1 rises from .25 to .75
+and pass@16 falls from .97 to .76; at beta = .03 forward KL and RAPO keep it at 1 where reverse KL
+and Jensen-Shannon lose it, at .3 reverse KL keeps it, too, and is the more accurate by .09. TPO
+keeps it without a reference; the pull of anchored PO does not. STCR's released coefficient is at
+most 4 % of an advantage.
 """
 
 from ml_collections import ConfigDict
@@ -31,7 +31,8 @@ def get_config(scale: str = "quick") -> ConfigDict:
         {
             # Factor on all anchors: 0 takes them away.
             "factor": (1.0,),
-            "seed": tuple(range(64 if scale == "full" else 4)),
+            # What is lost is lost by chance: by seeds pass@16 deviates by .15.
+            "seed": tuple(range(64 if scale == "full" else 24)),
         }
     )
     return config
