@@ -15,7 +15,7 @@ import pytest
 from jdiv import generators, numerics, parallel
 from jdiv.alignment import f_dpg, gshf, margins
 from jdiv.bandits import adversarial, contextual, stochastic, streaming
-from jdiv.decoding import Automaton
+from jdiv.decoding import Automaton, automata
 from jdiv.distillation import features
 from jdiv.divergences import categorical, gaussian, sparse, vocabulary
 from jdiv.games import self_play
@@ -129,6 +129,7 @@ def learning():
 
 AUTOMATON = Automaton(indices(2, N), array(2, dtype=jnp.bool_))
 ALLOWED = {"where": array(BATCH, N, dtype=jnp.bool_)}
+RULE = automata.rule(Automaton(np.zeros((1, N), np.int32), np.ones(1, bool)), max_tokens=2)
 CHAIN = {"logits": array(N, N), "children": indices(N, N), "automaton": AUTOMATON, "horizon": 2}
 
 
@@ -230,7 +231,7 @@ OF_FUNCTION = {
     "weights.layer_vectors": {"config": TRANSFORMER.config, "model": TENSORS},
     "weights.from_layer_vectors": {"config": TRANSFORMER.config, "vectors": jax.eval_shape(
         lambda model: weights.layer_vectors(TRANSFORMER.config, model), TENSORS)},
-    "sampling.generate": READ | {"max_tokens": 2},
+    "sampling.generate": READ | {"max_tokens": 2, "rule": RULE},
     **{f"scoring.{name}": READ for name in ("logits", "log_probs", "entropies", "next_tokens")},
     "scoring.divergences": READ | {"other": TRANSFORMER},
     "data.sample": {"grammar": data.brackets(), "max_tokens": 3},
@@ -384,6 +385,9 @@ NO_PROGRAMS = {
     "train.update": "takes a loss and an optimizer; the losses are lowered",
     "scoring.kept_log_probs": "reads and writes files",
     "numerics.by_rows": "applies a function; divergences are lowered with theirs",
+    **dict.fromkeys(
+        ("rules.as_rule", "automata.rule"), "makes a rule, which sampling.generate is lowered with"
+    ),
     "tilts.checked_answers": "raises for arrays with values",
     "parallel": "devices and hosts; its programs are lowered below",
 }

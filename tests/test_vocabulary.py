@@ -63,7 +63,7 @@ VOCABULARY = {
         weak_weight student_features teacher_features centroid_logits teacher_log_probs labels
         classes bins buckets smoothing directions head crucial wrong teacher ranking tail""",
     "unlearning": "demotion outputs margins ref_margins product",
-    "decoding": "price strength automaton accepts sampler memory",
+    "decoding": "price strength automaton accepts sampler memory rule",
     "randomness": "key keys seed seeds",
     "numerics and checks": """
         rows name closed allowed cls default example dtype f start newton tolerance kept expected a

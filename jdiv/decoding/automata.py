@@ -2,7 +2,8 @@
 
 A grammar over characters becomes one over a model's tokens (`lifted`). Which tokens leave a way to
 the end is known of the automaton alone (`reachable`). Where the model is a finite table too, its
-law of all accepted texts is known exactly, by sums from the end backwards (`conditional`).
+law of all accepted texts is known exactly, by sums from the end backwards (`conditional`). Any
+other model writes them by a `rule` of `lm.sampling.generate`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from jax import Array
 from jaxtyping import Bool, Int
 
 from jdiv import checks, numerics
+from jdiv.lm.rules import Rule
 from jdiv.types import Indices, Logits
 
 Successors = Int[Array | np.ndarray, "states n"]
@@ -76,6 +78,49 @@ def reachable(automaton: Automaton, *, horizon: int) -> Array:
 
     _, earlier = jax.lax.scan(before, automaton.accepting, None, length=horizon)
     return jnp.concatenate([automaton.accepting[None], earlier])
+
+
+def rule(automaton: Automaton, *, max_tokens: int, end: int | None = None) -> Rule:
+    """Forbids every token after which no accepted text of up to `max_tokens` tokens is left.
+
+    A text ends with the token `end`, which may come where the automaton accepts and is counted;
+    without one it has exactly `max_tokens` tokens. The state is that of the automaton, and how many
+    tokens are to come. A grammar without such texts is refused; if it is traced, its rows are -inf.
+
+    >>> letters = Automaton(jnp.array([[1, -1, -1], [-1, 0, -1]]), jnp.array([True, False]))
+    >>> pairs = rule(letters, max_tokens=3, end=2)  # (ab)* and the end: none, or one pair
+    >>> first = pairs.logits(jnp.zeros((1, 3)), jnp.array([[0, 3]]))
+    >>> print(first, pairs.logits(jnp.zeros((1, 3)), jnp.array([[0, 1]])))
+    [[  0. -inf   0.]] [[-inf -inf   0.]]
+
+    Reference: Lipkin et al. 2025 (arXiv:2504.05410), locally constrained decoding.
+    """
+    automaton = jax.tree.map(jnp.asarray, automaton)
+    successors, accepting = automaton
+    size = successors.shape[1]
+    ways = reachable(automaton, horizon=max_tokens)
+    if end is not None:
+        checks.whole("end", end, 0, size - 1, "a token of the automaton")
+        # Before the end a text is accepted after so many tokens, or after fewer.
+        within = jnp.cumsum(ways, axis=0) > 0
+        ways = jnp.concatenate([jnp.zeros_like(ways[:1]), within[:-1]])
+        successors = successors.at[:, end].set(-1)
+    if not isinstance(ways, jax.core.Tracer) and not ways[-1, 0]:
+        raise ValueError(f"automaton must accept a text of max_tokens={max_tokens} tokens")
+
+    def logits(logits: Array, state: Array) -> Array:
+        at, left = state[:, 0], jnp.maximum(state[:, 1], 1)
+        after = successors[at]
+        allowed = (after >= 0) & ways[left[:, None] - 1, jnp.maximum(after, 0)]
+        if end is not None:
+            allowed = allowed.at[:, end].set(accepting[at])
+        return jnp.where(allowed, logits, -jnp.inf)
+
+    def read(state: Array, tokens: Array) -> Array:
+        at = jnp.maximum(successors[state[:, 0], tokens], 0).astype(state.dtype)
+        return jnp.stack([at, jnp.maximum(state[:, 1] - 1, 0)], axis=1)
+
+    return Rule(logits, read, jnp.array([0, max_tokens], jnp.int32))
 
 
 def log_acceptance(

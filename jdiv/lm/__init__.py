@@ -1,8 +1,8 @@
 """Language models: exact ones whose sequences are enumerated, and real ones from files.
 
 `model, tokenizer = lm.load("smollm2")` is where to begin: the name, a folder of Hugging Face or a
-.gguf file. `tabular` needs JAX alone; the other modules need the extra `lm` and are imported when
-they are asked for.
+.gguf file. `tabular` and `rules` need JAX alone; the other modules need the extra `lm` and are
+imported when they are asked for.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from jdiv.lm import tabular as tabular
 
 _MODULES = (
     "architectures", "config", "data", "enumeration", "gguf", "lora", "model", "questions",
-    "reward_model", "rewards", "sampling", "scoring", "storage", "tabular", "tokenizer", "train",
-    "weights",
+    "reward_model", "rewards", "rules", "sampling", "scoring", "storage", "tabular", "tokenizer",
+    "train", "weights",
 )  # fmt: skip
 _NAMES = {
     "Config": "config", "Tokenizer": "tokenizer", "Transformer": "model", "generate": "sampling",

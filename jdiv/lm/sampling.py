@@ -7,6 +7,7 @@ which is another one as soon as a temperature or a filter bends it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from jax import Array
 
 from jdiv import checks, numerics
 from jdiv.lm.model import Cache, Transformer, empty_cache
+from jdiv.lm.rules import Rule, as_rule
 from jdiv.types import Indices, Logits, LogPolicy, LogProbs, Mask, RandomKey, Scalar
 
 
@@ -25,7 +27,7 @@ class Samples(NamedTuple):
         tokens: `[batch, max_tokens]`; 0 behind the end.
         mask: `[batch, max_tokens]` True for what was sampled, the stop token included.
         log_probs: `[batch, max_tokens]` of the law they were sampled from; 0 behind the end.
-        model_log_probs: `[batch, max_tokens]` of the model at temperature 1, without filters.
+        model_log_probs: `[batch, max_tokens]` of the model at temperature 1 without rule or filter.
     """
 
     tokens: Indices
@@ -90,6 +92,7 @@ def generate(
     max_tokens: int,
     mask: Mask | None = None,
     stop: tuple[int, ...] = (),
+    rule: Rule | Callable[[Array], Array] | None = None,
     temperature: Scalar = 1.0,
     top_k: int | None = None,
     top_p: Scalar | None = None,
@@ -97,31 +100,27 @@ def generate(
 ) -> Samples:
     """Samples of up to `max_tokens` tokens after each prompt, to the first of the `stop` tokens.
 
-    Shapes: tokens `[batch, prompt]`; the mask is True for the tokens of a prompt, on whichever side
-    the others fill it up. The key is one, from which each row gets its own by its index, or one for
-    each row. Made for jit, with `max_tokens`, `stop` and `top_k` static.
+    A rule changes the logits first, and temperature and filters what it left: a function of logits,
+    such as `functools.partial(decoding.bregman.eta, epsilon=0.001)`, or one with a state, such as
+    `decoding.automata.rule`. Shapes: tokens `[batch, prompt]`; the mask is True for the tokens of a
+    prompt, on whichever side the others fill it up. The key is one, from which each row gets its
+    own by its index, or one for each row. Made for jit, with `max_tokens`, `stop` and `top_k`
+    static and the rule of the function that is compiled.
     """
-    tokens = checks.as_integers("tokens", tokens)
-    if tokens.ndim != 2 or 0 in tokens.shape:
-        raise ValueError(f"tokens must be [batch, prompt], got {tuple(tokens.shape)}")
     max_tokens = checks.whole("max_tokens", max_tokens, 1, 2**31 - 1, "at least 1")
-    batch, _ = tokens.shape
-    mask = jnp.ones(tokens.shape, bool) if mask is None else checks.as_mask("mask", mask)
-    checks.same_shape(tokens=tokens, mask=mask)
-    keys = key
-    if keys.ndim == 0:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+    tokens, mask, keys = _prompts(tokens, mask, key)
+    rule = as_rule(rule)
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     hidden, lengths, cache = _read(model, tokens, mask, max_tokens)
 
-    def unfinished(state):
-        _, _, running, _, count = state
+    def unfinished(carry):
+        _, _, _, running, _, count = carry
         return jnp.any(running) & (count < max_tokens)
 
-    def step(state):
-        hidden, cache, running, samples, count = state
+    def step(carry):
+        hidden, cache, state, running, samples, count = carry
         logits = model.logits(hidden[:, 0])
-        bent, own = law(logits, **options), numerics.log_softmax(logits)
+        bent, own = law(rule.logits(logits, state), **options), numerics.log_softmax(logits)
         each = jax.vmap(jax.random.fold_in, (0, None))(keys, count)
         token = jax.vmap(jax.random.categorical)(each, bent).astype(samples.tokens.dtype)
         at = lambda log_p: jnp.take_along_axis(log_p, token[:, None], axis=1)[:, 0]
@@ -131,12 +130,27 @@ def generate(
         ended = jnp.isin(token, jnp.asarray(stop, token.dtype)) if stop else jnp.zeros_like(running)
         position = (lengths + count)[:, None]
         hidden, cache = model(token[:, None], position, jnp.zeros_like(position), cache)
-        return hidden, cache, running & ~ended, samples, count + 1
+        state = rule.read(state, token)
+        return hidden, cache, state, running & ~ended, samples, count + 1
 
+    batch = len(tokens)
     nothing = jnp.zeros((batch, max_tokens), checks.wide(model.head.dtype))
     samples = Samples(nothing.astype(jnp.int32), nothing > 0, nothing, nothing)
-    start = hidden, cache, jnp.ones(batch, bool), samples, jnp.zeros((), jnp.int32)
-    return jax.lax.while_loop(unfinished, step, start)[3]
+    state = jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *jnp.shape(x))), rule.start)
+    start = hidden, cache, state, jnp.ones(batch, bool), samples, jnp.zeros((), jnp.int32)
+    return jax.lax.while_loop(unfinished, step, start)[4]
+
+
+def _prompts(tokens: Indices, mask: Mask | None, key: RandomKey) -> tuple[Array, Array, RandomKey]:
+    """Prompts, which of their tokens count, and a key for each."""
+    tokens = checks.as_integers("tokens", tokens)
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise ValueError(f"tokens must be [batch, prompt], got {tuple(tokens.shape)}")
+    mask = jnp.ones(tokens.shape, bool) if mask is None else checks.as_mask("mask", mask)
+    checks.same_shape(tokens=tokens, mask=mask)
+    if key.ndim == 0:
+        key = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(tokens)))
+    return tokens, mask, key
 
 
 def _read(model: Transformer, tokens: Array, mask: Array, room: int) -> tuple[Array, Array, Cache]:
