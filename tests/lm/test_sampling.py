@@ -136,6 +136,14 @@ def test_filters_one_after_the_other():
 LONGEST, TEXTS = 3, 4000
 
 
+def written(model, rule, **options):
+    """Answers to the last prompt under a rule."""
+    prompt = np.repeat(PROMPTS[2:], TEXTS, axis=0)
+    options = {"max_tokens": LONGEST, "stop": (END,), "rule": rule, **options}
+    draw = jax.jit(functools.partial(sampling.generate, **options))
+    return jax.tree.map(np.asarray, draw(model, prompt, jax.random.key(7)))
+
+
 def sampled_and_exact(model, rule, change, **options):
     """Answers under a rule, and of each by enumeration `log p` of the model and under the rule.
 
@@ -162,10 +170,7 @@ def sampled_and_exact(model, rule, change, **options):
             log_p, log_q = log_p + p[tokens[i]], log_q + q[tokens[i]]
         own[tuple(tokens[:length].tolist())] = log_p
         bent[tuple(tokens[:length].tolist())] = log_q
-    prompt = np.repeat(PROMPTS[2:], TEXTS, axis=0)
-    options = {"max_tokens": LONGEST, "stop": (END,), "rule": rule, **options}
-    draw = jax.jit(functools.partial(sampling.generate, **options))
-    return jax.tree.map(np.asarray, draw(model, prompt, jax.random.key(7))), own, bent
+    return written(model, rule, **options), own, bent
 
 
 def agree(found, own, bent):
@@ -223,6 +228,12 @@ def test_texts_of_exactly_so_many_tokens(model):
     )
     assert found.tokens.tolist() == [[4, 8, 4]] * 3
     assert not np.any(found.log_probs)
+    # With an end in up to five: that of one token, which none of four replaces.
+    one = np.full((2, 11), -1)
+    one[0, 4] = 1
+    rule = automata.rule(Automaton(one, np.array([False, True])), max_tokens=5, end=END)
+    found = written(model, rule, max_tokens=5)
+    assert np.unique(found.tokens, axis=0).tolist() == [[4, END, 0, 0, 0]]
 
 
 def test_a_rule_with_a_memory_of_its_own_and_filters_after_it(model):

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.lab import smollm2
 from jdiv import lm
+from jdiv.decoding import automata
 
 REFERENCE = json.loads(
     (pathlib.Path(__file__).parents[1] / "data" / "smollm2.json").read_text(encoding="utf-8")
@@ -79,3 +81,47 @@ def test_log_probabilities_and_greedy_answers(loaded):
         greedy = row["greedy_ids"]
         assert answers.tokens[i].tolist()[: len(greedy)] == greedy
         assert tokenizer.decode(row["greedy_ids"], special=True) == row["greedy_text"]
+
+
+def test_what_is_kept_of_the_model_is_what_it_says(loaded):
+    """Sorted laws to the rounding of half precision, and laws along a list."""
+    model, tokenizer = loaded
+    text = smollm2.TEXTS[2]
+    own = np.sort(smollm2.following(model, [tokenizer.encode(text)])[0, -1])[::-1]
+    np.testing.assert_allclose(smollm2.laws()[-1], own, rtol=1e-3, atol=2e-3)
+    words, log_p, children = smollm2.table()
+    tokens = tokenizer.encode(" [true, false]\n")
+    prompt = tokenizer.encode(smollm2.PROMPT)
+    found = smollm2.following(model, [[*prompt, *tokens]])[0, len(prompt) - 1 :]
+    row = 0
+    for token, law in zip(tokens, found, strict=False):
+        place = words.tolist().index(tokenizer.decode([token]))
+        assert abs(log_p[row, place] - law[token]) < 1e-3
+        row = children[row, place]
+    assert row == len(log_p) - 1
+
+
+def test_texts_of_a_grammar_and_their_weights(loaded):
+    """Written by the model itself, each a list to a JSON parser, with the stored probabilities."""
+    model, tokenizer = loaded
+    words, log_p, children = smollm2.table()
+    places = {word: i for i, word in enumerate(words.tolist())}
+    end = tokenizer.encode(smollm2.END)[0]
+    rule = automata.rule(smollm2.lifted(tokenizer), max_tokens=smollm2.LONGEST, end=end)
+    prompt = np.array([tokenizer.encode(smollm2.PROMPT)] * 16)
+    options = {"max_tokens": smollm2.LONGEST, "stop": (end,), "rule": rule}
+    found = jax.jit(lambda m, x, k: lm.generate(m, x, k, **options))(
+        model, prompt, jax.random.key(0)
+    )
+    for tokens, mask, bent, own in zip(*map(np.asarray, found), strict=True):
+        text = tokenizer.decode(tokens[mask])
+        assert text.endswith(smollm2.END)
+        assert {type(x) for x in json.loads(text)} <= {bool, type(None)}
+        row, total = 0, 0.0
+        for token in tokens[mask]:
+            place = places[tokenizer.decode([token])]
+            row, total = children[row, place], total + log_p[row, place]
+        assert abs(own.sum() - total) < 5e-3
+        assert bent.sum() >= own.sum()
+    weights = np.exp(np.sum(found.model_log_probs - found.log_probs, axis=1, dtype=float))
+    assert weights.mean() == pytest.approx(0.367, abs=float(weights.std()))
