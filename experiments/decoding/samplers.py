@@ -100,7 +100,7 @@ def of_entropy(entropy_at: Callable[[Array], Array], target: Array) -> Array:
         return jnp.where(above, middle, ends[0]), jnp.where(above, ends[1], middle)
 
     low, high = jnp.full_like(target, -3), jnp.full_like(target, 6)
-    low, high = jax.lax.fori_loop(0, 60, halve, (low, high))
+    low, high = jax.lax.fori_loop(0, 50, halve, (low, high))
     return (low + high) / 2
 
 
@@ -236,7 +236,8 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
             " each sampler. Left: KL to the model above that of the tempered law of the same"
             " entropy; no sampler is below. Middle: the same for texts, where tempering token by"
             " token is above the tempered text as well. Right: the less entropy, the more often a"
-            " token repeats one before it, whichever sampler took it away.",
+            " token repeats one before it; of those that cut off most, fixed numbers of tokens the"
+            " least.",
         )
     }
 
