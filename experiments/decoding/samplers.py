@@ -83,7 +83,7 @@ def random_chains(config: ConfigDict, key: Array) -> Array:
     """Logits `[chains, states, states]`: Zipf's law with lognormal noise in every row."""
     zipf = -jnp.log(jnp.arange(1.0, config.states + 1))
     shape = config.chains, config.states, config.states
-    return zipf + config.noise * jax.random.normal(key, shape)
+    return jnp.broadcast_to(zipf, shape) + config.noise * jax.random.normal(key, shape)
 
 
 def entropy(log_q: Array) -> Array:
@@ -187,7 +187,8 @@ def rates(config: ConfigDict, log_q: Array, log_p: Array, *, repeats: bool = Tru
     """
     q = jnp.exp(log_q)
     # With itself mixed in a chain has the same stationary law, and no period.
-    law = jnp.sum(limit(q / 2 + jnp.eye(q.shape[-1], dtype=q.dtype) / 2), axis=-2)
+    itself = jnp.broadcast_to(jnp.eye(q.shape[-1], dtype=q.dtype), q.shape)
+    law = jnp.sum(limit((q + itself) / 2), axis=-2)
     law = law / jnp.sum(law, axis=-1, keepdims=True)
     mean = lambda by_state: jnp.sum(law * by_state, axis=-1)
     if not repeats:
