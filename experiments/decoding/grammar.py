@@ -169,7 +169,7 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     laws = {name: by_text({x: law[x] for x in enumerated()}) for name, law in laws.items()}
     texts = sorted(laws["the model's"], key=lambda x: -laws["the model's"][x])[:6]
     for number, (name, law) in enumerate(laws.items()):
-        places = np.arange(len(texts)) + 0.27 * (1 - number)
+        places = np.arange(len(texts)) + 0.27 * (number - 1)
         left.barh(places, [law[x] for x in texts], 0.25, color=COLORS[number], label=name)
     left.set_yticks(range(len(texts)), texts)
     left.invert_yaxis()

@@ -31,7 +31,7 @@ def test_rates_are_those_of_a_long_text():
 
 
 def test_in_a_tempered_text_cycles_have_tempered_probabilities():
-    """The mean of `log q - log p / T` along each cycle is the same; of tempered tokens it is not."""
+    """The mean of `log q - log p / T` along all cycles is one; not so that of tempered tokens."""
     log_p, x = np.log(P), np.log(1 / 0.6)
     tempered = jax.jit(lambda whole: samplers.tempered_chain(log_p[None], jnp.array([x]), whole))
     cycles = [c for n in (1, 2, 3) for c in itertools.product(range(3), repeat=n)]
