@@ -21,10 +21,10 @@ def get_config(scale: str = "quick") -> ConfigDict:
     # Added to the logit of the token that may stand once only, in the data.
     config.excess = 0.5
     # Rounds of guiding the model and fitting it to data and guided law.
-    config.rounds = {"smoke": 400}.get(scale, 600)
+    config.rounds = 120
     config.sweep = ConfigDict(
         {
-            "coefficient": (0.0, 0.1, 0.3, 1.0, 3.0, 10.0),
+            "coefficient": (0.0, 0.1, 0.3, 1.0, 3.0),
             # At 1 tokens are masked that leave no way to a text that holds, and nothing else.
             "masked": (0.0, 1.0),
             "seed": tuple(range({"smoke": 2}.get(scale, 4))),

@@ -62,8 +62,9 @@ def posterior_loss(
     """`KL(q‖p)` of the guided law q, held fixed, and the model p: posterior regularization.
 
     q guides `old_logits`, the model itself by default. On prefixes that q writes, their sum has the
-    mean KL(q‖p) over texts; with the model's own q that is `-log V(prompt)`, and its gradient that
-    of `-log V(prompt)`, although q is held fixed. Inf where the model never writes a token of q.
+    mean KL(q‖p) over texts. With the model's own q its gradient is that of `-log V(prompt)`,
+    although q is held fixed, and for a constraint `-log V(prompt)` is its value, too; other scores
+    add their mean logarithm under q. Inf where the model never writes a token of q.
     Shapes: `[..., n]` to `[...]`; mask and average like any loss of tokens.
 
     >>> logits = jnp.log(jnp.array([0.9, 0.1]))
