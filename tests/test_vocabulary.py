@@ -38,7 +38,7 @@ VOCABULARY = {
         arms losses learner estimator means mean pulls confidence exploration prior optimistic
         features targets loss implicit oracle best_loss levels rules rounds ridge bonus precision
         center counts differences data given problem play curvature residual diameter dimension
-        inputs offset gradient count_present uniform bias""",
+        inputs offset gradient count_present uniform bias variance""",
     "recipes and trust regions": """
         low high ceiling lowest highest limit radius damping backtracks shrink parameters surrogate
         divergence direction scale threshold count eligible weights kl old_kl entropy

@@ -180,8 +180,8 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
         "control": Picture(
             figure,
             "Training on data a part of which violates the constraint, with KL from the guided law"
-            " as a regularizer. Left: what violates falls as V₀/(1 + c) with either law, V₀ the share"
-            " of the data."
+            " as a regularizer. Left: with either law what violates falls as V₀/(1 + c), V₀ of the"
+            " data."
             " Right: with exact guidance at the least cost there is; masking, which is another law"
             " than the conditional one, costs more.",
         )
