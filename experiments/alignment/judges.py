@@ -125,8 +125,6 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
 
 # ------------------------------------------------------------------------------------------ claims
 
-TEACHER = {"sweep.overshoot": (0.0,)}
-
 
 def judged(results: xr.Dataset, overshoot: float) -> xr.Dataset:
     """With this judge, or the only one there is."""
@@ -150,7 +148,6 @@ def error_falls_like_k_to_minus_two(results: xr.Dataset, overshoot: float = 0.0)
 
 @claim(
     source=f"{SOURCE}: with substantial misspecification a finite k is best",
-    reruns=(TEACHER,),
     wrong=({"overshoot": 0.0},),
 )
 def a_finite_k_is_best(results: xr.Dataset, overshoot: float = 2.0) -> Finding:
@@ -162,7 +159,6 @@ def a_finite_k_is_best(results: xr.Dataset, overshoot: float = 2.0) -> Finding:
 
 @claim(
     source=f"{SOURCE}: for fixed k there is an optimal temperature",
-    reruns=(TEACHER,),
     wrong=({"overshoot": 0.0},),
 )
 def a_temperature_is_best(results: xr.Dataset, overshoot: float = 2.0) -> Finding:

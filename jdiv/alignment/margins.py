@@ -73,6 +73,11 @@ TABLE: dict[str, Margin] = {
 }
 
 
+def linear(x: Array) -> Array:
+    """`-x`: no margin at all, for which a pair has no fit and the loss no bound below."""
+    return -x
+
+
 # --------------------------------------------------------------------------------- with a parameter
 
 
