@@ -22,7 +22,7 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config.questions = {"smoke": 2, "quick": 4, "full": 64}[scale]
     # Samples in each draw, and draws, that the exact error is compared with.
     config.samples = 4
-    config.draws = {"smoke": 2000, "quick": 4000, "full": 100_000}[scale]
+    config.draws = {"smoke": 2000, "quick": 16_000, "full": 100_000}[scale]
     config.sweep = ConfigDict(
         {
             # Where the judge stands: at the model's mean at -1, at the teacher at 0, beyond it.
