@@ -135,9 +135,11 @@ def compared(config: ConfigDict, log_ref: Array) -> dict[str, Array | Labelled]:
     of_roots = -jnp.log(jnp.sum(jnp.exp((pi + of) / 2), axis=1))
     by = {"beta": tuple(config.betas)}
     return {
-        "beyond_kl": labelled(renyi - kl, renyi_order=ORDERS, **by),
+        "beyond_kl": labelled(renyi - kl[None], renyi_order=ORDERS, **by),
         "expected": labelled((ORDERS[0] - 1) * variance / 2, **by),
-        "half_renyi": labelled(jnp.max(jnp.abs(renyi / 2 - of_roots), axis=1), renyi_order=ORDERS),
+        "half_renyi": labelled(
+            jnp.max(jnp.abs(renyi / 2 - of_roots[None]), axis=1), renyi_order=ORDERS
+        ),
     }
 
 
