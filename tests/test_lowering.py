@@ -161,6 +161,8 @@ OF_FUNCTION = {
     "gshf.learned_policy": {"problem": PROBLEM, "data": DATA},
     "gshf.explorer": {"problem": PROBLEM, "data": DATA, "main_logits": PROBLEM.ref_logits},
     "gshf.online_regret": {"problem": PROBLEM, "given": DATA},
+    "judges.posterior": {"features": POINTS, "targets": SAMPLE},
+    "kernels.log_mahalanobis": {"precision": array(WIDTH, WIDTH)},
     "inference_aware.best_of_n_transform": dict.fromkeys(
         ("rewards", "log_policy", "ref_logits"), array(N)
     ),
