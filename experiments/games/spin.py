@@ -97,10 +97,10 @@ def estimated(config: ConfigDict, log_law: Array, key: Array) -> Array:
 
 def off(point: dict, log_policy: Array, log_data: Array) -> Array:
     """How far `log pi/data`, centered, is from `(1 - 1/beta)^k` of where it was, k = 1 to 10."""
-    ratio = log_policy - log_data
+    ratio = log_policy - jnp.broadcast_to(log_data, log_policy.shape)
     ratio -= jnp.mean(ratio, axis=-1, keepdims=True)
     shrunk = (1 - 1 / point["beta"]) ** jnp.arange(1.0, 11)
-    apart = ratio[..., 1:11, :] - shrunk[:, None] * ratio[..., :1, :]
+    apart = ratio[..., 1:11, :] - jnp.einsum("k,...a->...ka", shrunk, ratio[..., 0, :])
     return jnp.max(jnp.abs(apart), axis=(-1, -2))
 
 
@@ -131,13 +131,13 @@ VARIANTS = {
 def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     """Distance from the data by round, and how far policies move, against beta."""
     figure, (left, middle, right) = panels(3, width=3.9, height=3.9)
-    beta = pick(results.beta, 0.55)
+    beta, share = pick(results.beta, 0.55), pick(results.share, 0.0)
     first = {"seed": 0, "averaged_opponent": 0, "averaged_anchor": 0}
-    half = late(results.sel(share=0.0)).mean("seed")
+    half = late(results.sel(share=share)).mean("seed")
     for number, (label, (opponent, anchor)) in enumerate(VARIANTS.items()):
         look = style(number, marker=True) | {"label": label}
         at = {"opponent": opponent, "anchor": anchor}
-        exact = results.error.isel(first).sel(**at, beta=beta, share=0.0, law="exact")
+        exact = results.error.isel(first).sel(**at, beta=beta, share=share, law="exact")
         curve(left, "round", exact, **style(number))
         for axis, name in ((middle, "moved"), (right, "error")):
             curve(axis, "beta", half[name].sel(**at, law="sampled"), **look)
