@@ -181,6 +181,8 @@ OF_FUNCTION = {
     "preference.hypo": {"sampled": array(BATCH, 4), "ref_sampled": array(BATCH, 4)},
     "q_sharp.return_laws": GRAPH | {"log_returns": array(3, 4)},
     "q_sharp.q_values": {"children": CHILDREN, "log_law": array(3, 4), "support": array(4)},
+    "q_sharp.expected_returns": {"children": CHILDREN, "log_law": array(3, 4), "support": array(4)},
+    "q_sharp.fit_return_laws": {"visited": indices(6), "outcomes": indices(6), "prior": array(4)},
     "q_sharp.regularized_values": GRAPH | {"returns": array(3)},
     "rewards.bradley_terry": {"wins": array(N, N)},
     "rewards.linear_bradley_terry": {"differences": POINTS, "wins": SAMPLE, "counts": SAMPLE},

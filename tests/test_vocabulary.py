@@ -33,7 +33,7 @@ VOCABULARY = {
     "planning": """
         mdp discount horizon iterations evaluations scheme measure errors samples value values
         target greedy_step soft_step improvement reward action actions states branches length width
-        height slip walls level degree depth children support choice""",
+        height slip walls level degree depth children support choice visited outcomes nodes""",
     "bandits": """
         arms losses learner estimator means mean pulls confidence exploration prior optimistic
         features targets loss implicit oracle best_loss levels rules rounds ridge bonus precision

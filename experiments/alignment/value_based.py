@@ -4,7 +4,7 @@ Q# (Zhou et al. 2025, arXiv:2502.20548) tilts the reference by `beta log E_ref e
 graphs are those of Bachmann and Nagarajan 2024, on which a model pretrained on next tokens guesses
 the first step. Its code is not available and the accuracies of the paper are those of trained
 networks: here the tables are exact. A*-PO estimates the same value from eight samples of the
-reference.
+reference and fits a policy to it, from answers of its own.
 """
 
 import jax
@@ -14,11 +14,12 @@ import xarray as xr
 from jax import Array
 from ml_collections import ConfigDict
 
-from experiments.lab.axes import each, fraction, non_negative, positive
+from experiments.lab.axes import count, each, fraction, non_negative, positive
 from experiments.lab.claims import Finding, at_least, at_most, between, claim, equals
 from experiments.lab.plots import Picture, curve, panels, style
 from experiments.lab.results import Labelled, labelled
-from jdiv.alignment import a_star_po, q_sharp
+from jdiv import divergences
+from jdiv.alignment import a_star_po, q_sharp, tilts
 from jdiv.divergences import generators
 from jdiv.mdp import environments
 
@@ -28,8 +29,12 @@ FIELDS = {
     "missing_backups": non_negative,
     "loss_beta": positive,
     "value_beta": positive,
+    "prompts": count,
+    "fit_steps": count,
+    "single_steps": count,
 }
 SAMPLED = ("policy", "reference")
+BASELINES = ("V*", "of samples", "zero")
 SOURCE = "Q# (Zhou et al. 2025, arXiv:2502.20548), section 3.1"
 # P(correct first node) by degree and beta.
 FIRST = {
@@ -100,6 +105,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labell
         "disagreement": jnp.max(jnp.abs(jnp.where(there, (recursion.q - q)[roots], 0))),
         "gradient": labelled(mean, sampled=SAMPLED, value=config.baselines, logit=range(3)),
         "deviation": labelled(deviation, value=config.baselines),
+        **second_stage(config, key),
         "table": labelled(
             values(config), accuracy=config.accuracies, samples=("exact", *map(str, config.samples))
         ),
@@ -128,6 +134,63 @@ def gradients(config: ConfigDict) -> tuple[Array, Array]:
 
     mean, deviation = jax.vmap(moments)(jnp.array(config.baselines))
     return jnp.swapaxes(mean, 0, 1), deviation
+
+
+def second_stage(config: ConfigDict, key: Array) -> dict[str, Labelled]:
+    """Distance from the tilt of A*-PO's regression, exactly and from single answers, by V."""
+    of_reference, of_rewards, of_values, of_answers = jax.random.split(key, 4)
+    shape, beta = (config.prompts, len(config.rewards) * 2), config.value_beta
+    log_ref = jax.nn.log_softmax(jax.random.normal(of_reference, shape) / 2)
+    rewards = 1 + jax.random.normal(of_rewards, shape) / 2
+    best = tilts.tilted(rewards, log_ref, beta, generator=generators.kl())
+    drawn = jax.random.categorical(of_values, log_ref[None], shape=(8, config.prompts))
+    seen = jnp.take_along_axis(rewards, drawn.T, axis=1)
+    estimate = a_star_po.optimal_value_estimate(seen, beta)
+    baselines = jnp.stack([best.value, estimate, jnp.zeros_like(estimate)])
+
+    def slopes(logits, value, weights):
+        """Of the mean loss by the logits, what is sampled held fixed."""
+
+        def mean(logits):
+            each = jnp.broadcast_to(value[:, None], shape)
+            policies = jax.nn.log_softmax(logits), log_ref
+            return jnp.sum(weights * a_star_po.a_star_po_loss(*policies, rewards, each, beta=beta))
+
+        return jax.grad(mean)(logits)
+
+    def fitted(value, sampled):
+        """Each logit moves by its slope over how often its answer is sampled."""
+
+        def step(_, logits):
+            weights = jnp.where(sampled == 0, jax.nn.softmax(logits), jnp.exp(log_ref))
+            return logits - slopes(logits, value, weights) / (4 * beta**2 * weights)
+
+        return jax.lax.fori_loop(0, config.fit_steps, step, log_ref)
+
+    def from_single(value):
+        """One answer of the policy a step, and a step size that falls."""
+
+        def step(number, state):
+            logits, key = state
+            key, of_step = jax.random.split(key)
+            weights = jax.nn.one_hot(jax.random.categorical(of_step, logits), shape[1])
+            size = 1 / (1 + number / 20)
+            return logits - size * slopes(logits, value, weights.astype(logits.dtype)), key
+
+        return jax.lax.fori_loop(0, config.single_steps, step, (log_ref, of_answers))[0]
+
+    distance = lambda x: divergences.total_variation(x, jnp.broadcast_to(best.log_policy, x.shape))
+    both = {"sampled": SAMPLED, "baseline": BASELINES}
+    exact = jax.vmap(jax.vmap(fitted, (0, None)), (None, 0))(baselines, jnp.arange(2))
+    single = jax.vmap(from_single)(baselines)
+    return {
+        "off": labelled(jnp.max(distance(exact), axis=-1), **both),
+        "mean_off": labelled(
+            jnp.mean(distance(exact), axis=-1), sampled=SAMPLED, baseline=BASELINES
+        ),
+        "single_off": labelled(jnp.mean(distance(single), axis=-1), baseline=BASELINES),
+        "value_bias": jnp.mean(estimate - best.value),
+    }
 
 
 def values(config: ConfigDict) -> Array:
@@ -265,3 +328,37 @@ def the_estimate_is_too_small(results: xr.Dataset, exact: str = "exact") -> Find
     table = results.table.isel(beta=0)
     bias = table.sel(samples=exact) - table.drop_sel(samples="exact")
     return at_least(0.0, bias.min())
+
+
+@claim(
+    source="A*-PO, released code (ZhaolinGao/A-PO): the second stage. Derived here",
+    wrong=({"sampled": "reference"},),
+    needs={"beta": ...},
+)
+def its_regression_reaches_the_tilt_for_any_v(
+    results: xr.Dataset, sampled: str = "policy"
+) -> Finding:
+    """Answers from the policy: the largest total variation between what the mean loss comes to rest
+    at and the tilt, with V*, with its estimate from eight answers of the reference, and with 0."""
+    return at_most(1e-12, results.off.isel(beta=0).sel(sampled=sampled))
+
+
+@claim(source="Derived here", wrong=({"baseline": "V*"},), needs={"beta": ...})
+def from_the_references_answers_v_matters(
+    results: xr.Dataset, baseline: str = "of samples"
+) -> Finding:
+    """Answers from the reference: total variation from the tilt with V*, the largest, and with the
+    estimate, the mean over prompts, at least .01."""
+    at = results.isel(beta=0).sel(sampled="reference")
+    found = [at.off.sel(baseline="V*"), at.mean_off.sel(baseline=baseline)]
+    return between((0, 0.01), found, (1e-9, 1))
+
+
+@claim(source="No paper: measured here", wrong=({"baseline": "zero"},), needs={"beta": ...})
+def single_answers_reach_it_by_v(results: xr.Dataset, baseline: str = "of samples") -> Finding:
+    """One answer of the policy a step: mean total variation from the tilt at the end with the
+    estimate of V over that with no V, and with V*, where no noise is left at the tilt, over that
+    with the estimate."""
+    single = results.single_off.isel(beta=0)
+    here = single.sel(baseline=baseline)
+    return at_most(0.5, [here / single.sel(baseline="zero"), single.sel(baseline="V*") / here])

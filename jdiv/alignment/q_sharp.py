@@ -127,6 +127,42 @@ def return_laws(
     return graph.solved(backup, ended, depth)
 
 
+def fit_return_laws(
+    visited: ArrayLike, outcomes: ArrayLike, prior: ArrayLike, *, nodes: int
+) -> Array:
+    """The law of the return from every node, from what was seen behind it: shares of counts.
+
+    Rollouts may come to a node in any way, by policies of earlier rounds, too (aggregated data); on
+    from there they have to follow the reference. `prior` counts each value before anything was
+    seen; with none, a node that was not visited has NaN. Shapes: visited and outcomes `[n]`, the
+    node, -1 for nothing, and the place of the value of the return; prior `[m]`, not negative; to
+    `[nodes, m]` log-probabilities, as of `return_laws`.
+
+    >>> law = fit_return_laws(jnp.array([0, 0, 1]), jnp.array([1, 1, 0]), jnp.ones(2), nodes=2)
+    >>> [[f"{p:.4f}" for p in row] for row in jnp.exp(law)]
+    [['0.2500', '0.7500'], ['0.6667', '0.3333']]
+
+    Reference: Zhou et al. 2025 (arXiv:2502.20548), Q#, maximum likelihood on aggregated data.
+    """
+    visited, outcomes = jnp.asarray(visited), jnp.asarray(outcomes)
+    prior = jnp.asarray(checks.not_negative("prior", checks.as_float("prior", prior)))
+    for name, x in (("visited", visited), ("outcomes", outcomes)):
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            raise TypeError(f"{name} must be integers, got dtype {x.dtype}")
+    checks.same_shape(visited=visited, outcomes=outcomes)
+    if visited.ndim != 1 or prior.ndim != 1:
+        got = f"{visited.shape} and {prior.shape}"
+        raise ValueError(f"visited and prior must be of shapes [n] and [m], got {got}")
+    ranges = ("visited", visited, -1, nodes), ("outcomes", outcomes, 0, len(prior))
+    for name, x, low, size in ranges:
+        if not isinstance(x, jax.core.Tracer) and np.any((x < low) | (x >= size)):
+            raise ValueError(f"{name} must be from {low} to {size - 1}")
+    # What is beyond the last node is dropped.
+    at = jnp.where(visited < 0, nodes, visited), outcomes
+    counts = jnp.broadcast_to(prior, (nodes, len(prior))).at[at].add(1, mode="drop")
+    return jnp.log(counts) - jnp.log(jnp.sum(counts, axis=-1, keepdims=True))
+
+
 def q_values(children: ArrayLike, log_law: ArrayLike, support: ArrayLike, beta: ArrayLike) -> Array:
     """`Q*(s, a) = beta log E_ref e^(Z/beta)`, Z the return from the child; -inf without a child.
 
@@ -136,15 +172,36 @@ def q_values(children: ArrayLike, log_law: ArrayLike, support: ArrayLike, beta: 
     Reference: Zhou et al. 2025 (arXiv:2502.20548), Q#, Theorem on deterministic transitions.
     """
     beta = checks.positive("beta", beta)
+    children, log_law, support = _law(children, log_law, support)
+    beta = jnp.asarray(beta, log_law.dtype)
+    value = beta * jax.nn.logsumexp(log_law + support[None] / beta, axis=-1)
+    return _of_children(children, value)
+
+
+def expected_returns(children: ArrayLike, log_law: ArrayLike, support: ArrayLike) -> Array:
+    """`E_ref[Z]`, Z the return from the child, without any regularizer; -inf without a child.
+
+    `q_values` for beta to infinity. Tilting the reference by it, `optimal_policy`, is guidance by
+    the reference's own values: not the optimum, unless beta is large or one step is left.
+    Shapes: as of `q_values`.
+
+    Reference: Mudgal et al. 2023 (arXiv:2310.17022), controlled decoding, equation 4.
+    """
+    children, log_law, support = _law(children, log_law, support)
+    mass = jnp.exp(log_law)
+    value = jnp.sum(jnp.where(mass == 0, 0, mass * support[None]), axis=-1)
+    return _of_children(children, value)
+
+
+def _law(children: ArrayLike, log_law: ArrayLike, support: ArrayLike) -> tuple[Array, Array, Array]:
+    """Checked children, laws and values of the return, of one precision."""
     children, log_law = _children(children), checks.as_float("log_law", log_law)
     support = checks.as_float("support", support).astype(log_law.dtype)
     if log_law.ndim != 2 or len(log_law) != len(children):
         raise ValueError(f"log_law must be [{len(children)}, m], got shape {log_law.shape}")
     if support.shape != log_law.shape[-1:]:
         raise ValueError(f"support must be of shape {log_law.shape[-1:]}, got {support.shape}")
-    beta = jnp.asarray(beta, log_law.dtype)
-    value = beta * jax.nn.logsumexp(log_law + support[None] / beta, axis=-1)
-    return _of_children(children, value)
+    return children, log_law, support
 
 
 def _of_children(children: Array, value: Array) -> Array:

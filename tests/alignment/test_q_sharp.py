@@ -53,6 +53,45 @@ def test_laws_and_values_by_enumeration_of_paths():
     assert (np.asarray(q)[CHILDREN < 0] == -np.inf).all()
 
 
+def test_fitted_laws_are_shares_and_tend_to_those_of_the_recursion():
+    """Rollouts by NumPy from every node, as often as it says; padding and nodes not seen."""
+    rng = np.random.default_rng(1)
+    visited, outcomes = [], []
+    for _ in range(20_000):
+        node, way = rng.integers(7), []
+        while (CHILDREN[node] >= 0).any():
+            way.append(node)
+            share = REFERENCE[node] * (CHILDREN[node] >= 0)
+            node = CHILDREN[node, rng.choice(3, p=share / share.sum())]
+        way.append(node)
+        visited += way
+        outcomes += [rng.choice(3, p=RETURNS[node])] * len(way)
+    law = q_sharp.return_laws(CHILDREN, LOG_REF, LOG_RETURNS, depth=DEPTH)
+    data = np.array([*visited, -1, -1]), np.array([*outcomes, 0, 2])
+    fitted = np.exp(q_sharp.fit_return_laws(*data, np.zeros(3), nodes=7))
+    counts = np.zeros((7, 3))
+    np.add.at(counts, (visited, outcomes), 1)
+    np.testing.assert_allclose(fitted, counts / counts.sum(axis=1, keepdims=True), rtol=1e-12)
+    np.testing.assert_allclose(fitted, np.exp(law), atol=0.03)
+    prior = np.array([0.5, 0.0, 1.5])
+    more = np.exp(q_sharp.fit_return_laws(*data, prior, nodes=8))
+    expected = (counts + prior) / (counts + prior).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(more[:7], expected, rtol=1e-12)
+    np.testing.assert_allclose(more[7], prior / 2)
+    assert np.isnan(q_sharp.fit_return_laws(*data, np.zeros(3), nodes=8)[7]).all()
+
+
+def test_expected_returns_by_enumeration_and_as_the_limit_of_large_beta():
+    law = q_sharp.return_laws(CHILDREN, LOG_REF, LOG_RETURNS, depth=DEPTH)
+    mean = np.asarray(q_sharp.expected_returns(CHILDREN, law, SUPPORT))
+    for node in range(7):
+        for action, child in enumerate(CHILDREN[node]):
+            expected = sum(p * RETURNS[end] @ SUPPORT for p, _, end in paths(child))
+            assert mean[node, action] == pytest.approx(expected if child >= 0 else -np.inf)
+    at_large_beta = q_sharp.q_values(CHILDREN, law, SUPPORT, 1e6)
+    np.testing.assert_allclose(mean, at_large_beta, atol=1e-6)
+
+
 def test_ends_out_of_reach_are_refused_or_nan():
     """Too small a depth and a cycle: by law and by value."""
     cycle = CHILDREN.copy()
@@ -147,3 +186,12 @@ def test_wrong_input_is_refused():
     )
     refused(ValueError, ("beta",), lambda: values(CHILDREN, law, SUPPORT, 0.0))
     refused(ValueError, ("support",), lambda: values(CHILDREN, law, SUPPORT[:2], 1.0))
+    fit = functools.partial(q_sharp.fit_return_laws, nodes=7)
+    two, prior = np.array([0, 1]), np.ones(3)
+    refused(TypeError, ("visited", "float"), lambda: fit(two * 1.0, two, prior))
+    refused(ValueError, ("visited", "6"), lambda: fit(two + 6, two, prior))
+    refused(ValueError, ("outcomes", "2"), lambda: fit(two, two + 2, prior))
+    refused(ValueError, ("outcomes", "0"), lambda: fit(two, two - 1, prior))
+    refused(ValueError, ("visited", "outcomes"), lambda: fit(two, two[:1], prior))
+    refused(ValueError, ("prior",), lambda: fit(two, two, -prior))
+    refused(ValueError, ("[n]", "[m]"), lambda: fit(two, two, np.ones((7, 3))))
