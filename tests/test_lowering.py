@@ -184,6 +184,7 @@ OF_FUNCTION = {
     "q_sharp.expected_returns": {"children": CHILDREN, "log_law": array(3, 4), "support": array(4)},
     "q_sharp.fit_return_laws": {"visited": indices(6), "outcomes": indices(6), "prior": array(4)},
     "q_sharp.regularized_values": GRAPH | {"returns": array(3)},
+    "rewards.nuclear_diversity": {"members": array(3, 4)},
     "rewards.bradley_terry": {"wins": array(N, N)},
     "rewards.linear_bradley_terry": {"differences": POINTS, "wins": SAMPLE, "counts": SAMPLE},
     **{f"rewards.{name}": {"rewards": LOGITS} for name in (

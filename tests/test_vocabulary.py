@@ -47,7 +47,7 @@ VOCABULARY = {
         estimator penalty average positive negative by_sequence""",
     "preferences, best of n, rewards": """
         margin label_smoothing n c budget moments shift r_max proxy gold proxy_gain chi2 transform
-        quantile cells exponent unbiased baseline window size policy_scores ref_scores""",
+        quantile cells exponent unbiased baseline window size policy_scores ref_scores members""",
     "estimators and transport": """
         scores p_scores q_scores log_baseline clip k chunk_size bandwidth kernel distances positions
         cost epsilon max_iterations covariance""",

@@ -4,9 +4,9 @@
 
 Ten seconds on two cores. P(correct first node) = e^(1/beta) / (e^(1/beta) + d - 1): .731059 and
 .999955 for two arms at beta = 1 and .1, whatever their length. A*-PO's on-policy gradient is
-(.01556, -.04683, .03127) for every V; V* = .4116 and E[V_hat] = .3697 at accuracy .2. Its regression reaches the tilt for
-any V from answers of the policy, with the wrong V from the reference's it is .055 off; from single
-answers it ends at .015 with V_hat, .006 with V*, .13 with 0.
+(.01556, -.04683, .03127) for every V; V* = .4116 and E[V_hat] = .3697 at accuracy .2. Its
+regression reaches the tilt for any V from answers of the policy, with the wrong V from the
+reference's it is .055 off; from single answers it ends .006, .015, .13 off with V*, V_hat and 0.
 """
 
 from ml_collections import ConfigDict

@@ -220,8 +220,8 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
             figure,
             "Left: with even noise Q# is the best policy at its KL, guidance by the mean return of"
             " the reference is not, and from rollouts it is farther off. Middle: with rewards of"
-            " 0 or 1 Q# spends hardly any KL at any β. Right: Q# is worst off where half of the"
-            " rewards are noisy, for there e^(Z/β) varies most.",
+            " 0 or 1 Q# spends hardly any KL at any β. Right: at β = .1 Q# is worst off where half"
+            " of the rewards are noisy, for there e^(Z/β) varies most.",
         )
     }
 

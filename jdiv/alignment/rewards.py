@@ -4,6 +4,7 @@ Comparisons are fitted as Bradley and Terry have it, `P(i beats j) = sigmoid(r_i
 gradients (`bradley_terry_loss`), from win counts (`bradley_terry`), or linear in features
 (`linear_bradley_terry`). Optimized hard enough, one reward model is exploited where it errs most.
 Ensembles that take the worst member or subtract the variance are cautious there; a mean is not.
+Members that agree by their training alone are made to differ by `nuclear_diversity`.
 """
 
 from __future__ import annotations
@@ -278,3 +279,28 @@ def deviation_penalized(rewards: ArrayLike, coefficient: ArrayLike) -> Array:
     """
     rewards, coefficient = _members(rewards), checks.finite("coefficient", coefficient)
     return jnp.mean(rewards, axis=0) - coefficient * jnp.std(rewards, axis=0)
+
+
+# --------------------------------------------------------------------------------------- diversity
+
+
+def nuclear_diversity(members: ArrayLike) -> Array:
+    """Sum of the singular values of the matrix whose rows are the members, to be maximized.
+
+    Of rows of length 1 it is `sqrt(k)` if all are alike and k if all are orthogonal; it grows with
+    their lengths, too, which a ridge has to hold. The derivative is `U V^T`: every direction, used
+    or not, is pushed alike; where singular values are 0 it is one of the subgradients. Shapes:
+    `[k, ...]` parameters of k models, each flattened, such as the adapters of rewards, to a number.
+
+    >>> print(f"{nuclear_diversity(jnp.eye(4)):.4f}", f"{nuclear_diversity(jnp.eye(4)[:1]):.4f}")
+    4.0000 1.0000
+
+    Reconstructed: the abstract has a diverse ensemble of adapters; that its nuclear norm is that of
+    rows with all parameters of a member is inferred.
+    Reference: UP-RLHF (arXiv:2401.00243), abstract.
+    """
+    members = checks.finite("members", checks.as_float("members", members))
+    if members.ndim < 2 or 0 in members.shape:
+        raise ValueError(f"members must be [k, ...] of k models, got shape {members.shape}")
+    rows = members.reshape(members.shape[0], -1)
+    return jnp.sum(jnp.linalg.svd(rows, compute_uv=False))

@@ -122,3 +122,26 @@ def test_ensembles(same_everywhere):
     zero_and_one = np.array([[0, 1, 1], [1, 1, 0]])
     np.testing.assert_array_equal(rewards.worst_case(zero_and_one), [0, 1, 0])
     refused(ValueError, ["rewards", "0 and 1", "2"], lambda: rewards.worst_case(2 * zero_and_one))
+
+
+def test_nuclear_diversity_by_eigenvalues_and_differences():
+    """Against the square roots of eigenvalues and finite differences; with rank 1 and zero."""
+    members = np.random.default_rng(3).normal(size=(4, 3, 2))
+    rows = members.reshape(4, 6)
+    expected = np.sqrt(np.linalg.eigvalsh(rows @ rows.T)).sum()
+    np.testing.assert_allclose(rewards.nuclear_diversity(members), expected, rtol=1e-12)
+    slope = jax.jit(jax.grad(rewards.nuclear_diversity))
+    direction, h = np.random.default_rng(4).normal(size=members.shape), 1e-6
+    ends = [rewards.nuclear_diversity(members + s * h * direction) for s in (1, -1)]
+    np.testing.assert_allclose(np.sum(slope(members) * direction), (ends[0] - ends[1]) / (2 * h),
+                               rtol=1e-7)  # fmt: skip
+    left, _, right = np.linalg.svd(rows, full_matrices=False)
+    np.testing.assert_allclose(slope(members).reshape(4, 6), left @ right, atol=1e-12)
+    alike = np.tile(rows[:1] / np.linalg.norm(rows[0]), (4, 1))
+    np.testing.assert_allclose(rewards.nuclear_diversity(alike), 2, rtol=1e-12)
+    for degenerate in (alike, np.zeros((4, 6)), np.eye(4)):
+        assert np.isfinite(slope(degenerate)).all()
+    assert rewards.nuclear_diversity(members.astype(np.float16)).dtype == np.float32
+    refused(ValueError, ("members",), lambda: rewards.nuclear_diversity(np.ones(3)))
+    refused(ValueError, ("members",), lambda: rewards.nuclear_diversity(np.ones((0, 3))))
+    refused(ValueError, ("members",), lambda: rewards.nuclear_diversity(np.full((2, 3), np.nan)))
