@@ -198,7 +198,7 @@ def a_small_beta_is_enough(results: xr.Dataset, diversity: float = 0.05) -> Find
     source=f"{COSTE}: gains of 30 % and, with a quarter of the labels wrong, 75 %",
     reruns=(NOTHING_OFF,),
     wrong=({"diversity": 0.0},),
-    needs={"diversity": (0.0, 0.05), "flipped": ..., "coefficient": ..., "seed": ...},
+    needs={"diversity": (0.0, 0.05), "flipped": (0.0, 0.25), "coefficient": ..., "seed": ...},
 )
 def wrong_labels_make_it_matter_more(results: xr.Dataset, diversity: float = 0.05) -> Finding:
     """True reward less the deviation at the best beta over that of the mean at its own, with a
