@@ -185,7 +185,7 @@ def expected_returns(children: ArrayLike, log_law: ArrayLike, support: ArrayLike
     the reference's own values: not the optimum, unless beta is large or one step is left.
     Shapes: as of `q_values`.
 
-    Reference: Mudgal et al. 2023 (arXiv:2310.17022), controlled decoding, equation 4.
+    Reference: Mudgal et al. 2023 (arXiv:2310.17022), controlled decoding.
     """
     children, log_law, support = _law(children, log_law, support)
     mass = jnp.exp(log_law)
