@@ -1,7 +1,8 @@
 """Which experiments use a function of the library, read from the code without importing it.
 
 An experiment uses what its file names, and what that names in turn: functions, classes and tables
-of modules. What is only found at run time, by `getattr` or by a name in a config, is not seen.
+of modules; a table uses what a decorator puts into it. What is only found at run time, by `getattr`
+or by a name in a config, is not seen.
 """
 
 import ast
@@ -10,7 +11,10 @@ from collections.abc import Collection, Iterator
 
 from docs.generate import markdown, results, source
 
-PACKAGES = ("jdiv.policy", "jdiv.alignment")
+PACKAGES = (
+    "jdiv.divergences", "jdiv.estimators", "jdiv.bandits", "jdiv.policy", "jdiv.alignment",
+    "jdiv.games", "jdiv.unlearning", "jdiv.decoding",
+)  # fmt: skip
 """Of which every public function is in an experiment with claims."""
 DEFINITION = ast.FunctionDef | ast.ClassDef
 
@@ -70,7 +74,9 @@ def meant(path: str) -> tuple[str, str] | None:
             return None
         if rest[0] in found.defined:
             return name, rest[0]
-        other = found.imported.get(rest[0])
+        # A module that imports one of its own name stands for that.
+        own = found.imported.get(parts[count - 1])
+        other = found.imported.get(rest[0]) or (own and f"{own}.{rest[0]}")
         return meant(".".join([other, *rest[1:]])) if other else None
     return None
 
@@ -87,7 +93,21 @@ def uses(of: tuple[str, str]) -> frozenset[tuple[str, str]]:
         elif first in here.imported:
             path = ".".join(filter(None, (here.imported[first], rest)))
             found.add(meant(path))
-    return frozenset(found - {None})
+    return frozenset(found - {None} | registered(of))
+
+
+def registered(table: tuple[str, str]) -> set[tuple[str, str]]:
+    """What decorators of the same module put into a table: all that they decorate."""
+    name, here = table[0], module(table[0])
+    if isinstance(here.defined[table[1]], DEFINITION):
+        return set()
+    mentions = lambda node: table[1] in {named(x) for x in ast.walk(node)}
+    fill = {x.name for x in here.defined.values() if isinstance(x, DEFINITION) and mentions(x)}
+    return {
+        (name, x.name)
+        for x in here.defined.values()
+        if isinstance(x, DEFINITION) and fill & {named(by) for by in x.decorator_list}
+    }
 
 
 def reached(experiment: str) -> set[tuple[str, str]]:

@@ -43,7 +43,11 @@ FIELDS = {
     "temperature": positive,
 }
 ROWS = ("kl", "reverse_kl", "jensen_shannon", "total_variation", "squared_hellinger")
-PLACED = ("wasserstein_1", "energy_distance", "squared_mmd")
+PLACED = {
+    "wasserstein_1": transport.wasserstein_1,
+    "energy_distance": transport.energy_distance,
+    "squared_mmd": transport.squared_mmd,
+}
 LOSSES = (*ROWS[1:], *PLACED, "sinkd", "sinkd of reversed teacher rows")
 OVERLAPPING = {"floor": 0.05}
 """Nothing is an exact zero: every bin around a bump has a small weight."""
@@ -85,7 +89,7 @@ def losses(config: ConfigDict, student: Array, teacher: Array) -> Array:
     # An infinite divergence has no gradient: KL(student‖teacher) is not among these.
     found = [getattr(dv, name)(student, teacher).mean() for name in ROWS[1:]]
     geometry = {"wasserstein_1": at, "energy_distance": apart, "squared_mmd": kernel}
-    found += [getattr(transport, name)(student, teacher, geometry[name]).mean() for name in PLACED]
+    found += [of(student, teacher, geometry[name]).mean() for name, of in PLACED.items()]
     found += [sinkd(config, student, rows) for rows in (teacher, teacher[::-1])]
     return jnp.stack(found)
 

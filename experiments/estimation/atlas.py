@@ -37,7 +37,20 @@ FIELDS = {
     "mixture_weight": axes.fraction,
 }
 ROWS = tuple(generators.TABLE)
-BETWEEN = (*ROWS, "renyi", "bhattacharyya", "cauchy_schwarz", "bregman")
+BEYOND = {
+    "renyi": divergences.renyi,
+    "bhattacharyya": divergences.bhattacharyya,
+    "cauchy_schwarz": divergences.cauchy_schwarz,
+    "bregman": divergences.bregman,
+}
+BETWEEN = (*ROWS, *BEYOND)
+OWN = "quartic", "flat"
+CURVATURES = {
+    "kl": 1, "reverse_kl": 1, "jeffreys": 2, "jensen_shannon": 1 / 4, "skew_kl": 0.01,
+    "squared_hellinger": 1 / 4, "pearson_chi2": 2, "neyman_chi2": 2, "le_cam": 1 / 2, "alpha": 1,
+    "tsallis": 2, "chi2_kl": 2,
+}  # fmt: skip
+"""f''(1) of the smooth rows, by hand; the quartic one's is 1."""
 DIRECTIONS = "moving‖fixed", "fixed‖moving"
 TITLES = {
     "kl": "KL",
@@ -107,15 +120,30 @@ def _gaussians(config: ConfigDict) -> dict[str, Labelled]:
     stored = moving.astype(config.equals_stored_in).astype(moving.dtype)
     # All pairs at once: every divergence is compiled once for them.
     pairs = _between(
-        jnp.stack([moving, fixed, weighted, fixed, moving]),
-        jnp.stack([fixed, moving, fixed, weighted, stored]),
+        jnp.stack([moving, fixed, weighted, fixed, moving, coarse(config, moving)]),
+        jnp.stack([fixed, moving, fixed, weighted, stored, coarse(config, fixed)]),
     )
     names = {"divergence": BETWEEN, "direction": DIRECTIONS}
+    own = [divergences.f_divergence(row, weighted, fixed) for row in own_rows()]
     return {
+        "of_own": labelled(jnp.stack(own), own=OWN, weight=weight),
         "location": labelled(pairs[:, :2], **names, center=center),
         "weights": labelled(pairs[:, 2:4], **names, weight=weight),
         "equal": labelled(pairs[:, 4], divergence=BETWEEN, center=center),
+        "coarse": labelled(pairs[:, 5], divergence=BETWEEN, center=center),
     }
+
+
+def own_rows() -> tuple[generators.Generator, generators.Generator]:
+    """Two rows that are not in the table, each made of its f; the second has f''(1) = 0."""
+    quartic = generators.from_f(
+        lambda u: (u - 1) ** 2 / 2 + (u - 1) ** 4 / 12,
+        at_zero=7 / 12, slope_at_zero=-4 / 3, slope_at_infinity=jnp.inf,
+    )  # fmt: skip
+    flat = generators.from_f(
+        lambda u: (u - 1) ** 4, at_zero=1.0, slope_at_zero=-4.0, slope_at_infinity=jnp.inf
+    )
+    return quartic, flat
 
 
 def _grid(config: ConfigDict) -> Array:
@@ -136,9 +164,18 @@ def gaussian_mixture(config: ConfigDict, weight: Array) -> Array:
     return jnp.logaddexp(jnp.log(weight) + log_density[0], jnp.log1p(-weight) + log_density[1])
 
 
+def coarse(config: ConfigDict, logits: Array) -> Array:
+    """Logits whose bins beyond -4 are one, the first, and those beyond 4 the last."""
+    left, right = _grid(config)[None] <= -4, _grid(config)[None] >= 4
+    ends = [jax.nn.logsumexp(jnp.where(x, logits, -jnp.inf), axis=-1) for x in (left, right)]
+    kept = jnp.where(left | right, -jnp.inf, logits)
+    return kept.at[:, 0].set(ends[0]).at[:, -1].set(ends[1])
+
+
 def _between(p_logits: Array, q_logits: Array) -> Array:
     """Every divergence, stacked in front."""
-    return jnp.stack([getattr(divergences, name)(p_logits, q_logits) for name in BETWEEN])
+    of_rows = [divergences.f_divergence(generators.get(x), p_logits, q_logits) for x in ROWS]
+    return jnp.stack(of_rows + [beyond(p_logits, q_logits) for beyond in BEYOND.values()])
 
 
 # ----------------------------------------------------------------------------------------- figures
@@ -294,3 +331,62 @@ def hellinger_brackets_total_variation(results: xr.Dataset, convention: float = 
     variation = all_pairs(results, "total_variation")
     above = np.sqrt(square * (2 - square)) - variation
     return at_least(-1e-12, min(np.min(variation - square), np.min(above)))
+
+
+@claim(
+    source="Bretagnolle and Huber 1979; Tsybakov 2009, lemma 2.6",
+    wrong=({"divergence": "jensen_shannon"},),
+)
+def bretagnolle_huber(results: xr.Dataset, divergence: str = "kl") -> Finding:
+    """Total variation is at most sqrt(1 - exp(-KL)), below 1 also where Pinsker's bound is above
+    it: the smallest difference over all pairs. Of Jensen-Shannon, at most log 2, that is false."""
+    bound = np.sqrt(-np.expm1(-all_pairs(results, divergence)))
+    return at_least(-1e-12, np.min(bound - all_pairs(results, "total_variation")))
+
+
+@claim(
+    source="van Erven and Harremoes 2014, theorem 3",
+    wrong=({"order_one": "reverse_kl"}, {"order_one": "jeffreys"}),
+)
+def renyi_rises_with_its_order(results: xr.Dataset, order_one: str = "kl") -> Finding:
+    """Rényi divergence of order 1/2, which is twice Bhattacharyya's, is at most KL, and that at
+    most the one of order 2: the smallest difference."""
+    half, one, two = (all_pairs(results, name) for name in ("bhattacharyya", order_one, "renyi"))
+    finite = np.isfinite(two)
+    return at_least(-1e-12, min(np.min(one - 2 * half), np.min((two - one)[finite])))
+
+
+@claim(
+    source="Csiszar 1967, the data processing inequality; van Erven and Harremoes 2014, theorem 1",
+    wrong=({"also": "cauchy_schwarz"}, {"also": "bregman"}),
+)
+def coarser_is_never_farther(results: xr.Dataset, also: str = "bhattacharyya") -> Finding:
+    """With all bins of either tail as one no row of the table is larger, nor are Rényi's and
+    Bhattacharyya's: the largest rise. Cauchy-Schwarz and Bregman divergences do rise: they weigh
+    a bin by its probability, and know no coarser law."""
+    names = [*ROWS, "renyi", also]
+    fine = results.location.sel(direction=DIRECTIONS[0], divergence=names)
+    coarse = results.coarse.sel(divergence=names)
+    return at_most(1e-12, (coarse - fine).where(np.isfinite(fine)).max())
+
+
+@claim(
+    source="Csiszar 1967: Taylor's formula of f at 1",
+    reference=[*CURVATURES.values(), 1],
+    wrong=({"own": "flat"},),
+)
+def smooth_rows_are_one_parabola(
+    results: xr.Dataset, config: ConfigDict, own: str = "quartic"
+) -> Finding:
+    """Between mixtures of nearly one weight every smooth row is f''(1)/2 times Pearson's χ²: twice
+    the quotient, to a twentieth, for the table and a row of one's own. One that is flat at 1 is
+    not."""
+    near = np.argmin(np.abs(results.weight.values - config.mixture_weight))
+    there = results.isel(weight=near).sel(direction=DIRECTIONS[0]).weights
+    values = [
+        *there.sel(divergence=list(CURVATURES)),
+        results.of_own.isel(weight=near).sel(own=own),
+    ]
+    measured = 2 * np.array(values) / there.sel(divergence="pearson_chi2").item()
+    expected = np.array([*CURVATURES.values(), 1])
+    return equals(expected, measured, tolerance=expected / 20)
