@@ -54,6 +54,11 @@ LEARNERS = ("Hedge", "Exp3", "Tsallis-INF")
 CONTENDERS = ("log barrier", "Exp3")
 HORIZONS = (500, 2000, 8000)
 
+# Losses that are linear in features of the arms, or bent.
+LINEAR_ARMS, LINEAR_FEATURES = 8, 3
+ESTIMATORS = ("linear", "magnitude-reduced")
+SHAPES = ("linear", "bent")
+
 # Linear regression.
 FEATURES, EXAMPLES, NOISE, TUNED = 5, 1000, 0.3, 0.05
 UPDATES = ("implicit", "linear")
@@ -64,13 +69,15 @@ SPOILED = {"noise": 0.0, "step_factor": 0.001, "sweep.seed": tuple(range(8))}
 
 
 def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:
-    """The four parts, each with its own randomness."""
+    """The five parts, each with its own randomness."""
     of_noise, of_losses, of_negative, of_examples = jax.random.split(key, 4)
     return {
         "descent_regret": descent(config, of_noise),
         "weights_regret": weights(config, of_losses),
         **negative(config, of_negative),
         **implicit(of_examples),
+        **absolute(of_examples),
+        **estimates(jax.random.fold_in(key, 4)),
     }
 
 
@@ -136,7 +143,7 @@ def negative(config: ConfigDict, key: Array) -> dict[str, Labelled]:
     Regrets `[contender, horizon]`, and the least `step_size * estimate` there was or could be.
     """
 
-    def played(contender: str, horizon: int) -> tuple[Array, Array]:
+    def played(contender: str, horizon: int, explores: bool = False) -> tuple[Array, Array]:
         first = jnp.arange(horizon) < horizon // 2
         # Half of the rounds the first arm pays .5, then the second pays 1.
         of_arms = jnp.stack([jnp.where(first, -0.5, 0.0), jnp.where(first, 0.0, -1.0)], axis=1)
@@ -146,23 +153,35 @@ def negative(config: ConfigDict, key: Array) -> dict[str, Labelled]:
             "Exp3": (adversarial.hedge, math.sqrt(2 * math.log(ARMS) / (horizon * ARMS))),
         }[contender]
         step_size *= config.step_factor
-        play = adversarial.bandit(make(step_size), losses, adversarial.importance_weighting(), key)
+        learner = make(step_size)
+        if explores:
+            # No estimate is then above 1 / step_size.
+            learner = adversarial.exploring(learner, step_size * ARMS)
+        play = adversarial.bandit(learner, losses, adversarial.importance_weighting(), key)
         least = -step_size * jnp.exp(-jnp.min(play.log_policy[:, 1]))
         return adversarial.regret(play, losses)[-1], least
 
     found = jnp.stack([jnp.stack([jnp.stack(played(c, h)) for h in HORIZONS]) for c in CONTENDERS])
-    return {
+    regret, least = played("Exp3", HORIZONS[-1], explores=True)
+    by_horizon = {
         name: labelled(found[..., place], contender=CONTENDERS, horizon=HORIZONS)
         for place, name in enumerate(("negative_regret", "least"))
     }
+    return by_horizon | {"exploring_regret": regret, "exploring_least": least}
+
+
+def examples(key: Array) -> tuple[Array, Array]:
+    """Features `[example, feature]`, and targets linear in them with noise."""
+    of_features, of_weights, of_noise = jax.random.split(key, 3)
+    features = jax.random.normal(of_features, (EXAMPLES, FEATURES))
+    best = jax.random.normal(of_weights, (FEATURES,))
+    noise = NOISE * jax.random.normal(of_noise, (EXAMPLES,))
+    return features, features @ best + noise
 
 
 def implicit(key: Array) -> dict[str, Labelled]:
     """Squared losses `[update, factor, example]`, and terms of the bound by those of the theory."""
-    of_features, of_weights, of_noise = jax.random.split(key, 3)
-    features = jax.random.normal(of_features, (EXAMPLES, FEATURES))
-    best = jax.random.normal(of_weights, (FEATURES,))
-    targets = features @ best + NOISE * jax.random.normal(of_noise, (EXAMPLES,))
+    features, targets = examples(key)
 
     def fitted(update: str, factor: Array) -> tuple[Array, Array]:
         step_size = factor * TUNED
@@ -182,6 +201,60 @@ def implicit(key: Array) -> dict[str, Labelled]:
     return {
         "loss": labelled(share, update=UPDATES, factor=FACTORS, example=range(EXAMPLES)),
         "terms": labelled(terms[:, 0], update=UPDATES),
+    }
+
+
+def absolute(key: Array) -> dict[str, Labelled]:
+    """Absolute losses at a step size that is too large: `[update]`.
+
+    The mean loss by that of predicting 0, and the share of examples that their own step passes.
+    """
+    features, targets = examples(key)
+
+    def fitted(update: str) -> tuple[Array, Array]:
+        fit = adversarial.linear_predictor(
+            features, targets, FACTORS[-1] * TUNED,
+            loss=adversarial.ABSOLUTE, implicit=update == "implicit",
+        )  # fmt: skip
+        residuals = lambda weights: jnp.sum(weights * features[:-1], axis=1) - targets[:-1]
+        before, after = residuals(fit.weights[:-1]), residuals(fit.weights[1:])
+        passed = jnp.sign(before) * after < -1e-9
+        return jnp.mean(fit.losses) / jnp.mean(jnp.abs(targets)), jnp.mean(passed, dtype=float)
+
+    loss, passed = (jnp.stack(x) for x in zip(*map(fitted, UPDATES), strict=True))
+    return {
+        "absolute_loss": labelled(loss, update=UPDATES),
+        "passed": labelled(passed, update=UPDATES),
+    }
+
+
+def estimates(key: Array) -> dict[str, Labelled]:
+    """Estimates of all arms' losses from that of one, by every arm that may be pulled.
+
+    The largest error of their expectation `[shape, estimator]`, and the least estimate of an arm
+    over its norm `[estimator]`.
+    """
+    of_features, of_policy, of_weights = jax.random.split(key, 3)
+    features = jax.random.normal(of_features, (LINEAR_ARMS, LINEAR_FEATURES))
+    # A few arms have nearly no probability: their estimates are the large ones.
+    log_p = jax.nn.log_softmax(3 * jax.random.normal(of_policy, (LINEAR_ARMS,)))
+    p = jnp.exp(log_p)
+    loss = features @ jax.random.normal(of_weights, (LINEAR_FEATURES,))
+    loss = loss / jnp.max(jnp.abs(loss))
+    losses = jnp.stack([loss, jnp.abs(loss)])
+    arms = jnp.arange(LINEAR_ARMS)
+    made = (adversarial.linear(features), adversarial.magnitude_reduced(features, -1.0, 1.0))
+    by_arm = jnp.stack([
+        jax.vmap(jax.vmap(of, (None, 0, 0)), (None, None, 0))(log_p, arms, losses) for of in made
+    ])  # fmt: skip
+    error = jnp.max(jnp.abs(jnp.einsum("b,esba->esa", p, by_arm) - losses[None]), axis=-1)
+    spread = jnp.linalg.inv((features * p[:, None]).T @ features)
+    norm = jnp.sqrt(jnp.sum(features * (features @ spread), axis=1))
+    return {
+        "expectation_error": labelled(error, estimator=ESTIMATORS, shape=SHAPES),
+        "least_estimate": labelled(
+            jnp.min(by_arm / norm[None, None, None], axis=(1, 2, 3)), estimator=ESTIMATORS
+        ),
     }
 
 
@@ -430,6 +503,53 @@ def without_its_condition_exp3_has_no_bound(
     return at_least(1, [below / bound, -here.least.max().item()])
 
 
+@claim(
+    source="Auer et al. 2002, Figure 1: a share of the step size times K keeps its condition; the"
+    " bound log K / step_size + step_size T K / (1 - share) + share T",
+    wrong=({"name": "negative_regret"},),
+)
+def exploration_restores_exp3(results: xr.Dataset, name: str = "exploring_regret") -> Finding:
+    """On the same losses at 8000 rounds Exp3 with a share of uniform pulls has a bound again: mean
+    regret and four standard errors over it, and the largest step size times minus an estimate,
+    which is at most 1. Without exploration both are above."""
+    regret = results[name]
+    least = results.exploring_least
+    if name == "negative_regret":
+        there = {"contender": "Exp3", "horizon": HORIZONS[-1]}
+        regret, least = regret.sel(there), results.least.sel(there)
+    horizon = HORIZONS[-1]
+    step_size = math.sqrt(2 * math.log(ARMS) / (horizon * ARMS))
+    share = step_size * ARMS
+    bound = math.log(ARMS) / step_size + step_size * horizon * ARMS / (1 - share) + share * horizon
+    above = (regret.mean("seed") + four_errors(regret)) / bound
+    return at_most(1 + 1e-9, (above, -least.min()))
+
+
+# ------------------------------------------------------------------------ linear in features
+
+
+@claim(
+    source="Dani, Hayes and Kakade 2008, section 3; Dai et al. 2023 (arXiv:2301.12942)",
+    wrong=({"shape": "bent"},),
+)
+def both_estimators_are_right_on_average(results: xr.Dataset, shape: str = "linear") -> Finding:
+    """The expectation of the linear and of the magnitude-reduced estimate, by all arms that may be
+    pulled, is the loss of every arm if losses are linear in the features: the largest error."""
+    return at_most(1e-9, results.expectation_error.sel(shape=shape).max())
+
+
+@claim(
+    source="Dai et al. 2023 (arXiv:2301.12942): magnitudes, not squares; the bound derived here",
+    wrong=({"estimator": "linear"},),
+)
+def reduced_estimates_are_never_far_below(
+    results: xr.Dataset, estimator: str = "magnitude-reduced"
+) -> Finding:
+    """With losses in [-1, 1] the least magnitude-reduced estimate of an arm is minus its norm in
+    the inverse of the features' covariance: the least quotient. The linear one goes further."""
+    return at_least(-1 - 1e-9, results.least_estimate.sel(estimator=estimator).min())
+
+
 # ------------------------------------------------------------------------------ implicit updates
 
 
@@ -456,3 +576,17 @@ def the_implicit_bound_is_below_the_linear_one(
     """Each term of the bound is the linear update's, c times the loss with c = step_size ||w||^2,
     divided by 1 + c: the mean ratio is 1."""
     return equals(1, results.terms.sel(update=update).mean("seed"), tolerance=1e-9)
+
+
+@claim(
+    source="Chen and Orabona 2023; the step of the absolute loss derived here",
+    wrong=({"update": "linear"},),
+)
+def implicit_absolute_steps_never_pass_their_target(
+    results: xr.Dataset, update: str = "implicit"
+) -> Finding:
+    """At the same step size, with absolute losses, the share of examples whose prediction is on the
+    other side of the target after their own update, and the largest mean loss over that of
+    predicting 0. Linear updates pass most targets."""
+    here = results.sel(update=update)
+    return at_most((0, 1), (here.passed.max(), here.absolute_loss.max()))
