@@ -32,6 +32,10 @@ ENDS_IN_A = Automaton(np.array([[0, 1], [0, 1]]), np.array([True, False]))
 CHILDREN = np.array([[1, 2]] * 3)
 MASSES = np.geomspace(0.01, 0.9, 40)
 TEXTS = ("aa", "ba")
+WITHOUT_BB = Automaton(np.array([[0, 1], [0, -1]]), np.array([True, True]))
+PIECES = ("a", "b", "ab", "ba", "bb")
+READ = ("all letters", "first letters")
+"""How tokens of several letters are led through an automaton over letters."""
 
 
 def samples(config: ConfigDict, log_p: Array, where: Array, key: Array) -> constrained.Weighted:
@@ -125,9 +129,38 @@ def texts(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labe
 
 
 def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:
-    """One token and texts of two."""
+    """One token, texts of two, and those of tokens of several letters."""
     of_token, of_text = jax.random.split(key)
-    return one_token(config, point, of_token) | texts(config, point, of_text)
+    of_pieces = jax.random.fold_in(key, 2)
+    return one_token(config, point, of_token) | texts(config, point, of_text) | pieces(of_pieces)
+
+
+def pieces(key: Array) -> dict[str, Labelled]:
+    """Texts of two tokens without `bb`, a model's law of them `[read, first, second]`.
+
+    By the lifted automaton, which reads each letter of a token, and by the first letters alone; and
+    by enumeration, where a text is looked at as a whole.
+    """
+    log_p = jax.nn.log_softmax(jax.random.normal(key, (1 + len(PIECES), len(PIECES))))
+    children = np.broadcast_to(np.arange(1, 1 + len(PIECES)), log_p.shape)
+    letters = np.array([["ab".find(x) for x in piece.ljust(2)] for piece in PIECES])
+
+    def law(tokens: np.ndarray) -> Array:
+        lifted = automata.lifted(WITHOUT_BB, jnp.asarray(tokens))
+        by_state = automata.conditional(log_p, children, lifted, horizon=2)
+        after = lifted.successors[0]
+        second = by_state[0, 1 + np.arange(len(PIECES)), jnp.maximum(after, 0)]
+        return jnp.where(after[:, None] < 0, 0, jnp.exp(by_state[1, 0, 0][:, None] + second))
+
+    clean = np.array([["bb" not in x + y for y in PIECES] for x in PIECES])
+    exact = jnp.where(clean, jnp.exp(log_p[0][:, None] + log_p[1:]), 0)
+    laws = jnp.stack([law(letters), law(letters[:, :1])])
+    return {
+        "law_error": labelled(
+            jnp.max(jnp.abs(laws - exact / jnp.sum(exact)), axis=(1, 2)), read=READ
+        ),
+        "forbidden": labelled(jnp.sum(jnp.where(clean, 0, laws), axis=(1, 2)), read=READ),
+    }
 
 
 def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
@@ -249,3 +282,13 @@ def the_recursion_is_exact(results: xr.Dataset, law: str = "exact") -> Finding:
     """The law by sums from the end backwards against enumeration of both texts: the error."""
     first = alone(results).isel(seed=0)
     return at_most(1e-14, np.abs(first[law] - 0.5).max())
+
+
+@claim(source="enumeration of all texts, letter by letter", wrong=({"read": READ[1]},))
+def tokens_of_several_letters(results: xr.Dataset, read: str = READ[0]) -> Finding:
+    """The law of texts without `bb`, from tokens of one letter and two by the automaton that reads
+    every letter: the largest error, and the mass of texts with `bb`. By the first letters of tokens
+    these are written."""
+    first = alone(results)
+    measured = first.law_error.sel(read=read).max(), first.forbidden.sel(read=read).max()
+    return at_most((1e-12, 0), measured)
