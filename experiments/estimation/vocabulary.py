@@ -108,8 +108,9 @@ def by_known(config: ConfigDict, student, p: Array, q: Array) -> dict[str, Label
         mass = jnp.stack([1 - kept, jnp.exp(sent.log_rest)])
         hidden = jnp.put_along_axis(jnp.ones_like(q, bool), sent.indices, False, 1, inplace=False)
         rests.append(dv.kl(q, p, where=hidden))
-        two = [jnp.stack([jnp.log1p(-x), jnp.log(x)], axis=-1) for x in mass]
-        binary.append(dv.kl(*two[::-1]))
+        both = jnp.stack([kept, jnp.sum(jnp.exp(sent.log_probs), axis=-1)])
+        two = jnp.log(jnp.stack([both, mass], axis=-1))
+        binary.append(dv.kl(two[1], two[0]))
         masses.append(mass)
     token = {"token": range(config.tokens)}
     by = {"known": config.known, **token}
@@ -147,9 +148,9 @@ def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     return {
         "known": Picture(
             figure,
-            "KL(teacher‖student) where a server sends k log-probabilities, means over tokens. Each"
-            " line is a lower bound of the next; with what is within the rest, by its mass at the"
-            " teacher, the whole (dotted) comes out at every k.",
+            "KL(teacher‖student) where a server sends k log-probabilities, means over tokens. From"
+            " below each line is a lower bound of the next; with what is within the rest, by its"
+            " mass at the teacher, the whole (dotted) comes out at every k.",
         )
     }
 
