@@ -15,8 +15,8 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """All outcomes of the tosses, for coins by scale."""
     config = defaults.get_config("bandits/confidence", scale)
-    config.tosses = {"smoke": (3, 20), "quick": (3, 20, 100), "full": (3, 20, 100, 1000)}[scale]
-    count = {"smoke": 20, "quick": 100, "full": 1000}[scale]
+    config.tosses = {"smoke": (3, 100), "quick": (3, 20, 100), "full": (3, 20, 100, 1000)}[scale]
+    count = {"smoke": 100, "quick": 100, "full": 1000}[scale]
     config.means = tuple(((np.arange(count) + 0.5) / count).tolist())
     # Factor on the budget.
     config.confidence = 1.0
