@@ -93,8 +93,8 @@ def texts(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labe
     logits = jnp.log(jnp.array([[first, 1 - first], [1 - first, first], [first, 1 - first]]))
     exact = automata.conditional(logits, CHILDREN, ENDS_IN_A, horizon=2)[1, 0, 0]
     mass = automata.log_acceptance(logits, CHILDREN, ENDS_IN_A, horizon=2)[2, 0, 0]
-    ways = automata.reachable(ENDS_IN_A, horizon=1)[1]
-    local = constrained.exclude(logits[0], ways[ENDS_IN_A.successors[0]])
+    rule = automata.rule(ENDS_IN_A, max_tokens=2)
+    local = jax.nn.log_softmax(rule.logits(logits[:1], jnp.array([[0, 2]]))[0])
 
     def step(row, token):
         row = jnp.where(token < 0, row, jnp.asarray(CHILDREN)[row, jnp.maximum(token, 0)])
