@@ -30,6 +30,8 @@ from jdiv.estimators import monte_carlo
 from jdiv.policy import advantages
 
 if TYPE_CHECKING:
+    import optax
+    from jax.typing import ArrayLike
     from matplotlib.figure import Figure
 
     from jdiv.lm import Tokenizer, Transformer, train
@@ -89,7 +91,8 @@ class Programs(NamedTuple):
     """The reference, its tokenizer, the prompts as tokens, and what is compiled.
 
     `whole` makes the model of what is trained; `fixed` are tensors that an update needs beside it,
-    of the reference below low-rank factors and of a teacher, on every device.
+    of the reference below low-rank factors and of a teacher, on every device. Temperature and
+    learning rate are arguments: a control with others has the same programs.
     """
 
     ref: Transformer
@@ -97,7 +100,6 @@ class Programs(NamedTuple):
     texts: tuple[str, ...]
     prompts: np.ndarray
     mask: np.ndarray
-    optimizer: Any
     generate: Any
     score: Any
     whole: Any
@@ -107,15 +109,13 @@ class Programs(NamedTuple):
 
 def programs(config: ConfigDict) -> Programs:
     """All of a run, made once for what it depends on."""
-    names = ("model", "teacher", "data", "method", "generator", "beta", "learning_rate",
-             "lora_rank", "lora_alpha", "temperature", "tokens")  # fmt: skip
+    names = ("model", "teacher", "data", "method", "generator", "beta", "lora_rank", "lora_alpha",
+             "tokens")  # fmt: skip
     return _programs(ConfigDict({name: config[name] for name in names}).to_json_best_effort())
 
 
 @functools.lru_cache(maxsize=2)
 def _programs(fields: str) -> Programs:
-    import optax
-
     from jdiv import lm
     from jdiv.lm import data as lines
     from jdiv.lm import lora
@@ -124,7 +124,6 @@ def _programs(fields: str) -> Programs:
     ref, tokenizer = models.load(config.model)
     texts = tuple(line["prompt"] for line in lines.read_prompts(config.data or PROMPTS))
     prompts, mask = _padded([_asked(tokenizer, text) for text in texts])
-    optimizer = optax.adamw(config.learning_rate)
     whole = functools.partial(lora.merged, alpha=config.lora_alpha) if config.lora_rank else (
         lambda ref, tensors: lm.Transformer(ref.config, tensors))  # fmt: skip
     fixed = {"ref": _tensors(ref)} if config.lora_rank else {}
@@ -138,18 +137,23 @@ def _programs(fields: str) -> Programs:
                 "config.teacher must have the vocabulary of config.model, token for token"
             )
         fixed["teacher"] = _tensors(teacher)
-    update = _update(config, ref, teacher, whole, optimizer)
+    update = _update(config, ref, teacher, whole)
     stop = () if tokenizer.end is None else (tokenizer.end,)
-    generate = functools.partial(
-        lm.generate, max_tokens=config.tokens, stop=stop, temperature=config.temperature
-    )
+    generate = functools.partial(lm.generate, max_tokens=config.tokens, stop=stop)
     return Programs(
-        ref, tokenizer, texts, prompts, mask, optimizer, jax.jit(generate), jax.jit(_scores),
-        jax.jit(whole), parallel.on_replicas(update), parallel.replicate(fixed),
+        ref, tokenizer, texts, prompts, mask, jax.jit(generate), jax.jit(_scores), jax.jit(whole),
+        parallel.on_replicas(update), parallel.replicate(fixed),
     )  # fmt: skip
 
 
-def _update(config: ConfigDict, ref: Transformer, teacher: Transformer | None, whole, optimizer):
+def _optimizer(learning_rate: ArrayLike) -> optax.GradientTransformation:
+    """AdamW, whose state does not depend on the rate."""
+    import optax
+
+    return optax.chain(optax.adamw(1.0), optax.scale(learning_rate))
+
+
+def _update(config: ConfigDict, ref: Transformer, teacher: Transformer | None, whole):
     """One update of the method, `(state, batch, fixed) -> state, metrics`."""
     from jdiv import lm
     from jdiv.lm import train
@@ -172,8 +176,8 @@ def _update(config: ConfigDict, ref: Transformer, teacher: Transformer | None, w
         if config.lora_rank:
             made = functools.partial(whole, lm.Transformer(ref.config, fixed["ref"]))
         return train.update(
-            state, batch, loss, config=ref.config, optimizer=optimizer, whole=made,
-            axis_name=parallel.BATCH,
+            state, batch, loss, config=ref.config, optimizer=_optimizer(fixed["learning_rate"]),
+            whole=made, axis_name=parallel.BATCH,
         )  # fmt: skip
 
     return update
@@ -231,13 +235,14 @@ def init(config: ConfigDict, point: dict, key: Array) -> train.State:
         what = "config.prompts" if pairs else "config.prompts * config.group"
         raise Refused(f"{what} must be a multiple of the {devices} devices, got {batch}")
     made = programs(config)
+    optimizer = _optimizer(config.learning_rate)
     if not config.lora_rank:
-        return parallel.replicate(train.begin(made.ref, made.optimizer))
+        return parallel.replicate(train.begin(made.ref, optimizer))
     most = min(min(shape[1:]) for shape in lora.adapted(made.ref.config).values())
     if config.lora_rank > most:
         raise Refused(f"config.lora_rank must be at most {most}, got {config.lora_rank}")
     factors = lora.begin(made.ref, key, rank=config.lora_rank)
-    return parallel.replicate(train.begin(factors, made.optimizer))
+    return parallel.replicate(train.begin(factors, optimizer))
 
 
 def step(
@@ -247,13 +252,14 @@ def step(
     made, model = programs(config), _model(config, state)
     choose, draw = jax.random.split(key)
     rows = np.asarray(jax.random.randint(choose, (config.prompts,), 0, len(made.texts)))
-    share = config.prompts * config.group // parallel.hosts()
+    share = _share(config)
     mine = slice(parallel.host() * share, (parallel.host() + 1) * share)
     rows = np.repeat(rows, config.group)[mine]
     keys = jax.random.split(draw, config.prompts * config.group)[mine]
     text, samples, reward = _answers(config, model, rows, keys)
     scores = jax.tree.map(np.asarray, made.score(model, made.ref, text))
-    state, metrics = made.update(state, _batch(config, text, scores, reward), made.fixed)
+    fixed = made.fixed | parallel.replicate({"learning_rate": np.float32(config.learning_rate)})
+    state, metrics = made.update(state, _batch(config, text, scores, reward), fixed)
     mask = np.asarray(text.mask[:, 1:])
     log_p, log_q = (scores[name].sum(1) for name in ("log_probs", "ref_log_probs"))
     at = np.asarray(samples.log_probs)[np.asarray(samples.mask)]
@@ -276,6 +282,11 @@ def step(
     }
 
 
+def _share(config: ConfigDict) -> int:
+    """How many of a step's answers are this host's."""
+    return config.prompts * config.group // parallel.hosts()
+
+
 def _model(config: ConfigDict, state: train.State) -> Transformer:
     """The model of this host's first device."""
     made = programs(config)
@@ -289,7 +300,8 @@ def _answers(config: ConfigDict, model: Transformer, rows: np.ndarray, keys: Arr
 
     made = programs(config)
     prompts, real = made.prompts[rows], made.mask[rows]
-    samples = made.generate(model, prompts, keys, mask=real)
+    temperature = np.float32(config.temperature)
+    samples = made.generate(model, prompts, keys, mask=real, temperature=temperature)
     samples = jax.tree.map(np.asarray, samples)
     there = np.concatenate([real, samples.mask], axis=1)
     text = train.Text(
@@ -345,13 +357,15 @@ def keep(config: ConfigDict, point: dict, state: train.State, folder: pathlib.Pa
     rows = np.arange(min(len(made.texts), 16))
     keys = jax.random.split(jax.random.key(point["seed"]), len(rows))
     lines = [{"prompt": made.texts[row]} for row in rows]
-    for name, which in (("before", made.ref), ("after", model)):
-        _, samples, worth = _answers(config, which, rows, keys)
-        for line, tokens, mask, reward in zip(
-            lines, samples.tokens, samples.mask, worth, strict=True
-        ):
-            line[name] = made.tokenizer.decode(tokens[mask])
-            line[f"reward_{name}"] = float(reward)
+    for first in range(0, len(rows), _share(config)):
+        # As many at once as in a step, whose program there is; the last one again where few are.
+        here = np.minimum(np.arange(first, first + _share(config)), len(rows) - 1)
+        for name, which in (("before", made.ref), ("after", model)):
+            _, samples, worth = _answers(config, which, rows[here], keys[here])
+            said = zip(samples.tokens, samples.mask, worth, strict=True)
+            for line, (tokens, mask, reward) in zip(lines[first:], said, strict=False):
+                line[name] = made.tokenizer.decode(tokens[mask])
+                line[f"reward_{name}"] = float(reward)
     written = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (folder / "samples.jsonl").write_text(written, encoding="utf-8")
     lm.save(model, folder / "model", made.tokenizer)
