@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +29,9 @@ from experiments.lab.results import Labelled, labelled
 from jdiv import divergences, generators
 from jdiv.distillation import metrics
 from jdiv.divergences import sparse, vocabulary
-from jdiv.lm import scoring, train
+from jdiv.lm import train
 
 if TYPE_CHECKING:
-    from jdiv.divergences.vocabulary import FromHidden
     from jdiv.lm import Transformer
 
 TAIL = "forward KL, with tail"
@@ -64,18 +63,16 @@ LESSONS = "instruction", "another"
 
 def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:
     """What is measured of the half model by loss, and of the model without its instruction."""
+    lessons = config.instruction, config.other_instruction
     with jax.ensure_compile_time_eval():  # training is no part of the program
-        half = halved(
-            config.model, config.texts, config.others, config.given, config.tokens,
-            tuple(config.losses), config.top_k, config.steps, config.step_size,
-        )  # fmt: skip
+        given = Given(
+            config.model, config.texts, config.others, config.given, config.tokens, lessons
+        )
+        half = halved(given, tuple(config.losses), config.top_k, config.steps, config.step_size)
         context = [
-            instructed(
-                config.model, config.texts, config.others, config.given, config.tokens,
-                config.steps, config.instructed_step_size, config.instruction, lesson,
-            )
-            for lesson in (config.instruction, config.other_instruction)
-        ]  # fmt: skip
+            instructed(given, config.steps, config.instructed_step_size, lesson)
+            for lesson in lessons
+        ]
     by = {"when": WHEN, "measure": MEASURES}
     return {
         "half": labelled(jnp.asarray(half, jnp.float32), loss=config.losses, **by),
@@ -86,36 +83,80 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labell
 # ------------------------------------------------------------------------------------- the lessons
 
 
+class Given(NamedTuple):
+    """The model by name, texts to teach and others to measure on, and how much of each is used.
+
+    Fields:
+        given: Tokens of each text that no law is compared of.
+        tokens: Those after them.
+        lessons: Instructions; all reading has room for the longest, so that it is one program.
+    """
+
+    model: str
+    taught: tuple[str, ...]
+    others: tuple[str, ...]
+    given: int
+    tokens: int
+    lessons: tuple[str, ...]
+
+
 @functools.lru_cache(maxsize=1)
-def halved(model, texts, others, given, tokens, losses, top_k, steps, step_size) -> np.ndarray:
+def loaded(name: str):
+    """The model and its tokenizer."""
+    return models.load(name, spread=1.0, seed=1)
+
+
+@functools.lru_cache(maxsize=1)
+def texts(given: Given) -> Array:
+    """`[texts, tokens]` those to teach, then the others; one that is too short begins again."""
+    _, tokenizer = loaded(given.model)
+    rows = [np.resize(_ids(given.model, tokenizer, text), given.given + given.tokens)
+            for text in (*given.taught, *given.others)]  # fmt: skip
+    return jnp.asarray(np.array(rows))
+
+
+def read(given: Given, model: Transformer, lesson: str = "") -> tuple[Array, Array]:
+    """Hidden states `[texts, tokens, width]` of a model after this lesson, if any: of those to
+    teach, and of the others."""
+    _, tokenizer = loaded(given.model)
+    longest = max(len(_ids(given.model, tokenizer, text)) for text in given.lessons)
+    before = _ids(given.model, tokenizer, lesson)
+    filled = np.concatenate([np.zeros(longest - len(before), np.int32), before])
+    rows = texts(given)
+    rows = jnp.concatenate([jnp.broadcast_to(filled, (len(rows), longest)), rows], axis=1)
+    real = np.arange(rows.shape[1]) >= longest - len(before)
+    found = _states(model, rows, np.broadcast_to(real, rows.shape), count=given.tokens)
+    return found[: len(given.taught)], found[len(given.taught) :]
+
+
+@functools.cache
+def of_teacher(given: Given, lesson: str = "") -> tuple[Array, Array]:
+    """What the whole model makes of the texts after a lesson."""
+    return read(given, loaded(given.model)[0], lesson)
+
+
+def halved(given: Given, losses: tuple[str, ...], top_k: int, steps: int, step_size) -> np.ndarray:
     """`[losses, 2, measures]` of students with every second layer of the model."""
-    teacher, tokenizer = models.load(model, spread=1.0, seed=1)
-    taught, held = (_rows(model, tokenizer, x, given + tokens) for x in (texts, others))
-    laws = _laws(teacher, taught, count=tokens)
-    known = sparse.top_k(_logits(teacher, taught, count=tokens), top_k) if TAIL in losses else None
-    truth = _logits(teacher, held, count=tokens)
-    student = every_second_layer(teacher)
+    (teacher, _), (taught, held) = loaded(given.model), of_teacher(given)
+    laws = teacher.from_hidden(taught)
+    known = sparse.top_k(teacher.logits(taught), top_k) if TAIL in losses else None
+    truth, student = teacher.logits(held), every_second_layer(teacher)
     return np.array(
         [
-            _taught(
-                student, taught, held, truth, known if loss == TAIL else laws, LOSSES[loss],
-                steps, step_size, tokens,
-            )
+            _taught(given, student, truth, known if loss == TAIL else laws, LOSSES[loss], steps,
+                    step_size)
             for loss in losses
         ]
     )  # fmt: skip
 
 
-def instructed(
-    model, texts, others, given, tokens, steps, step_size, instruction, lesson
-) -> np.ndarray:
-    """`[2, measures]` of the model without an instruction against itself after it."""
-    teacher, tokenizer = models.load(model, spread=1.0, seed=1)
-    taught, held = (_rows(model, tokenizer, x, given + tokens) for x in (texts, others))
-    laws = _laws(teacher, _after(_ids(model, tokenizer, lesson), taught), count=tokens)
-    truth = _logits(teacher, _after(_ids(model, tokenizer, instruction), held), count=tokens)
-    forward = LOSSES["forward KL"]
-    return np.array(_taught(teacher, taught, held, truth, laws, forward, steps, step_size, tokens))
+def instructed(given: Given, steps: int, step_size: float, lesson: str) -> np.ndarray:
+    """`[2, measures]` of the model without an instruction, the first lesson, against itself after
+    it; taught by this lesson."""
+    teacher, _ = loaded(given.model)
+    laws = teacher.from_hidden(of_teacher(given, lesson)[0])
+    truth = teacher.logits(of_teacher(given, given.lessons[0])[1])
+    return np.array(_taught(given, teacher, truth, laws, LOSSES["forward KL"], steps, step_size))
 
 
 def every_second_layer(model: Transformer) -> Transformer:
@@ -133,21 +174,20 @@ def every_second_layer(model: Transformer) -> Transformer:
 
 
 def _taught(
-    student: Transformer, taught: Array, held: Array, truth: Array, laws, index: float,
-    steps: int, step_size: float, count: int,
-) -> list[Array]:  # fmt: skip
-    """What is measured before and after so many steps."""
-    optimizer = optax.adam(1.0)
-    state = train.begin(student, optimizer)
-    before = _measured(student, held, truth, count=count)
-    for _ in range(steps):
-        state = _stepped(state, taught, laws, index, step_size, config=student.config, count=count)
+    given: Given, student: Transformer, truth: Array, laws, index: float, steps: int, step_size
+) -> list[Array]:
+    """What is measured before and after so many steps, on the other texts."""
     from jdiv import lm
 
-    return [
-        before,
-        _measured(lm.Transformer(student.config, state.tensors), held, truth, count=count),
-    ]
+    rows = texts(given)[: len(given.taught)]
+    state = train.begin(student, optax.adam(1.0))
+    measured = lambda model: _measured(model, read(given, model)[1], truth)
+    before = measured(student)
+    for _ in range(steps):
+        state = _stepped(
+            state, rows, laws, index, step_size, config=student.config, count=given.tokens
+        )
+    return [before, measured(lm.Transformer(student.config, state.tensors))]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "count"), donate_argnums=0)
@@ -164,21 +204,16 @@ def _stepped(state, taught, laws, index, step_size, *, config, count) -> train.S
 
 
 @functools.partial(jax.jit, static_argnames="count")
-def _laws(model: Transformer, tokens: Array, *, count: int) -> FromHidden:
-    """Of the last tokens of each row."""
-    return model.from_hidden(model(tokens)[0][:, -count - 1 : -1])
+def _states(model: Transformer, tokens: Array, real: Array, *, count: int) -> Array:
+    """Where the last tokens of each row are foretold; what is not real only fills it up."""
+    positions = jnp.maximum(jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1, 0)
+    return model(tokens, positions, jnp.where(real, 0, 1))[0][:, -count - 1 : -1]
 
 
-@functools.partial(jax.jit, static_argnames="count")
-def _logits(model: Transformer, tokens: Array, *, count: int) -> Array:
-    """Of the last tokens of each row, few enough to be all there."""
-    return scoring.logits(model, tokens)[:, -count - 1 : -1]
-
-
-@functools.partial(jax.jit, static_argnames="count")
-def _measured(model: Transformer, tokens: Array, truth: Array, *, count: int) -> Array:
-    """`[measures]` means over the last tokens of each row."""
-    own = scoring.logits(model, tokens)[:, -count - 1 : -1]
+@jax.jit
+def _measured(model: Transformer, hidden: Array, truth: Array) -> Array:
+    """`[measures]` means over all tokens."""
+    own = model.logits(hidden)
     forward, same = metrics.fidelity(own, truth)
     return jnp.stack([x.mean() for x in (forward, divergences.kl(own, truth), same)])
 
@@ -188,18 +223,6 @@ def _ids(model: str, tokenizer, text: str) -> np.ndarray:
     if model == models.RANDOM:
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32) % 61
     return np.array(tokenizer.encode(text), np.int32)
-
-
-def _rows(model: str, tokenizer, texts: tuple[str, ...], size: int) -> Array:
-    """`[texts, size]` the first tokens of each; a text that is too short begins again."""
-    return jnp.asarray(np.array([np.resize(_ids(model, tokenizer, x), size) for x in texts]))
-
-
-def _after(ids: np.ndarray, tokens: Array) -> Array:
-    """The same with an instruction before each row."""
-    return jnp.concatenate(
-        [jnp.broadcast_to(jnp.asarray(ids), (tokens.shape[0], ids.size)), tokens], axis=1
-    )
 
 
 # ----------------------------------------------------------------------------------------- figures
