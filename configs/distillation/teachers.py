@@ -15,6 +15,8 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Sizes of data and students; all draws are new for each seed."""
     config = defaults.get_config("distillation/teachers", scale)
+    # A control takes as many seeds, and its time is that of one batch.
+    config.lanes = 4
     config.samples = 400
     # Samples of PS-KD's and HARD's students.
     config.few = 40
@@ -23,12 +25,14 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config.step_size = 0.1
     # Steps of PS-KD's epoch, after which the model is its own teacher.
     config.epoch = 10
-    # LELP's: the teacher's "own", or those "of others", which tell nothing.
-    config.embeddings = "own"
     # Of MCMI's information, and of PS-KD's past at the end.
     config.coefficient = 0.2
     config.share = 0.8
-    # HARD's: "all", or "none".
-    config.shifts = "all"
-    config.sweep = ConfigDict({"seed": tuple(range({"smoke": 4, "quick": 12, "full": 64}[scale]))})
+    config.sweep = ConfigDict(
+        {
+            # 0: each toy without what it has to teach.
+            "intact": (1.0,),
+            "seed": tuple(range({"smoke": 4, "quick": 8, "full": 64}[scale])),
+        }
+    )
     return config

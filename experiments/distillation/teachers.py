@@ -19,7 +19,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from experiments.lab import axes
-from experiments.lab.axes import count, fraction, non_negative, one_of, positive, seeds
+from experiments.lab.axes import count, fraction, non_negative, positive, seeds
 from experiments.lab.claims import Finding, at_least, at_most, claim
 from experiments.lab.plots import COLORS, Picture, panels
 from experiments.lab.results import Labelled, labelled
@@ -29,7 +29,7 @@ from jdiv.distillation import augment, features, metrics, self, teacher
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-AXES = {"seed": seeds}
+AXES = {"intact": fraction, "seed": seeds}
 FIELDS = {
     "samples": axes.at_least(8),
     "few": axes.at_least(4),
@@ -37,13 +37,12 @@ FIELDS = {
     "steps": count,
     "step_size": positive,
     "epoch": count,
-    "embeddings": one_of(("own", "of others")),
     "coefficient": non_negative,
     "share": fraction,
-    "shifts": one_of(("all", "none")),
 }
-WRONG = {"embeddings": "of others", "coefficient": 0.0, "share": 0.0, "shifts": "none"}
-"""The wrong way of each toy, in one run: they do not touch each other."""
+WRONG = {"sweep.intact": (0.0,), "sweep.seed": (0, 1, 2, 3)}
+"""Embeddings of other samples, nothing paid for information, no share of the past, no shifts: of
+each toy what it has to teach is taken out, in one run, since they do not touch each other."""
 LENGTH, MOTIF = 16, 5
 TAUGHT_BY, PAID = ("soft labels", "LELP"), ("likelihood", "MCMI")
 TARGETS, AUGMENTED = ("labels", "PS-KD", "smaller steps"), ("none", "random shift", "HARD")
@@ -86,7 +85,7 @@ def circle(number: int, radius: float) -> Array:
 # -------------------------------------------------------------------------------- the four toys
 
 
-def of_subclasses(config: ConfigDict, key: Array) -> dict[str, Labelled]:
+def of_subclasses(config: ConfigDict, intact: Array, key: Array) -> dict[str, Labelled]:
     """Accuracy of a linear student, and how pure in blobs its subclasses are, by who taught it."""
     of_data, of_test, of_layer, of_split, of_order = jax.random.split(key, 5)
     centers = circle(4, 2.5)
@@ -95,8 +94,7 @@ def of_subclasses(config: ConfigDict, key: Array) -> dict[str, Labelled]:
     likelihood = -jnp.sum(jnp.square(x[:, None] - centers[None]), axis=-1) / (2 * 0.5**2)
     logits = features.class_logits(likelihood[:, np.array([0, 2, 1, 3])], 2)
     h = hidden(x, of_layer, config.hidden)
-    if config.embeddings == "of others":
-        h = jax.random.permutation(of_order, h)
+    h = jnp.where(intact > 0, h, jax.random.permutation(of_order, h))
     along = features.projections(h, labels, 2, 1, of_split)
     even = jnp.repeat(jax.nn.log_softmax(logits), 2, axis=1)
     targets = jnp.stack([even, features.subclass_logits(logits, h, along)])
@@ -119,13 +117,13 @@ def of_subclasses(config: ConfigDict, key: Array) -> dict[str, Labelled]:
     }
 
 
-def of_information(config: ConfigDict, key: Array) -> dict[str, Array | Labelled]:
+def of_information(config: ConfigDict, intact: Array, key: Array) -> dict[str, Array | Labelled]:
     """Information of two teachers beyond the class; their students see a twentieth of the data."""
     of_data, of_test, of_layer = jax.random.split(key, 3)
     centers = circle(6, 2.5)
     x, blob = blobs(of_data, centers, config.samples, 0.8)
     h, labels = hidden(x, of_layer, config.hidden), blob % 3
-    coefficients = jnp.array([0.0, config.coefficient])
+    coefficients = intact * jnp.array([0.0, config.coefficient])
 
     def loss(weights: Array, _: Array) -> Array:
         def own(weights, coefficient):
@@ -161,14 +159,14 @@ def of_information(config: ConfigDict, key: Array) -> dict[str, Array | Labelled
     }
 
 
-def of_the_past(config: ConfigDict, key: Array) -> dict[str, Labelled]:
+def of_the_past(config: ConfigDict, intact: Array, key: Array) -> dict[str, Labelled]:
     """Calibration error and accuracy after training on few samples, by target."""
     of_data, of_test, of_layer = jax.random.split(key, 3)
     centers = circle(3, 1.5)
     x, labels = blobs(of_data, centers, config.few, 1.0)
     h = hidden(x, of_layer, config.hidden)
-    shares = jnp.array([0.0, config.share, 0.0])
-    shrink = jnp.array([0.0, 0.0, config.share])
+    shares = intact * jnp.array([0.0, config.share, 0.0])
+    shrink = intact * jnp.array([0.0, 0.0, config.share])
 
     def epoch(state: tuple, number: Array) -> tuple[tuple, None]:
         weights, _ = state
@@ -202,7 +200,7 @@ def of_the_past(config: ConfigDict, key: Array) -> dict[str, Labelled]:
     }
 
 
-def of_shifts(config: ConfigDict, key: Array) -> dict[str, Labelled]:
+def of_shifts(config: ConfigDict, intact: Array, key: Array) -> dict[str, Labelled]:
     """Error on shifted inputs, and the largest KL over shifts, by augmentation."""
     of_motif, of_data, of_test, of_layer, of_draw = jax.random.split(key, 5)
     motifs = jnp.pad(jax.random.normal(of_motif, (3, MOTIF)), ((0, 0), (0, LENGTH - MOTIF)))
@@ -221,7 +219,7 @@ def of_shifts(config: ConfigDict, key: Array) -> dict[str, Labelled]:
 
     x, _ = drawn(of_data, config.few)
     h, answers = everywhere(x)
-    allowed = jnp.arange(LENGTH) < (LENGTH if config.shifts == "all" else 1)
+    allowed = jnp.arange(LENGTH) < jnp.where(intact > 0, LENGTH, 1)
 
     def loss(weights: Array, at: Array) -> Array:
         said = jnp.einsum("abf,rfn->rabn", h, weights)
@@ -252,7 +250,9 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labell
     keys = jax.random.split(key, 4)
     toys = (of_subclasses, of_information, of_the_past, of_shifts)
     return {
-        name: x for toy, k in zip(toys, keys, strict=True) for name, x in toy(config, k).items()
+        name: x
+        for toy, k in zip(toys, keys, strict=True)
+        for name, x in toy(config, point["intact"], k).items()
     }
 
 
@@ -282,7 +282,7 @@ def _teachers(results: xr.Dataset) -> Figure:
         "shifted_error": ("augmented", "error on shifted inputs"),
     }
     for axis, (name, (by, label)) in zip(plots, shown.items(), strict=True):
-        values = results[name]
+        values = results[name].isel(intact=0)
         names = [str(value).replace(" ", "\n") for value in values[by].values]
         axis.bar(range(len(names)), values.mean("seed"), yerr=values.std("seed"),
                  color=list(COLORS[: len(names)]), capsize=3)  # fmt: skip
@@ -310,8 +310,9 @@ def subclasses_teach_a_linear_student_a_parity(
 ) -> Finding:
     """A linear student of LELP's subclasses has an accuracy and a purity in blobs of at least .95,
     means over seeds; of soft labels it has neither."""
-    accuracy = results.lelp_accuracy.sel(taught_by=taught_by).mean("seed")
-    return at_least(0.95, (accuracy, results.purity.sel(taught_by=taught_by).mean("seed")))
+    accuracy = results.lelp_accuracy.sel(taught_by=taught_by).mean(("intact", "seed"))
+    purity = results.purity.sel(taught_by=taught_by).mean(("intact", "seed"))
+    return at_least(0.95, (accuracy, purity))
 
 
 @claim(
@@ -355,7 +356,7 @@ def its_past_calibrates_a_student(results: xr.Dataset) -> Finding:
 def so_do_steps_that_shrink_alike(results: xr.Dataset, target: str = "smaller steps") -> Finding:
     """Calibration errors of PS-KD and of labels with steps shrunk by 1 - share differ by at most
     .01, mean over seeds: in this toy PS-KD is training for less long."""
-    error = results.calibration_error.mean("seed")
+    error = results.calibration_error.mean(("intact", "seed"))
     return at_most(0.01, np.abs(error.sel(target="PS-KD") - error.sel(target=target)))
 
 
@@ -367,5 +368,5 @@ def so_do_steps_that_shrink_alike(results: xr.Dataset, target: str = "smaller st
 def hard_shifts_pass_on_the_symmetry(results: xr.Dataset, augmented: str = "HARD") -> Finding:
     """The error on shifted inputs without augmentation, less that with HARD, is at least .1: mean
     over seeds."""
-    error = results.shifted_error.mean("seed")
+    error = results.shifted_error.mean(("intact", "seed"))
     return at_least(0.1, error.sel(augmented="none") - error.sel(augmented=augmented))
