@@ -2,7 +2,7 @@
 
     python -m experiments.run --config=configs/alignment/averaging.py
 
-A quarter of a minute on two cores. Between vectors of one length at 90, 60, 30 degrees the middle
+A quarter of a minute on one core. Between vectors of one length at 90, 60, 30 degrees the middle
 of the line has .7071, .8660, .9659 of it and that of the arc all. In softmax bandits with noisy
 rewards two merged policies have more reward at the same KL than one, and four more than two. Later
 rounds of WARP reach more reward, but less at the same KL: that they lie above the first is not seen
@@ -33,9 +33,11 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config.demonstrations, config.prior = 60, 0.3
     config.shares = tuple(round(0.1 * i, 1) for i in range(11))
     config.levels = (0.2, 0.4, 0.6)
-    # Whether each model is trained on draws of its own.
-    config.independent = True
     config.sweep = ConfigDict(
-        {"seed": tuple(range({"smoke": 96, "quick": 512, "full": 5000}[scale]))}
+        {
+            # 0: all models are trained on the same draws, and no anchor and no start moves.
+            "intact": (1.0,),
+            "seed": tuple(range({"smoke": 96, "quick": 192, "full": 5000}[scale])),
+        }
     )
     return config
