@@ -19,7 +19,6 @@ from configs import defaults
 def get_config(scale: str = "quick") -> ConfigDict:
     """Bandits, one for each seed; WARP's share, two models; its beta and step size fit the toy."""
     config = defaults.get_config("alignment/averaging", scale)
-    config.optimized = scale != "smoke"
     config.degrees = (90.0, 60.0, 30.0)
     config.answers = 30
     # Standard deviation of what is seen of a reward of standard deviation 1.

@@ -43,7 +43,7 @@ TOY = "; reported for language models, this toy is ours and the shape is the cla
 LINE = (0.7071, 0.8660, 0.9659)
 ENOUGH = 4
 """Standard errors over seeds."""
-NONE_OF_IT = {"sweep.intact": (0.0,), "sweep.seed": tuple(range(96))}
+NONE_OF_IT = {"sweep.intact": (0.0,), "sweep.seed": tuple(range(64))}
 """All models are trained on the same draws, and so are copies of one; neither the anchor nor the
 start of the next round moves. At once: each claim reads one of them."""
 
