@@ -21,10 +21,6 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config.mixture_weight = 0.3
     config.mixture_mode = 2.0
     config.mixture_scale = 0.7
-    # Whose inverse slope is taken: each row's own, or that of "kl" for all.
-    config.inverse_of = "each"
-    # Or "customary", with f'(1) (u - 1) in them.
-    config.generator = "centered"
-    # Precision in which one of two equal distributions was stored.
-    config.equals_stored_in = "float64"
+    # 0: KL's inverse slope for all rows, generators that are not centered, equals that are not.
+    config.sweep = ConfigDict({"intact": (1.0,)})
     return config

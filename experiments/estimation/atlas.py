@@ -24,13 +24,10 @@ from jdiv import divergences, generators
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-AXES = {}
+AXES = {"intact": axes.fraction}
 FIELDS = {
     "points": axes.at_least(3),
     "bernoulli_references": axes.each(axes.inside(0, 1)),
-    "inverse_of": axes.one_of(("each", "kl")),
-    "generator": axes.one_of(("centered", "customary")),
-    "equals_stored_in": axes.one_of(("float64", "float32")),
     "bins": axes.at_least(2),
     "mixture_mode": axes.real,
     "mixture_scale": axes.positive,
@@ -72,30 +69,32 @@ TITLES = {
     "bregman": "Bregman, a = 2",
 }
 TSYBAKOV = "Tsybakov 2009, Introduction to nonparametric estimation, section 2.4"
-WRONG = {"inverse_of": "kl", "generator": "customary", "equals_stored_in": "float32"}
-"""KL's inverse slope for all rows, generators that are not centered, equals that are not: at once,
-since each is read by one claim."""
+WRONG = {"sweep.intact": (0.0,)}
+"""KL's inverse slope for all rows, customary generators, with f'(1) (u - 1) in them, in place of
+centered ones, and equals of which one was stored in single precision: at once, since each is read
+by one claim."""
 
 
 def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:
     """All curves."""
-    return _rows(config) | _bernoulli(config) | _gaussians(config)
+    intact = point["intact"] > 0
+    return _rows(config, intact) | _bernoulli(config) | _gaussians(config, intact)
 
 
-def _rows(config: ConfigDict) -> dict[str, Labelled]:
+def _rows(config: ConfigDict, intact: Array) -> dict[str, Labelled]:
     """Each row by the log-ratio: f, its slope, and the slope followed by an inverse."""
     log_ratio = np.linspace(*config.log_ratio_range, config.points)
     t, rows = jnp.asarray(log_ratio), [generators.get(name) for name in ROWS]
-    inverses = {"each": rows, "kl": [generators.kl()] * len(rows)}[config.inverse_of]
-    slope = [row.slope(t) for row in rows]
-    inverse = [row.inverse_slope(s) for row, s in zip(inverses, slope, strict=True)]
-    value = [row.value(t) for row in rows]
-    if config.generator == "customary":
-        value = [f + row.slope_at_one * jnp.expm1(t) for f, row in zip(value, rows, strict=True)]
-    curves = {"value": value, "slope": slope, "inverse": inverse}
-    return {
-        name: labelled(jnp.stack(x), row=ROWS, log_ratio=log_ratio) for name, x in curves.items()
+    slope = jnp.stack([row.slope(t) for row in rows])
+    inverse = jnp.stack([row.inverse_slope(s) for row, s in zip(rows, slope, strict=True)])
+    value = jnp.stack([row.value(t) for row in rows])
+    customary = jnp.stack([row.slope_at_one * jnp.expm1(t) for row in rows])
+    curves = {
+        "value": jnp.where(intact, value, value + customary),
+        "slope": slope,
+        "inverse": jnp.where(intact, inverse, generators.kl().inverse_slope(slope)),
     }
+    return {name: labelled(x, row=ROWS, log_ratio=log_ratio) for name, x in curves.items()}
 
 
 def _bernoulli(config: ConfigDict) -> dict[str, Labelled]:
@@ -109,7 +108,7 @@ def _bernoulli(config: ConfigDict) -> dict[str, Labelled]:
     return {"bernoulli": labelled(found, divergence=BETWEEN, reference=references, p=p)}
 
 
-def _gaussians(config: ConfigDict) -> dict[str, Labelled]:
+def _gaussians(config: ConfigDict, intact: Array) -> dict[str, Labelled]:
     """Every divergence between a mixture and a Gaussian or another mixture, and between equals."""
     center = np.linspace(-4, 4, config.points)
     weight = np.linspace(0.02, 0.98, config.points)
@@ -117,7 +116,7 @@ def _gaussians(config: ConfigDict) -> dict[str, Labelled]:
     fixed = jnp.broadcast_to(mixture(config.mixture_weight), (config.points, config.bins))
     moving = jax.vmap(functools.partial(gaussian, config))(jnp.asarray(center))
     weighted = jax.vmap(mixture)(jnp.asarray(weight))
-    stored = moving.astype(config.equals_stored_in).astype(moving.dtype)
+    stored = jnp.where(intact, moving, moving.astype(jnp.float32).astype(moving.dtype))
     # All pairs at once: every divergence is compiled once for them.
     pairs = _between(
         jnp.stack([moving, fixed, weighted, fixed, moving, coarse(config, moving)]),
@@ -183,7 +182,8 @@ def _between(p_logits: Array, q_logits: Array) -> Array:
 
 def figures(config: ConfigDict, results: xr.Dataset) -> dict[str, Picture]:
     """Small multiples: one panel a divergence."""
-    return _of_rows(results) | _of_pairs(config, results)
+    only = results.isel(intact=0)
+    return _of_rows(only) | _of_pairs(config, only)
 
 
 def _of_rows(results: xr.Dataset) -> dict[str, Picture]:

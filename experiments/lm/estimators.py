@@ -63,7 +63,9 @@ LENGTHS = (1, 2, 4, 8)
 BITS = max(LENGTHS)
 WRONG_SIDE = {"generator": "reverse_kl"}
 """Sums KL(copy‖model) of the tokens' laws at the model's prefixes."""
-OTHER_SAMPLES = {"sampled_from": "reference"}
+OTHER_SAMPLES = {"sampled_from": "reference", "betas": (8.0, 4.0, 2.0, 1.0)}
+"""Answers of the reference in the policy's place; and rewards that change the policy but little. At
+once: only the claim that reads the optima sees the second, and it sees nothing of the first."""
 
 
 def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labelled]:
@@ -436,7 +438,7 @@ def estimates_are_unbiased(results: xr.Dataset) -> Finding:
 @claim(
     source=f"{AMINI}, abstract: the variance is provably no more than that of the plain estimate."
     " Refuted here: token by token it is so, for whole answers it is not",
-    reruns=({"betas": (8.0, 4.0, 2.0, 1.0)},),
+    reruns=(OTHER_SAMPLES,),
     wrong=({"estimator": "k1"},),
 )
 def rao_blackwell_can_vary_more_than_k1(

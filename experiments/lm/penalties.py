@@ -153,11 +153,17 @@ class Start(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1)
+def loaded(model: str):
+    """The model and its tokenizer, which take ten seconds."""
+    return models.load(model, spread=1 / 3, seed=1)
+
+
+@functools.lru_cache(maxsize=2)
 def at_start(
     model: str, prompt: str, contexts: tuple[str, ...], words: tuple[str, ...], longest: int
 ) -> Start:
     """The model after the prompt, with each context before it and without."""
-    transformer, tokenizer = models.load(model, spread=1 / 3, seed=1)
+    transformer, tokenizer = loaded(model)
     if model != models.RANDOM:
         ids = lambda text: np.array(tokenizer.encode(text), np.int32)
         choices = np.concatenate([ids(word) for word in words])

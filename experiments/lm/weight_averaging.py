@@ -401,12 +401,12 @@ def _anchors(axis, only: xr.Dataset) -> None:
 WARP = "Rame et al. 2024, WARP (arXiv:2406.16768)"
 SALSA = "SALSA (arXiv:2411.01798), abstract"
 TOY = "; reported for large models, the shape is the claim, the bound is chosen here"
-COPIES = {"sweep.apart": (0,)}
-"""All models are trained on the same draws, and so are copies of one."""
-AT_REST = {"sweep.follow": (0.0,)}
+COPIES_AT_REST = {"sweep.apart": (0,), "sweep.follow": (0.0,)}
+"""All models are trained on the same draws, and so are copies of one; and no anchor moves. Both at
+once: claims about merging read the first alone, that about anchors the second."""
 
 
-@claim(source=f"{WARP}, figure 1 and section 3.2{TOY}", reruns=(COPIES,))
+@claim(source=f"{WARP}, figure 1 and section 3.2{TOY}", reruns=(COPIES_AT_REST,))
 def merged_policies_are_better_at_equal_kl(results: xr.Dataset) -> Finding:
     """The line from the start to four policies, merged by arcs of each layer, has more reward than
     the lines to each of them, at every level of KL: the smallest mean gain over starts."""
@@ -425,7 +425,7 @@ def the_line_to_a_policy_is_above_its_training(
     return at_least(0.0, gain.mean("seed").min())
 
 
-@claim(source=f"{WARP}, section 3.1{TOY}", reruns=(AT_REST,))
+@claim(source=f"{WARP}, section 3.1{TOY}", reruns=(COPIES_AT_REST,))
 def an_anchor_that_follows_frees_the_policy(results: xr.Dataset) -> Finding:
     """With the same coefficient of KL, the reward at the end of training is higher with an anchor
     that is the moving average of the policy than with the start as anchor, mean over starts."""
@@ -433,7 +433,7 @@ def an_anchor_that_follows_frees_the_policy(results: xr.Dataset) -> Finding:
     return at_least(0.3, (last.isel(run=slice(0, RUNS)).mean("run") - last.sel(run=RUNS)).min())
 
 
-@claim(source=f"{SALSA}{TOY}", reruns=(COPIES,))
+@claim(source=f"{SALSA}{TOY}", reruns=(COPIES_AT_REST,))
 def an_average_of_tuned_models_is_nearer_to_the_language(results: xr.Dataset) -> Finding:
     """KL(language‖model) of the average of two models, tuned on demonstrations of their own, is
     less than the mean of theirs: the difference over that mean, of means over starts."""
