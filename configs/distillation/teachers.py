@@ -2,7 +2,7 @@
 
     python -m experiments.run --config=configs/distillation/teachers.py
 
-Twenty seconds. Loo et al. 2024 (arXiv:2409.20449), Ye et al. 2024 (arXiv:2401.08732), Kim et al.
+Half a minute on one core. Loo et al. 2024 (arXiv:2409.20449), Ye et al. 2024 (arXiv:2401.08732), Kim et al.
 2021 (arXiv:2006.12000) and Nielsen et al. 2023 (arXiv:2305.14890), on toys for which no number is
 published. To expect: a linear student learns a parity of blobs from subclasses alone.
 """

@@ -2,7 +2,7 @@
 
     python -m experiments.run --config=configs/estimation/atlas.py
 
-Under a minute on a laptop. Reproduces no paper: it shows what the table holds, and that the rows
+Half a minute on one core. Reproduces no paper: it shows what the table holds, and that the rows
 stand to each other as the textbooks say.
 """
 
