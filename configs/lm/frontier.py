@@ -20,10 +20,8 @@ def get_config(scale: str = "quick") -> ConfigDict:
     gradients of Pearson chi2 are thousands of times those at the end, and would be remembered.
     """
     config = defaults.get_config("lm/frontier", scale)
-    config.precision = "float32"
     config.optimized = scale != "smoke"
-    config.lanes = 1  # a control, which has one point, needs no program of its own
-    config.steps = {"smoke": 1000, "quick": 1000, "full": 5000}[scale]
+    config.steps = {"smoke": 1000, "quick": 1500, "full": 5000}[scale]
     config.answers = {"smoke": 256, "quick": 512, "full": 1024}[scale]
     # Falls to 0: at the end gradients are small beside their noise.
     config.learning_rate = 0.01
