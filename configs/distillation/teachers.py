@@ -2,9 +2,9 @@
 
     python -m experiments.run --config=configs/distillation/teachers.py
 
-Half a minute on one core. Loo et al. 2024 (arXiv:2409.20449), Ye et al. 2024 (arXiv:2401.08732), Kim et al.
-2021 (arXiv:2006.12000) and Nielsen et al. 2023 (arXiv:2305.14890), on toys for which no number is
-published. To expect: a linear student learns a parity of blobs from subclasses alone.
+Half a minute on one core. Loo et al. 2024 (arXiv:2409.20449), Ye et al. 2024 (arXiv:2401.08732),
+Kim et al. 2021 (arXiv:2006.12000) and Nielsen et al. 2023 (arXiv:2305.14890), on toys for which no
+number is published. To expect: a linear student learns a parity of blobs from subclasses alone.
 """
 
 from ml_collections import ConfigDict
