@@ -21,7 +21,8 @@ def get_config(scale: str = "quick") -> ConfigDict:
     """
     config = defaults.get_config("lm/frontier", scale)
     config.optimized = scale != "smoke"
-    config.lanes = 1  # a control, which has one point, needs no program of its own
+    if scale != "full":  # a control, which has one point, needs no program of its own
+        config.lanes = 1
     config.steps = {"smoke": 1000, "quick": 1500, "full": 5000}[scale]
     config.answers = {"smoke": 256, "quick": 512, "full": 1024}[scale]
     # Falls to 0: at the end gradients are small beside their noise.

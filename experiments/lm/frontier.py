@@ -137,7 +137,7 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labell
             changes, memory = optimizer.update(grads, memory, tensors)
         return (optax.apply_updates(tensors, changes), memory, log_p), None
 
-    # The rate of one step more is 0, whatever it draws: the laws that it begins with are the result.
+    # The rate of one step more is 0: the laws that it begins with are where training ends.
     keys = jax.random.split(key, config.steps)
     keys = jnp.concatenate([keys, keys[:1]])
     (_, _, found), _ = jax.lax.scan(step, (start, optimizer.init(start), before), keys)
