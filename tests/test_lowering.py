@@ -297,6 +297,7 @@ OF_FUNCTION = {
     "advantages.optimal_token_advantages": dict.fromkeys(
         ("returns", "weights"), array(BATCH, 4, TOKENS)) | {
             "mask": array(BATCH, 4, TOKENS, dtype=jnp.bool_)},
+    "clipped.scored": {"where": MASK},
     "arlcp.arlcp_rewards": dict.fromkeys(("correct", "lengths", "reflections"), GROUPS),
     "asymmetric_po.dads_weights": {"correct": GROUPS},
     "asymmetric_po.stcr_advantages": dict.fromkeys(("advantages", "correct", "lengths"), GROUPS),

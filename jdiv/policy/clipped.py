@@ -21,7 +21,7 @@ from jdiv import checks
 from jdiv.policy import ratio_weights
 from jdiv.policy.awr import awr, awr_weights
 from jdiv.policy.tokens import Advantages, TokenLoss, masked
-from jdiv.types import LogProbs, Mask, PerRow
+from jdiv.types import LogProbs, Mask, PerRow, PerToken
 
 
 class ClipDiagnostics(NamedTuple):
@@ -67,12 +67,16 @@ def clipped_surrogate(
 
 
 def scored(
-    log_probs: Array, weight: Array, log_ratio: Array, mask: Array, where: Array | bool = False
+    log_probs: LogProbs,
+    weight: PerToken,
+    log_ratio: PerToken,
+    mask: Mask,
+    where: Mask | bool = False,
 ) -> TokenLoss[ClipDiagnostics]:
     """`-stop_gradient(weight) log pi`, 0 where the weight is 0 and the policy never says this.
 
     The core of every loss that is nothing but its weight; `where` says where a bound counts.
-    Shapes: `[..., T]`, all the same, to the same.
+    Shapes: `[..., T]`, all the same, to the same; the ratio of a whole sequence may be `[..., 1]`.
     """
     weight = jax.lax.stop_gradient(jnp.where(mask, weight, 0))
     said = jnp.where((weight == 0) & (log_probs == -jnp.inf), 0, log_probs)

@@ -242,17 +242,17 @@ def off_policy_masked(
 # ------------------------------------------------------------------------- over a sequence
 
 
-def length(mask: Array, x: Array) -> Array:
+def length(mask: Mask, x: PerToken) -> Array:
     """`[..., 1]` numbers of tokens, 1 of nothing, in the precision of x."""
     return jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1).astype(x.dtype)
 
 
-def mean_over_sequence(x: Array, mask: Array) -> Array:
+def mean_over_sequence(x: PerToken, mask: Mask) -> Array:
     """`[..., 1]` the mean of what is not masked, of x that is 0 where masked; 0 of nothing."""
     return jnp.sum(x, axis=-1, keepdims=True) / length(mask, x)
 
 
-def by_sign(advantages: Array, positive: float, negative: float) -> Array:
+def by_sign(advantages: PerToken, positive: float, negative: float) -> Array:
     """One number where the advantage is positive, the other elsewhere."""
     positive, negative = (
         checks.positive(name, x) for name, x in (("positive", positive), ("negative", negative))
@@ -261,7 +261,7 @@ def by_sign(advantages: Array, positive: float, negative: float) -> Array:
 
 
 def bounded_logarithm(
-    log_ratio: Array, advantages: Array, mask: Array, low: PerRow, high: PerRow
+    log_ratio: PerToken, advantages: PerToken, mask: Mask, low: PerRow, high: PerRow
 ) -> tuple[Array, Array]:
     """GMPO's `log w`, bounded on the side that the advantage moves it to, and where it is."""
     low, high, _ = bounds(low, high, jnp.inf, log_ratio)
