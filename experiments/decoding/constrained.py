@@ -157,9 +157,9 @@ def pieces(key: Array) -> dict[str, Labelled]:
     laws = jnp.stack([law(letters), law(letters[:, :1])])
     return {
         "law_error": labelled(
-            jnp.max(jnp.abs(laws - exact / jnp.sum(exact)), axis=(1, 2)), read=READ
+            jnp.max(jnp.abs(laws - (exact / jnp.sum(exact))[None]), axis=(1, 2)), read=READ
         ),
-        "forbidden": labelled(jnp.sum(jnp.where(clean, 0, laws), axis=(1, 2)), read=READ),
+        "forbidden": labelled(jnp.sum(jnp.where(clean[None], 0, laws), axis=(1, 2)), read=READ),
     }
 
 

@@ -381,6 +381,7 @@ def smooth_rows_are_one_parabola(
     """Between mixtures of nearly one weight every smooth row is f''(1)/2 times Pearson's χ²: twice
     the quotient, to a twentieth, for the table and a row of one's own. One that is flat at 1 is
     not."""
+    results = results.isel(intact=0)
     near = np.argmin(np.abs(results.weight.values - config.mixture_weight))
     there = results.isel(weight=near).sel(direction=DIRECTIONS[0]).weights
     values = [
