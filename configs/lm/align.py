@@ -33,9 +33,9 @@ def get_config(scale: str = "quick") -> ConfigDict:
     config.model = "random" if scale == "smoke" else "smollm2"
     # A file of lines {"prompt": ...}; empty for a few that are there.
     config.data = ""
-    # The random model hardly ever says a pleasant word, and Adam makes full steps of the rounding
-    # of gradients that are 0.
-    config.reward = f"jdiv.lm.rewards.{'length' if scale == 'smoke' else 'lexicon'}"
+    # A few answers have as many pleasant words, often none, and move nothing then; two are hardly
+    # ever of one length.
+    config.reward = f"jdiv.lm.rewards.{'lexicon' if scale == 'full' else 'length'}"
     # grpo, kl_rl, dpo, kto, and of any row f_dpo, f_dpg and distill.
     config.method = "kl_rl"
     # The model that distill learns from, named as the other; the row is D(model, teacher).
