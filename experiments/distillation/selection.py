@@ -320,11 +320,10 @@ def resampling_comes_to_the_target(results: xr.Dataset, drawn: str = "resampled"
 def without_noise_the_corpus_is_narrower(
     results: xr.Dataset, drawn: str = "largest weights"
 ) -> Finding:
-    """The corpus of the largest weights has less entropy than that resampled with Gumbel noise, by
-    four standard errors: mean of the gap, less the four."""
-    entropy = results.entropy
-    mean, errors = _paired(entropy.sel(drawn="resampled") - entropy.sel(drawn=drawn))
-    return at_least(1e-6, mean - errors)
+    """The corpus of the largest weights has less entropy than that resampled with Gumbel noise: the
+    median of the gap over seeds, for a few gaps are ten times the others."""
+    gap = results.entropy.sel(drawn="resampled") - results.entropy.sel(drawn=drawn)
+    return at_least(0.002, gap.median("seed"))
 
 
 @claim(
