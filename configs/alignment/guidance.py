@@ -32,7 +32,7 @@ def get_config(scale: str = "quick") -> ConfigDict:
             "noise": (0.0, 0.5, 1.0),
             # Factor of beta in the value of a law; at infinity the value is the mean.
             "factor": (1.0,),
-            "seed": tuple(range({"smoke": 6, "quick": 8, "full": 200}[scale])),
+            "seed": tuple(range({"smoke": 6, "quick": 16, "full": 200}[scale])),
         }
     )
     return config

@@ -39,7 +39,7 @@ def get_config(scale: str = "quick") -> ConfigDict:
                 scale, tuple(generators.TABLE)
             ),
             "temperature": (0.01, 0.1, 0.3, 100.0) if scale == "smoke" else temperatures,
-            "seed": tuple(range({"smoke": 2, "quick": 8, "full": 64}[scale])),
+            "seed": tuple(range({"smoke": 2, "quick": 4, "full": 64}[scale])),
         }
     )
     return config
