@@ -31,7 +31,18 @@ def load(path: pathlib.Path, dtype: DTypeLike = jnp.float32) -> tuple[Transforme
     """The model and the tokenizer of a GGUF file; quantized tensors are expanded."""
     from gguf import GGUFReader, dequantize
 
-    reader = GGUFReader(path)
+    class Reader(GGUFReader):
+        """Of a plain array: a slice of a memory map costs several times as much."""
+
+        @property
+        def data(self) -> np.ndarray:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: np.memmap) -> None:
+            self._data = np.asarray(mapped)
+
+    reader = Reader(path)
     kept = {name: field.contents() for name, field in reader.fields.items()}
     kind = kept["general.architecture"]
     if kind != "llama":

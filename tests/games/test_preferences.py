@@ -20,7 +20,13 @@ EQUILIBRIA = {
 
 
 KL = generators.kl()
-solve_all = jax.jit(jax.vmap(lambda p, r, b: preferences.nash(p, r, b, generator=KL), (0, 0, None)))
+
+
+@jax.jit
+def solve_all(matrices, references, beta):
+    """One after the other: none of them waits for the one that takes most iterations."""
+    solve = lambda game: preferences.nash(*game, beta, generator=KL)
+    return jax.lax.map(solve, (matrices, references))
 
 
 def games(count, actions):
