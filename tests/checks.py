@@ -18,6 +18,9 @@ PARAMETERS = {
 }
 """Every row of the table, with a value for its parameter that is no special case."""
 
+FAST = {"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False}
+"""Options of `jax.jit` for what computes so much that it is worth compiling to run fast."""
+
 
 @contextlib.contextmanager
 def raises(error, match=None):

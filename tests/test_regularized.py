@@ -41,8 +41,8 @@ def solver(name):
 
 @functools.cache
 def gradients_of_value(name):
-    """By values, reference and temperature."""
-    value = lambda *x: regularized.greedy(*x, generator=row(name)).value
+    """By values, reference and temperature; the solver is traced once for all tests."""
+    value = lambda *x: solver(name)(*x).value
     return jax.jit(jax.grad(value, (0, 1, 2)))
 
 
@@ -276,11 +276,8 @@ def test_the_policy_is_differentiable(name):
     And the Hessian of the value is the Jacobian of the policy.
     """
 
-    def policy(v, ref, temperature):
-        return jnp.exp(regularized.greedy(v, ref, temperature, generator=row(name)).log_policy)
-
-    def value(v, ref, temperature):
-        return regularized.greedy(v, ref, temperature, generator=row(name)).value
+    policy = lambda *x: jnp.exp(solver(name)(*x).log_policy)
+    value = lambda *x: solver(name)(*x).value
 
     def both(*x):
         return jax.jacobian(policy, (0, 1, 2))(*x), jax.hessian(value)(*x)
@@ -459,11 +456,12 @@ def test_two_references_with_actions_left_out(name):
 
     @jax.jit
     def solved(where, *rows):
-        f = lambda values, *anchors: regularized.greedy_between(
-            values, *anchors, 0.3, 0.5, generator=row(name), where=where
-        )
-        best, pullback = jax.vjp(lambda *rows: f(*rows).value, *rows)
-        return best, f(*rows).log_policy, pullback(jnp.ones_like(best))[0]
+        def f(*rows):
+            best = regularized.greedy_between(*rows, 0.3, 0.5, generator=row(name), where=where)
+            return best.value, best.log_policy
+
+        value, pullback, log_policy = jax.vjp(f, *rows, has_aux=True)
+        return value, log_policy, pullback(jnp.ones_like(value))[0]
 
     value, log_policy, gradient = map(np.asarray, solved(where, *holes))
     kept = [x[:1, where[0]] for x in rows]

@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 
 from jdiv import divergences as dv
 from jdiv import estimators
-from tests.checks import refused
+from tests.checks import FAST, refused
 
 knn_kl = jax.jit(estimators.knn_kl, static_argnames=("k", "chunk_size"))
 
@@ -83,10 +83,6 @@ def test_units_do_not_matter(unit):
 
 
 # ------------------------------------------------------------------------------------ calibration
-
-
-# A hundred runs of millions of distances: worth compiling to run fast.
-FAST = {"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False}
 
 
 @functools.cache
