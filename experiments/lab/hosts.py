@@ -115,7 +115,14 @@ def end(code: int, line: str = "") -> int:
         _leave(Word(distributed.global_state.process_id, code, line))
     while (word := _word()) is None:
         time.sleep(0.2)
-    return _failed(word, line) if word.line else word.code
+    if word.line:
+        _failed(word, line)
+    # All is done. From jax 0.12 on the service may be gone before another host has asked for the
+    # word, or has left the service: it is aborted then, which is no failure.
+    sys.stdout.flush()
+    _abort.said, _abort.code = True, word.code
+    _seen()
+    return word.code
 
 
 def _watch() -> None:
@@ -127,22 +134,24 @@ def _watch() -> None:
 
 
 def _failed(word: Word, line: str = "") -> NoReturn:
-    """Says why all hosts end, unless by the line that this one has itself, and ends this one.
-
-    The host with the service ends when the others have seen the word.
-    """
-    state, deadline = distributed.global_state, time.monotonic() + _PATIENCE
+    """Says why all hosts end, unless by the line that this one has itself, and ends this one."""
     _abort.said, _abort.code = True, word.code
-    own = line == word.line or word.host == state.process_id
+    own = line == word.line or word.host == distributed.global_state.process_id
     print(word.line if own else f"host {word.host}: {word.line}", file=sys.stderr)
+    _seen()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(word.code)
+
+
+def _seen() -> None:
+    """Says that this host has seen the word; the host with the service waits for the others'."""
+    state, deadline = distributed.global_state, time.monotonic() + _PATIENCE
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # a host that is gone sees nothing
         state.client.key_value_set(f"{_SEEN}/{state.process_id}", "yes")
         for other in range(state.num_processes if state.process_id == 0 else 0):
             left = max(deadline - time.monotonic(), 0.001)
             state.client.blocking_key_value_get(f"{_SEEN}/{other}", int(1000 * left))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(word.code)
 
 
 def _leave(word: Word) -> None:
