@@ -33,7 +33,7 @@ def get_config(scale: str = "quick") -> ConfigDict:
             }[scale],
             # Between the means; the divergence is half its square.
             "shift": (0.0, 1.0, 2.0),
-            "seed": tuple(range({"smoke": 2, "quick": 4, "full": 64}[scale])),
+            "seed": tuple(range({"smoke": 2, "quick": 8, "full": 64}[scale])),
         }
     )
     return config
