@@ -1,6 +1,8 @@
 # `make test` and `make reproduce` need nothing but Python 3.11 or newer and make.
 PYTHON ?= python3
 BIN := .venv/bin
+# One more process than cores: tests of hosts and of interrupted runs wait.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
 
 .PHONY: setup test smoke reproduce benchmark audit docs lint clean
 
@@ -14,7 +16,7 @@ setup: .venv/installed
 	touch $@
 
 test: setup
-	$(BIN)/python -m pytest -n auto --dist=loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile
 
 # Every experiment at its smallest, with all of its controls.
 smoke: setup
