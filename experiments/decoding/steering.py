@@ -225,7 +225,7 @@ def the_closed_form_keeps_the_bound(results: xr.Dataset, strength: str = "closed
 @claim(source=f"{STEERING}: the bound, spent", wrong=({"strength": "quadratic"},))
 def the_exact_strength_spends_it(results: xr.Dataset, strength: str = "exact") -> Finding:
     """The largest relative difference of KL(steered‖model), written out, from bounds up to .03, and
-    the share of rows that reach none of these at any strength: a few in a hundred at most."""
+    the share of rows that no strength takes to the bound, at the worst: a few in a hundred."""
     at = _first(results).sel(budget=slice(0, REACHED))
     spent = at.sel(first="steered", strength=strength)
     off = np.abs(np.stack([spent.most, spent.least]) - 1).max()

@@ -29,7 +29,8 @@ from experiments.lab.axes import count, non_negative, positive, seeds
 from experiments.lab.claims import Finding, between, claim
 from experiments.lab.plots import MARKERS, Picture, curve, legend_above, panels, style
 from experiments.lab.results import Labelled, labelled
-from jdiv import divergences
+from jdiv import divergences, generators
+from jdiv.alignment import tilts
 from jdiv.policy.recipes import prioritized_kl
 
 AXES = {"trained": count, "power": non_negative, "beta": non_negative, "seed": seeds}
@@ -43,6 +44,7 @@ FIELDS = {
     "steps": count,
 }
 PENALTIES = ("none", "plain", "prioritized")
+KL = generators.kl()
 BETAS = tuple(np.geomspace(0.02, 20, 200))
 """Of the frontier's line."""
 Tensors = dict[str, Array]
@@ -228,8 +230,9 @@ def run(config: ConfigDict, point: dict, key: Array) -> dict[str, Array | Labell
 def frontier(right: Array) -> dict[str, Labelled]:
     """KL and success of the optima of `E[r] - beta KL`, by what is `[sums]` right before."""
     log_ref = jnp.stack([jnp.log(right), jnp.log1p(-right)], axis=-1)
-    tilt = jnp.stack([1 / jnp.asarray(BETAS), jnp.zeros(len(BETAS))], axis=-1)
-    best = jax.nn.log_softmax(log_ref[None] + tilt[:, None])
+    reward = jnp.broadcast_to(jnp.array([1.0, 0.0]), log_ref.shape)
+    tilted = lambda beta: tilts.tilted(reward, log_ref, beta, generator=KL)
+    best = jax.vmap(tilted)(jnp.asarray(BETAS)).log_policy
     kl = divergences.kl(best, jnp.broadcast_to(log_ref, best.shape)).mean(axis=1)
     return {
         "frontier_kl": labelled(kl, line=BETAS),
