@@ -43,8 +43,12 @@ def rows() -> Iterator[Row]:
     short, square = x[: ELEMENTS // 8], x[: WIDTH**2].reshape(WIDTH, WIDTH)
     terms = table.compiled("XLA", "", exponentials, (short,)).call
     product = table.compiled("XLA", "", lambda x: x @ x, (square,)).call
+    elsewhere = table.compiled("XLA", "", lambda x: x + 1, (x,)).call
     measured = (
-        ("bandwidth", f"{ELEMENTS} numbers", "x + 1, in place", "bytes/s", 8 * x.size, in_place(x)),
+        ("bandwidth", f"{ELEMENTS} numbers", "x + 1, in place", "bytes/s", 8 * x.size,
+         in_place(x.copy())),
+        ("fresh memory", f"{ELEMENTS} numbers", "x + 1, into new memory", "bytes/s",
+         8 * x.size, elsewhere),
         ("exponentials", f"{len(short)} numbers", f"{TERMS} of each", "exp/s",
          TERMS * len(short), terms),
         ("matrix products", f"{WIDTH} x {WIDTH}", "x @ x", "flop/s", 2 * WIDTH**3, product),

@@ -33,7 +33,8 @@ def one(subject: str, into: pathlib.Path) -> None:
             table.show([row])
             rows.append(row)
     finally:
-        table.save(rows, into)
+        if rows:
+            table.save(rows, into)
 
 
 def arguments() -> argparse.Namespace:

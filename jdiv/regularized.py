@@ -219,8 +219,6 @@ class _At(NamedTuple):
     log_ratio: Array
     relative: Array
     """Derivatives of the log-ratios; 0 where an action is dropped."""
-    policy: Array
-    """Normalized."""
     log_total: Array
     slope: Array
     """Derivative of log_total."""
@@ -288,7 +286,7 @@ _optimum.defjvp(_optimum_jvp, symbolic_zeros=True)
 def _log_ratios(generator: Generator, values, temperature, competing, x, anchor):
     """Of all actions, for an anchor of this value and log-ratio x."""
     steps = (values - anchor[..., None]) / temperature[..., None]
-    return generator.shift(jnp.broadcast_to(x[..., None], values.shape), steps)
+    return generator.shift(x[..., None], steps)
 
 
 def _at(generator: Generator, values, temperature, competing, x, anchor) -> _At:
@@ -296,11 +294,12 @@ def _at(generator: Generator, values, temperature, competing, x, anchor) -> _At:
     one = jnp.ones_like(x)
     log_ratio, relative = jax.jvp(lambda x: _log_ratios(*problem, x, anchor), (x,), (one,))
     log_policy = jnp.where(competing == -jnp.inf, -jnp.inf, competing + log_ratio)
-    total = jax.nn.logsumexp(log_policy, axis=-1)
-    policy = jnp.exp(log_policy - total[..., None])
     relative = jnp.where(log_policy == -jnp.inf, 0, relative)
-    slope, square = (jnp.sum(policy * relative**k, axis=-1) for k in (1, 2))
-    return _At(log_ratio, relative, policy, total, slope, square)
+    largest = jnp.max(log_policy, axis=-1)
+    largest = jnp.where(jnp.isfinite(largest), largest, 0)
+    mass = jnp.exp(log_policy - largest[..., None])
+    total, slope, square = (jnp.sum(mass * relative**k, axis=-1) for k in (0, 1, 2))
+    return _At(log_ratio, relative, largest + jnp.log(total), slope / total, square / total)
 
 
 def _search(generator: Generator, values, temperature, competing, top):
@@ -322,8 +321,12 @@ def _search(generator: Generator, values, temperature, competing, top):
         rested = resting
         resting = resting | enough | jnp.isnan(here.log_total)
 
-        changes, chosen, ratio, log_ref = _better_anchor(here, x, anchor, values, competing)
-        changes &= ~resting
+        coarse, gone = _poor_anchor(here, x)
+        poor = (coarse | gone) & ~resting
+        better = lambda: _better_anchor(here, gone, x, anchor, values, competing)
+        same = lambda: (jnp.zeros_like(poor), anchor, x, jnp.zeros_like(x))
+        changes, chosen, ratio, log_ref = jax.lax.cond(jnp.any(poor), better, same)
+        changes &= poor
         # Of the new anchor's log-ratio only this is known: alone it has at most all mass.
         low, high = jnp.where(changes, -jnp.inf, low), jnp.where(changes, -log_ref, high)
 
@@ -343,8 +346,12 @@ def _search(generator: Generator, values, temperature, competing, top):
         count = iteration + jnp.where(over, 0, 1).astype(iteration.dtype)
         return following, anchor, low, high, previous, resting, count, here, over
 
-    best = _best(scaled, competing != -jnp.inf)
-    high = -jax.nn.logsumexp(jnp.where(best, competing, -jnp.inf), axis=-1)
+    # Alone the best actions have at most all mass. Where rounding leaves none at 0, as `_best` has
+    # it, the least likely action bounds them all.
+    present = competing != -jnp.inf
+    best = jnp.where(present & (scaled == 0), competing, -jnp.inf)
+    least = jnp.min(jnp.where(present, competing, 0), axis=-1)
+    high = -jnp.maximum(jax.nn.logsumexp(best, axis=-1), least)
     high = jnp.maximum(high, 0)
     # The answers for KL and, where no slope has an end above, for actions that all keep mass.
     start = -jax.nn.logsumexp(competing + scaled, axis=-1)
@@ -355,29 +362,38 @@ def _search(generator: Generator, values, temperature, competing, top):
     never = jnp.zeros(start.shape, bool)
     infinite = jnp.full_like(start, jnp.inf)
     row, number = jnp.zeros_like(start), jnp.zeros((), jnp.int32)
-    here = _At(*[jnp.zeros_like(values)] * 3, *[row] * 3)
+    here = _At(*[jnp.zeros_like(values)] * 2, *[row] * 3)
     state = start, top, row, high, infinite, never, number, here, jnp.zeros((), bool)
     x, anchor, *_, iterations, here, _ = jax.lax.while_loop(lambda state: ~state[-1], step, state)
     return x, anchor, here, iterations
 
 
-def _better_anchor(here: _At, x, anchor, values, competing):
+def _poor_anchor(here: _At, x):
+    """Whether floats near x are too coarse for the actions about to be dropped; or, where they are
+    not, the anchor itself is to be dropped.
+    """
+    spread = jnp.sqrt(jnp.finfo(x.dtype).eps * here.square)
+    coarse = 4 * spread * jnp.maximum(jnp.abs(x), 1) > 1
+    return coarse, ~coarse & (here.log_total > 16 * here.slope)
+
+
+def _better_anchor(here: _At, gone, x, anchor, values, competing):
     """Whether another action makes a better anchor, and its value, log-ratio and log-reference.
 
-    Floats near x are too coarse for the actions about to be dropped: then the best action that is
-    fine enough. Or the anchor itself is to be dropped: then the best of what remains, for which
-    floats should not be too coarse either, or the old anchor is below their resolution.
+    Where floats are too coarse the best action that is fine enough. Where the anchor is `gone` the
+    best of what remains, for which floats should not be too coarse either, or the old anchor is
+    below their resolution.
     """
     eps = jnp.finfo(x.dtype).eps
     spread = jnp.sqrt(here.square)[..., None]
     size = jnp.maximum(jnp.abs(here.log_ratio), 1)
-    coarse = 4 * jnp.sqrt(eps) * spread[..., 0] * jnp.maximum(jnp.abs(x), 1) > 1
-    gone = ~coarse & (here.log_total > 16 * here.slope)
     above = values > anchor[..., None]
-    remaining = jnp.sum(jnp.where(above, here.policy * here.relative, 0), axis=-1)
+    log_policy = jnp.where(competing == -jnp.inf, -jnp.inf, competing + here.log_ratio)
+    policy = jnp.exp(log_policy - here.log_total[..., None])
+    remaining = jnp.sum(jnp.where(above, policy * here.relative, 0), axis=-1)
     fine = here.relative >= jnp.where(gone, remaining, spread[..., 0])[..., None] / 8
     clear = (here.relative > 8 * jnp.sqrt(eps) * spread * size) | (here.relative < eps * size)
-    fit = (here.policy > 0) & fine & (~gone[..., None] | (above & clear))
+    fit = (policy > 0) & fine & (~gone[..., None] | (above & clear))
     # What remains may not move at all, in floats: then to the next one.
     sign = jnp.where(gone & (remaining == 0), -1, 1)[..., None]
     index = jnp.argmax(jnp.where(fit, sign * values, -jnp.inf), axis=-1)[..., None]
@@ -387,7 +403,7 @@ def _better_anchor(here: _At, x, anchor, values, competing):
     )
     # Just below, where the anchor that is gone is out.
     ratio -= jnp.where(gone, 2 * eps * jnp.maximum(jnp.abs(ratio), 1), 0)
-    return (coarse | gone) & fit & (chosen != anchor), chosen, ratio, log_ref
+    return fit & (chosen != anchor), chosen, ratio, log_ref
 
 
 def greedy_between(

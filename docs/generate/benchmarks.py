@@ -191,9 +191,10 @@ def where(environment: dict[str, str], rows: Sequence[Row]) -> str:
         f"{environment['machine']}, {environment['cores']} cores,"
         f" {environment['memory_gb']} GB of memory, {environment['date']}."
     )
-    if len(rates) == 3:
+    if len(rates) == 4:
         text += (
-            f" It moves {rates['bandwidth'] / 1e9:.1f} GB, takes"
+            f" It moves {rates['bandwidth'] / 1e9:.1f} GB in place and"
+            f" {rates['fresh memory'] / 1e9:.1f} GB into memory that it has to ask for first, takes"
             f" {rates['exponentials'] / 1e9:.2f} billion exponentials, and makes"
             f" {rates['matrix products'] / 1e9:.0f} billion operations of matrix products in a"
             " second, in single precision."

@@ -69,18 +69,20 @@ def _kl_term(log_p: Array, log_q: Array, t: Array) -> Array:
 
 def _power_shift(t: Array, step: Array, c: ArrayLike) -> Array:
     """The t' with `(e^{c t'} - e^{c t})/c = step`, or `t' - t = step` at c = 0."""
-    return _powers_shifted(*jnp.broadcast_arrays(t, step, jnp.asarray(c, t.dtype)))
+    return _powers_shifted(t, step, jnp.asarray(c, t.dtype))
 
 
 @jax.custom_jvp
 def _powers_shifted(t: Array, step: Array, c: Array) -> Array:
-    """`_power_shift` of three arrays of one shape."""
+    """`_power_shift` of three arrays."""
     size = c * step
     log_size = jnp.log(jnp.where(size == 0, 1, jnp.abs(size)))
     # Next to such a step e^{c t} is nothing, and in units of it the step may overflow.
     far = (size != 0) & (log_size - c * t > 60)
-    half = jnp.exp(jnp.where(far | (step == 0), 0, -c * t) / 2)
-    near = t + numerics.scaled_log1p(step * half * half, c)
+    exponent = -c * t / 2
+    half = jnp.exp(jnp.where(exponent > numerics.largest_exponent(exponent), 0, exponent))
+    taken = jnp.where(far | (step == 0), 0, step * half * half)
+    near = t + numerics.scaled_log1p(taken, c)
     alone = jnp.where(size > 0, log_size, -jnp.inf) / jnp.where(far, c, 1)
     return jnp.where(far, alone, near)
 
@@ -231,7 +233,6 @@ class Jeffreys(Generator):
 
     def shift(self, t, step):
         """`f' = log u + 1 - 1/u`; with v = 1/u, `log v + v` is the inverse of Wright's omega."""
-        t, step = jnp.broadcast_arrays(t, step)
         over = -t > numerics.largest_exponent(t)  # e^-t overflows: no step is of that size
         guess = -numerics.log_wright_omega(jnp.exp(-jnp.where(over, 0, t)) - t - step)
         # One Newton step on the slope itself restores the accuracy near u = 1.
@@ -554,6 +555,10 @@ class SquaredHellinger(_CressieRead):
     scale = 0.25
     slope_at_one = -0.5
 
+    def perspective(self, log_p, log_q, t):
+        """`(sqrt p - sqrt q)^2 / 2`."""
+        return numerics.probability_difference(log_p / 2, log_q / 2, t / 2) ** 2 / 2
+
 
 @listed
 class PearsonChi2(_CressieRead):
@@ -572,6 +577,10 @@ class PearsonChi2(_CressieRead):
     exponent = 2.0
     scale = 2.0
 
+    def perspective(self, log_p, log_q, t):
+        """`(p/sqrt q - sqrt q)^2`."""
+        return numerics.probability_difference((log_p + t) / 2, log_q / 2, t) ** 2
+
 
 @listed
 class NeymanChi2(_CressieRead):
@@ -589,6 +598,10 @@ class NeymanChi2(_CressieRead):
 
     exponent = -1.0
     scale = 2.0
+
+    def perspective(self, log_p, log_q, t):
+        """`(sqrt p - q/sqrt p)^2`."""
+        return numerics.probability_difference(log_p / 2, (log_q - t) / 2, t) ** 2
 
 
 @listed
@@ -633,14 +646,15 @@ class LeCam(Generator):
 
     def shift(self, t, step):
         """`f' = 1/2 - 2 / (1 + u)^2`."""
-        t, step = jnp.broadcast_arrays(t, step)
         size = jnp.abs(step) / 2
         log_size = jnp.log(jnp.where(size > 0, size, 1)) + 2 * jax.nn.softplus(t)
         # Where f' has hardly anything left the step counts alone; its square must not overflow.
         far = (size > 0) & (log_size > -2.5 * math.log(jnp.finfo(t.dtype).eps))
         # A step of 0 stays, also where u^2 overflows.
         stays = (size == 0) & (t > numerics.largest_exponent(t) / 2)
-        near = self._shift_near(jnp.where(far | stays, 0, t), jnp.where(far, 0, step))
+        # Beyond it every step is one of the two.
+        inside = jnp.where(t > numerics.largest_exponent(t), 0, t)
+        near = self._shift_near(inside, jnp.where(far | stays, 0, step))
         near = jnp.where(stays, t, near)
         share = jnp.sqrt(jnp.where(far, size, 0.25))  # q/(p + q)
         inside = share < 1
@@ -932,7 +946,6 @@ class Chi2KL(_Sum):
 
     def shift(self, t, step):
         """`f' = u - 1 + gamma log u`, whose inverse is Wright's omega."""
-        t, step = jnp.broadcast_arrays(t, step)
         gamma = jnp.asarray(self.gamma, t.dtype)
         over = t > numerics.largest_exponent(t)  # e^t overflows: no step is of that size
         near = jnp.where(over, 0, t)
