@@ -85,8 +85,11 @@ def errors(name: str, p, q, parameters: dict) -> tuple[np.ndarray, np.ndarray, n
     single = evaluate(name, p, q, parameters, np.float32)
     double = evaluate(name, p, q, parameters, np.float64)
     value = _value_error(single[0], double[0])
+    largest = _largest(name, parameters)
     with np.errstate(invalid="ignore"):
-        size = np.minimum(double[0], _largest(name, parameters) - double[0])
+        # What a value lacks is known to a rounding of the largest one, in float64.
+        lacking = largest - double[0] + largest * np.finfo(np.float64).eps
+        size = np.minimum(double[0], lacking)
     each = [_gradient_error(*x, size) for x in zip(single[1:], double[1:], strict=True)]
     counts = (double[0] < LARGEST) & (name != "total_variation")
     return value, np.where(counts, np.maximum(*each), 0), double[0]
