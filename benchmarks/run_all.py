@@ -15,12 +15,12 @@ import sys
 import tempfile
 import time
 
-from benchmarks import figure, table
+from benchmarks import figure, huge_pages, table
 
 ROOT = pathlib.Path(__file__).parents[1]
 SUBJECTS = (
-    "bounds", "divergences", "vocabulary", "greedy", "value_iteration", "deep_q", "sweep",
-    "sampling", "training",
+    "bounds", "divergences", "huge_pages", "vocabulary", "greedy", "value_iteration", "deep_q",
+    "sweep", "sampling", "training",
 )  # fmt: skip
 
 
@@ -64,7 +64,8 @@ def main() -> int:
             part = pathlib.Path(folder) / f"{subject}.csv"
             command = [sys.executable, "-m", "benchmarks.run_all", "--one", subject, "--into", part]
             quiet = {"TRL_EXPERIMENTAL_SILENCE": "1", "JAX_PLATFORMS": "cpu"}
-            done = subprocess.run(command, cwd=ROOT, env=os.environ | quiet, check=False)
+            own = huge_pages.ENVIRONMENT if subject == "huge_pages" else {}
+            done = subprocess.run(command, cwd=ROOT, env=os.environ | quiet | own, check=False)
             failed += [subject] if done.returncode else []
             rows += table.load(part)[1] if part.exists() else []
     rows = table.bounded(rows)

@@ -117,7 +117,7 @@ def targets(rows: Sequence[Row]) -> str:
         return [
             row for row in rows
             if row.benchmark.startswith(name) and row.implementation == other
-            and row.size.startswith(size) and row.dtype.startswith(dtype)
+            and size in ("", row.size) and row.dtype.startswith(dtype)
         ]  # fmt: skip
 
     def least(found: Sequence[Row]) -> Row | None:
