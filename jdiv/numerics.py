@@ -89,7 +89,7 @@ def log_normalizers(p_logits: Array, q_logits: Array) -> Normalizers:
     plain = jnp.log(b_sum) - jnp.log(a_sum)
     d = _difference_below(p_logits, q_logits, p_max, q_max)
     close = jnp.abs(d) < 1
-    excess = jnp.where(close, a * jnp.expm1(jnp.where(close, -d, 0)), b - a)
+    excess = jnp.where(close, a * _expm1_near(jnp.where(close, -d, 0)), b - a)
     excess = jnp.sum(excess, axis=-1, keepdims=True)
     small = jnp.abs(excess) < a_sum / 2
     ratio = jnp.where(small, jnp.log1p(jnp.where(small, excess / a_sum, 0)), plain)
@@ -162,7 +162,9 @@ def mixture_over(t: Array, weight: ArrayLike, other: ArrayLike) -> tuple[Array, 
     log_small = jnp.log(small)
     s = jnp.where(p_is_larger, -t, t)
     far = s > largest_exponent(t)
-    over_larger = jnp.log1p(small * jnp.expm1(jnp.where(far, 0, s)))
+    near = jnp.abs(s) < 1
+    excess = jnp.where(near, _expm1_near(jnp.where(near, s, 0)), jnp.exp(jnp.where(far, 0, s)) - 1)
+    over_larger = jnp.log1p(small * excess)
     over_larger = jnp.where(far, s + log_small, over_larger)
     alone = s > -math.log(jnp.finfo(t.dtype).eps) - log_small
     over_smaller = jnp.where(alone, log_small, over_larger - s)
@@ -198,9 +200,8 @@ def sampled_log_ratio(log_p: Array, log_q: Array) -> Array:
 def probability_difference(log_p: Array, log_q: Array, t: Array) -> Array:
     """`p - q`, relatively accurate also where p and q are nearly equal; `t = log p/q`."""
     close = jnp.abs(t) < 1
-    return jnp.where(
-        close, jnp.exp(log_q) * jnp.expm1(jnp.where(close, t, 0)), jnp.exp(log_p) - jnp.exp(log_q)
-    )
+    near = jnp.exp(log_q) * _expm1_near(jnp.where(close, t, 0))
+    return jnp.where(close, near, jnp.exp(log_p) - jnp.exp(log_q))
 
 
 def weigh(log_mass: Array, cost: ArrayLike) -> Array:
@@ -224,6 +225,19 @@ def _terms(dtype, ends: float = 1.0) -> int:
     return (10 if single else 19) if ends == 1.0 else (8 if single else 14)
 
 
+def _phi_1_near(x: Array) -> Array:
+    """`(e^x - 1) / x` for |x| <= 1, as a series: a fraction of the time of `expm1` on a CPU."""
+    series = jnp.zeros_like(x)
+    for k in reversed(range(_terms(x.dtype))):
+        series = series * x + 1 / math.factorial(k + 1)
+    return series
+
+
+def _expm1_near(x: Array) -> Array:
+    """`e^x - 1` for |x| <= 1."""
+    return x * _phi_1_near(x)
+
+
 def _phi_2_near(x: Array) -> Array:
     """`(e^x - 1 - x) / x^2` for |x| <= 1/2, as a series."""
     series = jnp.zeros_like(x)
@@ -243,8 +257,9 @@ def phi_2(x: Array) -> Array:
 @jax.custom_jvp
 def phi_1(x: Array) -> Array:
     """`(e^x - 1) / x`, with value 1 at 0."""
-    zero = x == 0
-    return jnp.where(zero, 1, jnp.expm1(x) / jnp.where(zero, 1, x))
+    near = jnp.abs(x) < 1
+    small, large = jnp.where(near, x, 0), jnp.where(near, 1, x)
+    return jnp.where(near, _phi_1_near(small), (jnp.exp(large) - 1) / large)
 
 
 @phi_1.defjvp
