@@ -132,7 +132,7 @@ def targets(rows: Sequence[Row]) -> str:
     steps = [row for row in rows if row.benchmark.startswith("greedy, ")]
     wanted = (
         ("KL: torch's time over jdiv's", ">=", 3, least(beside(kl, "torch", **on_logits)),
-         "fresh memory for the gradient; nine passes in cache, which keep the digits of close logits"),
+         "fresh memory for the gradient, and nine passes in cache for the digits of close logits"),
         ("KL: optax's time over jdiv's", ">=", 1, least(beside(kl, "optax", **on_logits))),
         ("Jensen-Shannon: TRL's time over jdiv's", ">=", 5, least(beside(js, "TRL", **on_logits))),
         ("Jensen-Shannon: plain JAX's time over jdiv's", ">=", 1,
