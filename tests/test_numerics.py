@@ -79,6 +79,24 @@ def test_inverses():
     np.testing.assert_allclose(jax.nn.softplus(numerics.log_expm1(positive)), positive, rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+def test_inverses_take_back_what_is_known_everywhere(dtype):
+    eps = jnp.finfo(dtype).eps
+    y = np.concatenate([np.linspace(-4, 3, 701), np.linspace(-50, 80, 131)])
+    with mp.workdps(60):
+        x = np.array([float(mp.mpf(v) + mp.e ** mp.mpf(v)) for v in y])
+        rounded = x.astype(dtype)
+        lost = np.abs(rounded - x) / (1 + np.exp(y))
+    error = np.abs(np.asarray(numerics.log_wright_omega(jnp.asarray(rounded)), np.float64) - y)
+    assert np.all(error <= lost + 2 * eps * np.maximum(np.abs(y), 1))
+
+    x = -np.concatenate([np.linspace(0.01, 4, 400), 10.0 ** np.linspace(-12, 3, 151)])
+    with mp.workdps(60):
+        r = [float(mp.expm1(mp.mpf(v)) - mp.mpf(v)) for v in x]
+    root = numerics.exp_residual_root(jnp.asarray(np.array(r, dtype)))
+    np.testing.assert_allclose(np.asarray(root, np.float64), x, rtol=3 * eps)
+
+
 def test_log_softmax_gradient_where_one_probability_is_nearly_one():
     """The mode's gradient is minus the sum of the others, not 1 - p, which rounds to 0."""
     x = jnp.array([0.0, -60.0, -70.0])
