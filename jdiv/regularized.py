@@ -346,6 +346,18 @@ def _search(generator: Generator, values, temperature, competing, top):
         count = iteration + jnp.where(over, 0, 1).astype(iteration.dtype)
         return following, anchor, low, high, previous, resting, count, here, over
 
+    start, high = _start(generator, scaled, competing)
+    never = jnp.zeros(start.shape, bool)
+    infinite = jnp.full_like(start, jnp.inf)
+    row, number = jnp.zeros_like(start), jnp.zeros((), jnp.int32)
+    here = _At(*[jnp.zeros_like(values)] * 2, *[row] * 3)
+    state = start, top, row, high, infinite, never, number, here, jnp.zeros((), bool)
+    x, anchor, *_, iterations, here, _ = jax.lax.while_loop(lambda state: ~state[-1], step, state)
+    return x, anchor, here, iterations
+
+
+def _start(generator: Generator, scaled, competing):
+    """Where the log-ratio of the best action is looked for first, and what it does not exceed."""
     # Alone the best actions have at most all mass. Where rounding leaves none at 0, as `_best` has
     # it, the least likely action bounds them all.
     present = competing != -jnp.inf
@@ -358,14 +370,7 @@ def _search(generator: Generator, values, temperature, competing, top):
     mean = jnp.sum(jnp.exp(competing) * scaled, axis=-1, keepdims=True)
     mean = generator.inverse_slope(-mean)[..., 0]
     unbounded = jnp.broadcast_to(generator.slope_at_infinity == jnp.inf, (*start.shape, 1))[..., 0]
-    start = jnp.clip(jnp.where(unbounded & (mean < start), mean, start), 0, high)
-    never = jnp.zeros(start.shape, bool)
-    infinite = jnp.full_like(start, jnp.inf)
-    row, number = jnp.zeros_like(start), jnp.zeros((), jnp.int32)
-    here = _At(*[jnp.zeros_like(values)] * 2, *[row] * 3)
-    state = start, top, row, high, infinite, never, number, here, jnp.zeros((), bool)
-    x, anchor, *_, iterations, here, _ = jax.lax.while_loop(lambda state: ~state[-1], step, state)
-    return x, anchor, here, iterations
+    return jnp.clip(jnp.where(unbounded & (mean < start), mean, start), 0, high), high
 
 
 def _poor_anchor(here: _At, x):

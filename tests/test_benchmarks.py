@@ -106,8 +106,8 @@ def test_a_peer_that_is_missing_is_named(capsys):
 
 # ---------------------------------------------------------------------------------- file and page
 
-RATES = {"bandwidth": (2e10, "bytes/s"), "exponentials": (1e9, "exp/s"),
-         "matrix products": (1e11, "flop/s")}  # fmt: skip
+RATES = {"bandwidth": (2e10, "bytes/s"), "fresh memory": (8e9, "bytes/s"),
+         "exponentials": (1e9, "exp/s"), "matrix products": (1e11, "flop/s")}  # fmt: skip
 
 
 def row(benchmark, implementation, ratio, size=page.SMALL, **given):

@@ -251,6 +251,16 @@ def test_a_best_action_that_the_reference_hardly_takes(name):
 # ------------------------------------------------------------ calculus
 
 
+def test_the_search_has_an_end_where_rounding_leaves_no_action_at_the_top():
+    generator = row("pearson_chi2").per_row(VALUES)
+    scaled = jnp.asarray(VALUES) - 1
+    start, high = regularized._start(generator, scaled, jnp.asarray(REF))
+    np.testing.assert_allclose(high, -REF[0], rtol=1e-15)
+    lower, end = regularized._start(generator, scaled - 1e-16 - 1e-15, jnp.asarray(REF))
+    np.testing.assert_allclose(end, -REF.min(), rtol=1e-15)
+    np.testing.assert_allclose(lower, start, rtol=1e-14)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_gradient_of_the_value_is_the_policy(name):
     gradients = gradients_of_value(name)(VALUES, REF, 0.35)
