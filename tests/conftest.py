@@ -1,6 +1,5 @@
 """Strict settings for every test: eight simulated devices, double precision, no silent casts."""
 
-import functools
 import gc
 import importlib.metadata
 import os
@@ -11,7 +10,6 @@ import chex
 import jax
 import numpy as np
 import pytest
-from jax._src.interpreters import mlir
 
 from jdiv import parallel
 
@@ -34,9 +32,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Where each operation of a program was written costs time to note, and nothing here reads it.
 jax.config.update("jax_include_full_tracebacks_in_locations", False)
-
-# JAX makes an MLIR context for every program: a third of what the smallest one takes to compile.
-mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 ENOUGH = 1200  # MB
 
@@ -63,7 +58,6 @@ def forget():
     def forget():
         if resident() > ENOUGH:
             jax.clear_caches()
-            mlir.make_ir_context.cache_clear()
             gc.collect()
 
     return forget
