@@ -261,6 +261,13 @@ def test_the_search_has_an_end_where_rounding_leaves_no_action_at_the_top():
     np.testing.assert_allclose(lower, start, rtol=1e-14)
 
 
+def test_a_total_beyond_all_bounds_is_infinite_and_no_nan():
+    generator = row("reverse_kl").per_row(VALUES[:2])
+    half, one = jnp.log(jnp.full(2, 0.5)), jnp.ones(())
+    here = regularized._at(generator, jnp.array([2.0, 0.0]), one, half, 0 * one, 0 * one)
+    assert here.log_total == jnp.inf
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_gradient_of_the_value_is_the_policy(name):
     gradients = gradients_of_value(name)(VALUES, REF, 0.35)

@@ -492,3 +492,13 @@ def test_refusals():
         generators.get("kl", alpha=1.0)
     with pytest.raises(ValueError, match=r"^weight must be between 0 and 1, exclusive, got 1\.5$"):
         generators.get("jensen_shannon", weight=1.5)
+
+
+def test_shifts_beyond_the_range_of_exponentials_have_derivatives():
+    t, step = jnp.float32(-200), jnp.float32(0.5)
+    by_alpha = jax.grad(lambda alpha: generators.alpha(alpha).shift(t, step))(jnp.float32(2))
+    np.testing.assert_allclose(by_alpha, 1 + np.log(2), rtol=1e-5)  # of log(c step)/c at c = 1
+    by_t, by_step = jax.grad(generators.le_cam().shift, (0, 1))(jnp.float32(100), jnp.float32(0))
+    assert by_t == 1
+    assert not jnp.isnan(by_step)
+    assert generators.alpha(1.0).shift(jnp.float32(-jnp.inf), jnp.float32(0)) == -jnp.inf
