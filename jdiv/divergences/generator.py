@@ -234,7 +234,10 @@ class Generator:
         return jax.jvp(self.perspective, (log_p, log_q, t), (zero, one, -one))[1]
 
     def shift(self, t: Array, step: Array) -> Array:
-        """The log-ratio whose slope is `slope(t) + step`: -inf below f'(0), inf above f'(inf)."""
+        """The log-ratio whose slope is `slope(t) + step`: -inf below f'(0), inf above f'(inf).
+
+        Shapes: t and step broadcast; `greedy` has `[..., 1]` and `[..., n]`.
+        """
         return _shifted(self, *jnp.broadcast_arrays(t, step))
 
     def rise(self, t: Array, end: Array) -> Array:
